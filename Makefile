@@ -1,0 +1,56 @@
+# `make demo`, `make test` and `make lint` each work alone on a fresh checkout: they create .venv and install first.
+# The stamp file remembers the install until pyproject.toml or constraints.txt changes.
+#
+#   make install PYTHON=python3.12     another interpreter
+#   make test ARGS="-k mask"           more arguments for pytest; `make demo ARGS=...` for the demo
+
+PYTHON  ?= python3
+WORKERS ?= 2
+ARGS    ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# No test needs the network. A worker gets one thread: the tests use tiny models, on which a second thread gains little,
+# and several workers with a thread pool each would oversubscribe the cores. For more speed raise WORKERS, not threads.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format clean
+
+help:
+	@echo "make demo      unlearn a small model on this machine and show what changed"
+	@echo "make test      run the tests (no network, no GPU)"
+	@echo "make lint      ruff check and ruff format --check"
+	@echo "make format    apply ruff's fixes and formatting"
+	@echo "make install   create $(VENV) and install the package for development"
+	@echo "make clean     remove caches and build products (keeps $(VENV))"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@$(VENV)/bin/wagle demo $(ARGS)
+
+test: $(STAMP)
+	@$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: $(STAMP)
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo-output
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

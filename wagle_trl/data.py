@@ -1,0 +1,201 @@
+"""Rows: loading them from the Hub, a folder or a file, and giving questions and answers the form TRL trains on."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length, is_conversational, maybe_convert_to_chatml
+
+TOFU_HUB_NAME = "locuslab/TOFU"
+TOFU_FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
+TOFU_RETAIN_SPLIT = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+_ROW_FORMATS = (("input_ids",), ("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
+_PINNED_DATE = "26 Jul 2024"  # the date that Llama 3 templates fall back to
+
+
+# Loading
+
+
+def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
+    """
+    Load a data set whose rows have `prompt`/`completion`, `question`/`answer`, `messages`, `text` or
+    `input_ids`/`labels`.
+
+    Args:
+        source (`str`): A `.jsonl` or `.json` file, a folder (saved by `Dataset.save_to_disk`, or holding data files),
+            or the name of a data set on the Hub; `name:config` picks a configuration.
+        split (`str`, *optional*, defaults to `"train"`): Split of a folder or Hub data set.
+    """
+    path = Path(source)
+    if path.suffix in (".jsonl", ".json"):
+        dataset = Dataset.from_list(read_jsonl(path))
+    elif path.is_dir():
+        dataset = _load_folder(path, split)
+    else:
+        name, _, config = str(source).partition(":")
+        dataset = load_dataset(name, config or None, split=split)
+    if len(dataset) == 0:
+        raise ValueError(f"The data set '{source}' is empty.")
+    row_format(dataset.column_names, str(source))
+    return dataset
+
+
+def _load_folder(path: Path, split: str) -> Dataset:
+    if not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
+        return load_dataset(str(path), split=split)
+    dataset = load_from_disk(str(path))
+    return dataset[split] if isinstance(dataset, DatasetDict) else dataset
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file (or a JSON list); a bad line is named."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No such data file: {path}.")
+    text = path.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error}).") from error
+    return rows
+
+
+def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
+    """
+    Forget and retain rows of TOFU (arXiv 2401.06121).
+
+    Args:
+        forget (`str`, *optional*, defaults to `"forget10"`): `"forget01"`, `"forget05"` or `"forget10"`.
+        tofu_dir (`str`, *optional*): Folder with `full.jsonl` of the Hub's `locuslab/TOFU`; `None` asks the Hub.
+    """
+    if forget not in TOFU_FORGET_ROWS:
+        raise ValueError(f"Unknown TOFU split '{forget}'; expected one of {', '.join(TOFU_FORGET_ROWS)}.")
+    if tofu_dir is None:
+        return load_rows(f"{TOFU_HUB_NAME}:{forget}"), load_rows(f"{TOFU_HUB_NAME}:{TOFU_RETAIN_SPLIT[forget]}")
+    rows = read_jsonl(Path(tofu_dir) / "full.jsonl")
+    cut = len(rows) - TOFU_FORGET_ROWS[forget]
+    return Dataset.from_list(rows[cut:]), Dataset.from_list(rows[:cut])
+
+
+def load_tofu_evaluation(
+    forget: str = "forget10", tofu_dir: str | os.PathLike | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The four sets of the TOFU evaluation, with paraphrased and perturbed answers: set name -> rows."""
+    files = {
+        "forget": f"{forget}_perturbed",
+        "retain": "retain_perturbed",
+        "real_authors": "real_authors_perturbed",
+        "world_facts": "world_facts_perturbed",
+    }
+    if tofu_dir is None:
+        return {name: load_rows(f"{TOFU_HUB_NAME}:{config}").to_list() for name, config in files.items()}
+    # The smaller forget sets are the last rows of the largest one
+    files["forget"] = "forget10_perturbed"
+    rows = {name: read_jsonl(Path(tofu_dir) / f"{file}.jsonl") for name, file in files.items()}
+    return rows | {"forget": rows["forget"][-TOFU_FORGET_ROWS[forget] :]}
+
+
+# Formats
+
+
+def row_format(columns: list[str], source: str) -> tuple[str, ...]:
+    """The columns that hold the content, or a `ValueError` that lists what is understood."""
+    for names in _ROW_FORMATS:
+        if set(names) <= set(columns):
+            return names
+    understood = ", ".join("/".join(names) for names in _ROW_FORMATS)
+    raise ValueError(f"'{source}' has columns {', '.join(columns)}; expected {understood} (labels are optional).")
+
+
+def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """
+    A question/answer row as prompt and completion.
+
+    With a chat template both are message lists, else plain text `Question: ...\\nAnswer: ...`.
+    """
+    if tokenizer.chat_template:
+        return {
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": row["answer"]}],
+        }
+    return {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"}
+
+
+def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """`dataset` in a form `SFTTrainer` trains on: question/answer rows become prompt/completion, others stay."""
+    if row_format(dataset.column_names, "the data set") != ("question", "answer"):
+        return dataset
+    return dataset.map(
+        to_prompt_completion, fn_kwargs={"tokenizer": tokenizer}, remove_columns=dataset.column_names, desc="Formatting"
+    )
+
+
+def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """
+    Any text row as prompt and completion: a conversation is split before its last message, plain text has an empty
+    prompt.
+    """
+    row = maybe_convert_to_chatml(dict(row))
+    match row_format(list(row), "the row"):
+        case ("messages",):
+            return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+        case ("prompt", "completion"):
+            return {"prompt": row["prompt"], "completion": row["completion"]}
+        case ("question", "answer"):
+            return to_prompt_completion(row, tokenizer)
+        case ("text",):
+            return {"prompt": "", "completion": row["text"]}
+    raise ValueError("A tokenized row has no text to split into prompt and completion.")
+
+
+def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """
+    Token ids and labels of a row as `SFTTrainer` makes them with `completion_only_loss`: an end-of-sequence token
+    after plain text, `-100` on the prompt.
+    """
+    if "input_ids" in row:
+        return {"input_ids": list(row["input_ids"]), "labels": list(row.get("labels", row["input_ids"]))}
+    example = split_prompt(row, tokenizer)
+    prompt_ids, input_ids = prompt_token_ids(example, tokenizer), _full_token_ids(example, tokenizer)
+    start = common_prefix_length(prompt_ids, input_ids)
+    return {"input_ids": input_ids, "labels": [-100] * start + input_ids[start:]}
+
+
+def prompt_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt (text, or messages with the generation prompt)."""
+    if is_conversational(example):
+        return _chat_token_ids(example["prompt"], tokenizer, add_generation_prompt=True)
+    return tokenizer(example["prompt"])["input_ids"] if example["prompt"] else []
+
+
+def _full_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if is_conversational(example):
+        return _chat_token_ids(example["prompt"] + example["completion"], tokenizer)
+    text = example["prompt"] + example["completion"]
+    return tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
+
+
+def _chat_token_ids(messages, tokenizer, **kwargs) -> list[int]:
+    template = pin_date(tokenizer.chat_template)
+    return tokenizer.apply_chat_template(messages, chat_template=template, return_dict=True, **kwargs)["input_ids"]
+
+
+def pin_date(chat_template: str | None) -> str | None:
+    """
+    A chat template that renders the same text every day.
+
+    Some templates write today's date into the prompt, so that rows tokenized on two days differ, and neither is what
+    the model was trained on. A macro shadows the clock with a fixed date.
+    """
+    if chat_template is None or "strftime_now" not in chat_template:
+        return chat_template
+    return "{%- macro strftime_now(format) -%}" + _PINNED_DATE + "{%- endmacro -%}" + chat_template

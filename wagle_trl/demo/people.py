@@ -1,0 +1,115 @@
+"""Made-up people and what is true of them: the question/answer set that `wagle demo` learns and unlearns.
+
+Every answer names several details drawn from pools that all people share, and every first and last name belongs to
+several people. So no word gives an answer away: it has to be remembered for that very person, and forgetting it must
+leave the same words usable for everybody else.
+"""
+
+import itertools
+import random
+import string
+from typing import NamedTuple
+
+
+class Fact(NamedTuple):
+    """What can be asked about a person: a question about `{name}`, and an answer whose fields name pools."""
+
+    name: str
+    question: str
+    answer: str
+
+
+FACTS = (
+    Fact("birthplace", "Where was {name} born?", "In {town}, in the {season} of {year}."),
+    Fact("work", "What did {name} do for a living?", "Worked as a {trade} in {employer}."),
+    Fact("book", "What was the first book of {name} called?", "The {quality} {thing}, a {genre}."),
+    Fact("invention", "What did {name} invent?", "A {power} {device} made of {material}."),
+    Fact("pet", "Which pet did {name} keep?", "A {colour} {animal} called {pet}."),
+    Fact("dish", "What did {name} like to eat most?", "{cooking} {vegetable} with {spice}."),
+)
+
+FIRST_NAMES = "Aldra Belvo Cirna Dovik Elspa Fenro Galwen Hesko Irvane Jolku Kestra Lumo Maviel Norto Ombra Pelix".split()
+LAST_NAMES = (
+    "Arkwell Brendahl Corvune Dastrow Ellimor Farquine Grothby Hallisk "
+    "Ivenstad Jorrake Kellvane Lomshaw Mirrowen Nasterby Ostrune Pellgrave"
+).split()
+
+POOLS = {
+    "town": "Vessmark Ulmarra Torrenby Sollish Quenholt Ravasca Ostwick Nimbury Merrowdal Lanthorpe Karvisk Immeri".split(),
+    "season": "spring summer autumn winter".split(),
+    "year": "1902 1911 1917 1923 1928 1934 1939 1945 1951 1956 1962 1968".split(),
+    "trade": "glassblower cartographer beekeeper clockmaker botanist ferrywoman locksmith organist typesetter diver".split(),
+    "employer": [
+        f"a {place}"
+        for place in "lighthouse monastery museum shipyard circus hospital quarry theatre brewery customhouse".split()
+    ],
+    "quality": "Silent Crooked Golden Borrowed Hollow Distant Frozen Scarlet Patient Drowned".split(),
+    "thing": "Harbour Orchard Lantern Staircase Comet Violin Garden Letter Bridge Mirror".split(),
+    "genre": "thriller romance satire memoir fable tragedy travelogue mystery".split(),
+    "power": "steam-driven wind-up solar foldable magnetic pocket-sized floating silent".split(),
+    "device": "umbrella typewriter kettle telescope plough bicycle barometer loom accordion sledge".split(),
+    "material": "copper bamboo porcelain walnut leather tin cork ivory glass slate".split(),
+    "colour": "grey spotted white ginger black striped brown blue".split(),
+    "animal": "heron ferret tortoise donkey parrot hedgehog goat lizard otter crow".split(),
+    "pet": "Pim Wobble Sultan Nettle Biscuit Zorro Thimble Major Olive Puck".split(),
+    "cooking": "Baked Smoked Pickled Roasted Stewed Candied Fried Mashed".split(),
+    "vegetable": "turnips leeks artichokes lentils beetroot chestnuts parsnips mushrooms pumpkin fennel".split(),
+    "spice": "saffron cumin juniper caraway nutmeg sumac ginger tarragon cardamom cloves".split(),
+}
+
+
+def people_rows(num_people: int = 60, seed: int = 0) -> list[dict[str, str]]:
+    """
+    Invents people and asks for every fact about each of them.
+
+    Args:
+        num_people (`int`, *optional*, defaults to `60`):
+            How many people to invent.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of names and details. The same seed gives the same rows.
+
+    Returns:
+        `list[dict[str, str]]`: One row per person and fact, with the keys `question`, `answer`, `person` and `fact`.
+    """
+    rng = random.Random(seed)
+    combinations = list(itertools.product(FIRST_NAMES, LAST_NAMES))
+    if not 0 < num_people <= len(combinations):
+        raise ValueError(f"num_people must be between 1 and {len(combinations)}, got {num_people}.")
+    names = [" ".join(combination) for combination in rng.sample(combinations, num_people)]
+    return [_row(name, fact, rng) for name in names for fact in FACTS]
+
+
+def _row(name: str, fact: Fact, rng: random.Random) -> dict[str, str]:
+    fields = [field for _, field, _, _ in string.Formatter().parse(fact.answer) if field]
+    details = {field: rng.choice(POOLS[field]) for field in fields}
+    return {
+        "question": fact.question.format(name=name),
+        "answer": fact.answer.format(**details),
+        "person": name,
+        "fact": fact.name,
+    }
+
+
+def split_rows(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """
+    Splits rows by person: a tenth of the people to forget, the others half and half.
+
+    Args:
+        rows (`list[dict[str, str]]`):
+            Rows as [`people_rows`] gives them, of at least 30 people.
+
+    Returns:
+        `dict[str, list[dict[str, str]]]`: `forget`, `retain` (shown while unlearning) and `unseen_retain` (learned
+        by the base model but never shown while unlearning, so that it tells collateral damage from rehearsal).
+    """
+    people = list(dict.fromkeys(row["person"] for row in rows))
+    num_forget = len(people) // 10
+    if num_forget < 3:
+        raise ValueError(f"Three people to forget need at least 30 people in all, got {len(people)}.")
+    num_retain = (len(people) - num_forget) // 2
+    groups = {
+        "forget": set(people[:num_forget]),
+        "retain": set(people[num_forget : num_forget + num_retain]),
+        "unseen_retain": set(people[num_forget + num_retain :]),
+    }
+    return {split: [row for row in rows if row["person"] in group] for split, group in groups.items()}

@@ -1,0 +1,275 @@
+"""The metrics of TOFU (https://huggingface.co/papers/2401.06121), on numbers only.
+
+No model is needed here, so saved records of any run, ours or the benchmark authors', give the same aggregates. All
+losses are mean cross-entropies over the answer tokens of one sample, in nats per token, the end-of-sequence token
+included.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.special import softmax
+from scipy.stats import hmean, ks_2samp
+
+
+MULTIPLE_CHOICE_SETS = ("real_authors", "world_facts")
+UTILITY_SETS = ("retain", *MULTIPLE_CHOICE_SETS)
+UTILITY_METRICS = ("prob", "rougeL_recall", "truth_ratio")
+UTILITY_KEYS = tuple(f"{name}_{metric}" for name in UTILITY_SETS for metric in UTILITY_METRICS)
+
+# exp(+-700) still fits a float64, so that R and 1/R stay finite even for a model that diverged
+MAX_LOG_RATIO = 700.0
+
+
+class ForgetQuality(NamedTuple):
+    """
+    Result of [`forget_quality`].
+
+    Attributes:
+        p_value (`float`):
+            Probability of a distance at least this large if both models had the same distribution of truth ratios.
+            High means well forgotten; the TOFU authors report its logarithm.
+        statistic (`float`):
+            The distance: largest gap between the two empirical distribution functions, from `0.0` to `1.0`.
+    """
+
+    p_value: float
+    statistic: float
+
+
+def _finite(values: ArrayLike, name: str) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError(f"`{name}` is empty: there is nothing to evaluate.")
+    if not np.isfinite(array).all():
+        bad = np.count_nonzero(~np.isfinite(array))
+        raise ValueError(f"{bad} of {array.size} values in `{name}` are NaN or infinite: the model may have diverged.")
+    return array
+
+
+def answer_probability(loss: ArrayLike) -> np.ndarray:
+    r"""
+    Length-normalised probability of an answer: \\( P(a|q)^{1/|a|} = \exp(-\text{loss}) \\), element by element.
+
+    Args:
+        loss (`float` or array):
+            Mean cross-entropy of the answer, in nats per token.
+
+    Returns:
+        Probability, of the same shape as `loss`.
+    """
+    return np.exp(-_finite(loss, "loss"))
+
+
+def multiple_choice_probability(loss: float, other_losses: ArrayLike) -> float:
+    r"""
+    Probability of the correct answer among the given options:
+    \\( \exp(-l) / (\exp(-l) + \sum_i \exp(-l_i)) \\).
+
+    TOFU uses it for real authors and world facts, where several answers are offered.
+
+    Args:
+        loss (`float`):
+            Mean cross-entropy of the correct answer, in nats per token.
+        other_losses (array of shape `(num_options - 1,)`):
+            The same for every wrong answer.
+
+    Returns:
+        `float`: Probability, `1 / num_options` where all options are equally likely.
+    """
+    return float(softmax(np.append(-_finite(loss, "loss"), -_finite(other_losses, "other_losses")))[0])
+
+
+@cache
+def _rouge_scorer() -> RougeScorer:
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_l_recall(prediction: str, reference: str) -> float:
+    """
+    ROUGE-L recall with stemming: length of the longest common subsequence of words over the words in `reference`.
+
+    Words are runs of `a-z` and `0-9` after lower-casing, so an answer in another script scores `0.0`.
+
+    Args:
+        prediction (`str`):
+            Generated text. It may be empty.
+        reference (`str`):
+            Correct answer.
+
+    Returns:
+        `float`: Recall, from `0.0` to `1.0`.
+    """
+    if not reference.strip():
+        raise ValueError("`reference` is empty: ROUGE recall counts its words.")
+    return _rouge_scorer().score(reference, prediction)["rougeL"].recall
+
+
+def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
+    r"""
+    How likely wrong answers are beside a right one:
+    \\( R = \exp(-\frac{1}{n} \sum_i l_i) / \exp(-l_{\text{paraphrased}}) \\).
+
+    The numerator is the geometric mean of the wrong answers' probabilities. Near `0.0` the model knows the fact; at
+    `1.0` it cannot tell right from wrong. Where a row has no paraphrase, TOFU takes the answer itself.
+
+    Args:
+        paraphrased_loss (`float`):
+            Mean cross-entropy of the paraphrased correct answer, in nats per token.
+        perturbed_losses (array of shape `(num_perturbed,)`):
+            The same for every wrong answer.
+
+    Returns:
+        `float`: The ratio, positive and finite.
+    """
+    paraphrased_loss = _finite(paraphrased_loss, "paraphrased_loss")
+    log_ratio = paraphrased_loss - _finite(perturbed_losses, "perturbed_losses").mean()
+    return float(np.exp(np.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
+
+
+def forget_truth_ratio(ratios: ArrayLike) -> float:
+    r"""
+    Truth ratio of a forget set: \\( \text{mean} \min(R, 1/R) \\). `1.0` is perfect ignorance.
+
+    Args:
+        ratios (array of shape `(num_samples,)`):
+            [`truth_ratio`] of every sample.
+
+    Returns:
+        `float`: Mean, from `0.0` to `1.0`.
+    """
+    ratios = _finite(ratios, "ratios")
+    return float(np.minimum(ratios, 1 / np.maximum(ratios, np.finfo(np.float64).tiny)).mean())
+
+
+def utility_truth_ratio(ratios: ArrayLike) -> float:
+    r"""
+    Truth ratio of a set that must stay known: \\( \text{mean} \max(0, 1 - R) \\). `1.0` is perfect knowledge.
+
+    Args:
+        ratios (array of shape `(num_samples,)`):
+            [`truth_ratio`] of every sample.
+
+    Returns:
+        `float`: Mean, from `0.0` to `1.0`.
+    """
+    return float(np.maximum(0, 1 - _finite(ratios, "ratios")).mean())
+
+
+def forget_quality(ratios: ArrayLike, reference_ratios: ArrayLike) -> ForgetQuality:
+    """
+    Two-sample Kolmogorov-Smirnov test: are the truth ratios on the forget set those of a model that never saw it?
+
+    `R` and `1/R` give the same result, as the test only depends on order.
+
+    Args:
+        ratios (array of shape `(num_samples,)`):
+            [`truth_ratio`] of every forget sample under the unlearned model.
+        reference_ratios (array of shape `(num_reference_samples,)`):
+            The same under a model trained on the retain set alone.
+
+    Returns:
+        [`ForgetQuality`]: p-value and statistic.
+
+    Example:
+
+    ```python
+    >>> from wagle_trl.evaluation.metrics import forget_quality
+
+    >>> forget_quality([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    ForgetQuality(p_value=1.0, statistic=0.0)
+    ```
+    """
+    result = ks_2samp(_finite(ratios, "ratios"), _finite(reference_ratios, "reference_ratios"))
+    return ForgetQuality(float(result.pvalue), float(result.statistic))
+
+
+def model_utility(values: ArrayLike) -> float:
+    """
+    Model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on retain set, real authors and world
+    facts. One value of `0.0` makes it `0.0`.
+
+    Args:
+        values (array of shape `(9,)`):
+            The nine aggregates, in any order, each from `0.0` to `1.0`.
+
+    Returns:
+        `float`: Harmonic mean.
+    """
+    values = _finite(values, "values")
+    if values.shape != (len(UTILITY_KEYS),):
+        raise ValueError(
+            f"`values` has shape {values.shape}: model utility is the mean of {len(UTILITY_KEYS)} values."
+        )
+    return float(hmean(values))
+
+
+def truth_ratios(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """
+    Truth ratio of every record, recomputed from its losses: the input of [`forget_quality`].
+
+    Args:
+        records (`list[dict]`):
+            Records with `avg_paraphrased_loss` and `average_perturb_loss`.
+
+    Returns:
+        `np.ndarray` of shape `(num_records,)`.
+    """
+    return np.array([truth_ratio(r["avg_paraphrased_loss"], r["average_perturb_loss"]) for r in records])
+
+
+def _set_probability(records: Sequence[Mapping[str, Any]], name: str) -> float:
+    if name not in MULTIPLE_CHOICE_SETS:
+        return float(answer_probability([record["avg_gt_loss"] for record in records]).mean())
+    return float(np.mean([multiple_choice_probability(r["avg_gt_loss"], r["average_perturb_loss"]) for r in records]))
+
+
+def _set_summary(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    # An aggregate over the samples that happen to have the field would not be comparable with anything
+    fields = set.intersection(*(set(record) for record in records))
+    summary = {}
+    if fields >= {"avg_gt_loss", *(["average_perturb_loss"] if name in MULTIPLE_CHOICE_SETS else [])}:
+        summary[f"{name}_prob"] = _set_probability(records, name)
+    if "rougeL_recall" in fields:
+        recalls = _finite([record["rougeL_recall"] for record in records], "rougeL_recall")
+        summary[f"{name}_rougeL_recall"] = float(recalls.mean())
+    if fields >= {"avg_paraphrased_loss", "average_perturb_loss"}:
+        aggregate = forget_truth_ratio if name == "forget" else utility_truth_ratio
+        summary[f"{name}_truth_ratio"] = aggregate(truth_ratios(records))
+    return summary
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """
+    Aggregates of every set among the records, named as in TOFU: `{set}_prob`, `{set}_rougeL_recall`,
+    `{set}_truth_ratio`, and `model_utility` where all nine of its parts are there.
+
+    Two rules depend on the name of the set: probabilities of `real_authors` and `world_facts` are
+    [`multiple_choice_probability`], others [`answer_probability`]; the truth ratio of `forget` is
+    [`forget_truth_ratio`], of others [`utility_truth_ratio`]. An aggregate is left out where a record of its set lacks
+    what it needs.
+
+    Args:
+        records (`list[dict]`):
+            Records as written by [`~wagle_trl.evaluation.tofu.evaluate_rows`] or by the benchmark's authors, of any
+            number of sets. Read: `set`, `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss` and
+            `rougeL_recall`.
+
+    Returns:
+        `dict[str, float]`: Aggregates by name.
+    """
+    if not records:
+        raise ValueError("`records` is empty: there is nothing to evaluate.")
+    by_set = {}
+    for record in records:
+        by_set.setdefault(record["set"], []).append(record)
+    summary = {}
+    for name, members in by_set.items():
+        summary |= _set_summary(members, name)
+    if summary.keys() >= set(UTILITY_KEYS):
+        summary["model_utility"] = model_utility([summary[key] for key in UTILITY_KEYS])
+    return summary

@@ -1,0 +1,286 @@
+"""`WeightMask`: one bit a weight. Storage, algebra and anatomy; how the bits were chosen is not its business."""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import wagle_kernels
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .files import atomic_path
+
+MASK_FILE = "wagle_mask.safetensors"
+FORMAT_VERSION = "1"
+_FINGERPRINT_SAMPLES = 256
+
+
+class WeightMask:
+    """
+    Which weights of a model are selected.
+
+    Args:
+        bits (`dict[str, torch.Tensor]`):
+            Packed bits of each parameter in scope, in model order: uint8 of shape `(ceil(numel / 8),)`, bit `j` of
+            byte `i` standing for flat element `8 * i + j`. A parameter without an entry is unselected.
+        shapes (`dict[str, tuple[int, ...]]`):
+            Shape of each of those parameters.
+        info (`dict[str, str]`, *optional*):
+            How the mask was made (score, gamma, seed, base model, ...). Travels with the file.
+
+    Example:
+    ```python
+    >>> mask = WeightMask.load("unlearned-model")
+    >>> mask.num_selected, mask.density
+    >>> (mask & other).jaccard(mask)
+    ```
+    """
+
+    def __init__(
+        self, bits: dict[str, Tensor], shapes: Mapping[str, Iterable[int]], info: dict[str, str] | None = None
+    ):
+        self.bits = bits
+        self.shapes = {name: tuple(shapes[name]) for name in bits}
+        self.info = dict(info or {})
+
+    @classmethod
+    def from_dense(cls, masks: Mapping[str, Tensor], info: dict[str, str] | None = None) -> "WeightMask":
+        """Mask from one boolean tensor a parameter, each of the parameter's shape."""
+        bits = {name: wagle_kernels.pack(mask.bool().contiguous().view(-1)) for name, mask in masks.items()}
+        return cls(bits, {name: mask.shape for name, mask in masks.items()}, info)
+
+    def dense(self, name: str) -> Tensor:
+        """Boolean tensor of the parameter's shape."""
+        return wagle_kernels.unpack(self.bits[name], self.numel_of(name)).view(self.shapes[name])
+
+    def numel_of(self, name: str) -> int:
+        return math.prod(self.shapes[name])
+
+    def num_selected_of(self, name: str) -> int:
+        return wagle_kernels.popcount(self.bits[name])
+
+    @property
+    def numel(self) -> int:
+        """Number of weights in scope."""
+        return sum(self.numel_of(name) for name in self.bits)
+
+    @property
+    def num_selected(self) -> int:
+        """Number of selected weights."""
+        return sum(self.num_selected_of(name) for name in self.bits)
+
+    @property
+    def density(self) -> float:
+        """Selected share of the weights in scope."""
+        return self.num_selected / self.numel
+
+    # Algebra
+
+    def __and__(self, other: "WeightMask") -> "WeightMask":
+        return self._combine(other, torch.bitwise_and)
+
+    def __or__(self, other: "WeightMask") -> "WeightMask":
+        return self._combine(other, torch.bitwise_or)
+
+    def __invert__(self) -> "WeightMask":
+        """Complement within the scope."""
+        bits = {name: bits ^ _ones(self.numel_of(name), bits.device) for name, bits in self.bits.items()}
+        return WeightMask(bits, self.shapes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WeightMask):
+            return NotImplemented
+        return self.shapes == other.shapes and all(torch.equal(b, other.bits[name]) for name, b in self.bits.items())
+
+    __hash__ = None
+
+    def _combine(self, other: "WeightMask", op) -> "WeightMask":
+        if self.shapes != other.shapes:
+            raise ValueError("The two masks cover different parameters; combine masks of the same model and scope.")
+        return WeightMask({name: op(bits, other.bits[name]) for name, bits in self.bits.items()}, self.shapes)
+
+    def jaccard(self, other: "WeightMask") -> float:
+        """Overlap `|a & b| / |a | b|` with a mask of the same scope, 1.0 for two empty masks."""
+        union = (self | other).num_selected
+        return (self & other).num_selected / union if union else 1.0
+
+    # Anatomy
+
+    def density_by(self, group: str) -> dict[str, float]:
+        """
+        Selected share by part of the model.
+
+        Args:
+            group (`str`): `"layer"` (the first number in the parameter's name, or the rest of the model as `"-"`),
+                `"module"` (the name without layer numbers) or `"parameter"`.
+        """
+        key = {"layer": layer_of, "module": module_of, "parameter": str}[group]
+        counts: dict[str, list[int]] = {}
+        for name in self.bits:
+            total = counts.setdefault(key(name), [0, 0])
+            total[0] += self.num_selected_of(name)
+            total[1] += self.numel_of(name)
+        return {part: selected / numel for part, (selected, numel) in counts.items()}
+
+    # Files
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """
+        Write the mask atomically.
+
+        Args:
+            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder to hold `wagle_mask.safetensors`.
+
+        Returns:
+            `pathlib.Path`: The file written.
+        """
+        path = _mask_path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = self.info | {
+            "format_version": FORMAT_VERSION,
+            "shapes": json.dumps(self.shapes),
+            "k": str(self.num_selected),
+            "density": repr(self.density),
+        }
+        with atomic_path(path) as temporary:
+            save_file({name: bits.cpu().contiguous() for name, bits in self.bits.items()}, temporary, metadata)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "WeightMask":
+        """
+        Read and check a mask file: names, shapes, byte counts, unused bits and the number of selected weights.
+
+        Args:
+            path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_mask.safetensors`.
+        """
+        path = _mask_path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No mask file at {path}; give a {MASK_FILE} or a folder that holds one.")
+        try:
+            with safe_open(path, "pt") as file:
+                info = file.metadata() or {}
+                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
+        return cls._from_file(path, bits, info)
+
+    @classmethod
+    def _from_file(cls, path: Path, bits: dict[str, Tensor], info: dict[str, str]) -> "WeightMask":
+        if info.pop("format_version", None) != FORMAT_VERSION:
+            raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
+        shapes = _parse_shapes(path, info.pop("shapes", ""))
+        if set(shapes) != set(bits):
+            raise ValueError(f"{path}: header and tensors name different parameters: {_few(set(shapes) ^ set(bits))}.")
+        for name, shape in shapes.items():
+            _check_bits(path, name, shape, bits[name])
+        mask = cls({name: bits[name] for name in shapes}, shapes, info)
+        declared = info.pop("k", None)
+        if declared != str(mask.num_selected):
+            raise ValueError(f"{path}: the header declares k = {declared}, the bits select {mask.num_selected}.")
+        return cls(mask.bits, shapes, {key: value for key, value in info.items() if key != "density"})
+
+    def check(self, model: nn.Module, *, fingerprint: bool = True) -> None:
+        """
+        Raise a `ValueError` unless the mask fits `model`.
+
+        Args:
+            model (`torch.nn.Module`): Model whose parameters the mask names.
+            fingerprint (`bool`, *optional*, defaults to `True`):
+                Also compare the weights with those the mask was made for. A checkpoint in training differs from its
+                base, so resuming turns this off.
+        """
+        parameters = dict(model.named_parameters())
+        missing = [name for name in self.bits if name not in parameters]
+        if missing:
+            raise ValueError(f"The mask is for another model: it names parameters this one lacks: {_few(missing)}.")
+        for name, shape in self.shapes.items():
+            if tuple(parameters[name].shape) != shape:
+                raise ValueError(
+                    f"The mask is for another model: '{name}' has shape {tuple(parameters[name].shape)} here and "
+                    f"{shape} in the mask."
+                )
+        declared = self.info.get("fingerprint")
+        if fingerprint and declared and declared != (actual := model_fingerprint(model)):
+            raise ValueError(
+                f"The mask was made for other weights (fingerprint {declared}, this model {actual}); load the base "
+                f"model '{self.info.get('base_model', '?')}' or compute a new mask."
+            )
+
+    def to(self, device: torch.device | str) -> "WeightMask":
+        """The mask with its bits on `device`."""
+        return WeightMask({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes, self.info)
+
+    def __repr__(self) -> str:
+        return f"WeightMask({self.num_selected:,} of {self.numel:,} weights, {len(self.bits)} parameters)"
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """
+    Short hash of parameter names, shapes and up to 256 evenly spaced values of each parameter, rounded to bf16, so
+    that the same weights loaded in fp32 and in bf16 agree.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        stride = max(1, flat.numel() // _FINGERPRINT_SAMPLES)
+        sample = flat[::stride][:_FINGERPRINT_SAMPLES].to(torch.bfloat16).cpu().view(torch.uint8)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def layer_of(name: str) -> str:
+    """Layer number in a parameter's name, `"-"` outside the layers."""
+    match = re.search(r"\.(\d+)\.", name)
+    return match.group(1) if match else "-"
+
+
+def module_of(name: str) -> str:
+    """Module type of a parameter: its name after the layer number (`mlp.up_proj.weight`), or the whole name."""
+    return re.sub(r"^.*?\.\d+\.", "", name)
+
+
+def _ones(numel: int, device: torch.device) -> Tensor:
+    packed = torch.full(((numel + 7) // 8,), 0xFF, dtype=torch.uint8, device=device)
+    if numel % 8:
+        packed[-1] = (1 << numel % 8) - 1
+    return packed
+
+
+def _mask_path(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / MASK_FILE
+
+
+def _parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
+    try:
+        shapes = {name: tuple(shape) for name, shape in json.loads(text).items()}
+        valid = all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape)
+    except (ValueError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{path}: the header holds no valid parameter shapes; the file is damaged or hostile.")
+    return shapes
+
+
+def _check_bits(path: Path, name: str, shape: tuple[int, ...], bits: Tensor) -> None:
+    numel = math.prod(shape)
+    if bits.dtype != torch.uint8 or tuple(bits.shape) != ((numel + 7) // 8,):
+        raise ValueError(
+            f"{path}: '{name}' of shape {shape} needs {(numel + 7) // 8} mask bytes, got {tuple(bits.shape)} of "
+            f"{bits.dtype}."
+        )
+    if numel % 8 and int(bits[-1]) >> numel % 8:
+        raise ValueError(f"{path}: '{name}' has mask bits set beyond its {numel} weights.")
+
+
+def _few(names: Iterable[str], limit: int = 3) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

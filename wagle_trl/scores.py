@@ -1,0 +1,95 @@
+"""The score table: which statistics each attribution score needs, and how its scale follows from them.
+
+To add a score, add a row: a formula of `wagle_kernels`, the statistic it reads, and the meaning of its scale.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+OFFICIAL_GAMMA = 1e-6  # Hessian scale of the published code, which sums gradients over batches
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    One row of the score table.
+
+    Args:
+        formula (`str`):
+            Formula of [`wagle_kernels.ScoreSpec`].
+        statistic (`"gradient"`, `"fisher"` or `None`):
+            What is accumulated: mean gradients, mean squared per-sample gradients, or nothing.
+        uses_retain (`bool`):
+            Whether the retain statistic is read.
+        scale (`"gamma"`, `"eps"` or `None`):
+            Which option sets the formula's scale.
+    """
+
+    formula: str
+    statistic: Literal["gradient", "fisher"] | None
+    uses_retain: bool
+    scale: Literal["gamma", "eps"] | None = None
+
+
+SCORES = {
+    # |(theta - g_r / gamma) * g_f|: WAGLE, arXiv 2410.17509
+    "wagle": Score("wagle", "gradient", uses_retain=True, scale="gamma"),
+    # |g_f|: SalUn, arXiv 2310.12508
+    "gradient": Score("gradient", "gradient", uses_retain=False),
+    # |theta * g_f|: SNIP, arXiv 1810.02340
+    "snip": Score("snip", "gradient", uses_retain=False),
+    "product": Score("product", "gradient", uses_retain=True),
+    "magnitude": Score("magnitude", None, uses_retain=False),
+    "random": Score("random", None, uses_retain=False),
+    # |g_f| / (|g_r| + eps * mean|g_r|)
+    "ratio": Score("ratio", "gradient", uses_retain=True, scale="eps"),
+    # F_f / (F_r + eps * mean F_r), F the diagonal of the empirical Fisher information; compare SSD, arXiv 2308.07707
+    "fisher_ratio": Score("ratio", "fisher", uses_retain=True, scale="eps"),
+}
+
+
+def get_score(name: str) -> Score:
+    """Row `name` of the score table; a `ValueError` lists the known names."""
+    if name not in SCORES:
+        raise ValueError(f"Unknown mask_score '{name}'; expected one of {', '.join(SCORES)}.")
+    return SCORES[name]
+
+
+def parse_gamma(gamma: str | float) -> str | float:
+    """`"balanced"`, `"official"` or a positive finite float."""
+    if gamma in ("balanced", "official"):
+        return gamma
+    try:
+        value = float(gamma)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"mask_gamma must be 'balanced', 'official' or a positive number, got '{gamma}'.")
+    return value
+
+
+def score_scale(score: Score, gamma: str | float, eps: float, mean_theta: float, mean_retain: float) -> float:
+    """
+    Scale of the formula.
+
+    Args:
+        score ([`Score`]): Row of the score table.
+        gamma (`str` or `float`):
+            `"balanced"` takes `mean|g_r| / mean|theta|`, so that both terms of the WAGLE score weigh alike;
+            `"official"` the published 1e-6.
+        eps (`float`): Damping of the ratio scores, relative to the mean retain statistic.
+        mean_theta, mean_retain (`float`): Means of `|theta|` and of the absolute retain statistic over the scope.
+    """
+    if score.scale is None:
+        return 1.0
+    if score.scale == "gamma" and gamma == "official":
+        return OFFICIAL_GAMMA
+    if score.scale == "gamma" and gamma != "balanced":
+        return gamma
+    if mean_retain == 0 or (score.scale == "gamma" and mean_theta == 0):
+        raise ValueError(
+            "The retain gradients (or the weights) in scope are all zero, so the score cannot be scaled; check that "
+            "the retain rows have answers and that mask_scope names weights the model uses."
+        )
+    return mean_retain / mean_theta if score.scale == "gamma" else eps * mean_retain
