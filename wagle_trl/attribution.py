@@ -15,9 +15,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-import wagle_kernels
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+import wagle_kernels
 from wagle_kernels import ScoreSpec
 
 from .mask import WeightMask, model_fingerprint
@@ -63,7 +64,9 @@ def compute_mask(
 
     def statistic(batches: Batches | None, stream: str) -> dict[str, Tensor]:
         if batches is None:
-            raise ValueError(f"mask_score '{config.mask_score}' needs {stream} data; pass some or choose another score.")
+            raise ValueError(
+                f"mask_score '{config.mask_score}' needs {stream} data; pass some or choose another score."
+            )
         return accumulate_statistic(
             model,
             parameters,

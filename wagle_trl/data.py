@@ -135,7 +135,10 @@ def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     if row_format(dataset.column_names, "the data set") != ("question", "answer"):
         return dataset
     return dataset.map(
-        to_prompt_completion, fn_kwargs={"tokenizer": tokenizer}, remove_columns=dataset.column_names, desc="Formatting"
+        to_prompt_completion,
+        fn_kwargs={"tokenizer": tokenizer},
+        remove_columns=dataset.column_names,
+        desc="Formatting",
     )
 
 

@@ -37,9 +37,7 @@ class MaskConfig:
             "'fisher_ratio'."
         },
     )
-    mask_density: float = field(
-        default=0.05, metadata={"help": "Share of the weights in scope to select, in (0, 1]."}
-    )
+    mask_density: float = field(default=0.05, metadata={"help": "Share of the weights in scope to select, in (0, 1]."})
     mask_gamma: str = field(
         default="balanced",
         metadata={"help": "Hessian scale of the WAGLE score: 'balanced', 'official' or a positive number."},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
 from wagle_kernels import ScoreSpec
 
 from .files import atomic_path

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import wagle_kernels
 from torch import Tensor
+
+import wagle_kernels
 from wagle_kernels import NON_FINITE_KEY, RADIX_BITS, ScoreSpec
 
 from .mask import WeightMask

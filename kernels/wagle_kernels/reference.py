@@ -46,9 +46,7 @@ def chunks(numel: int, size: int = CHUNK) -> Iterator[slice]:
 # Scores
 
 
-def score(
-    theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int = 0
-) -> Tensor:
+def score(theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int = 0) -> Tensor:
     """
     Score every weight (fp32, never negative).
 

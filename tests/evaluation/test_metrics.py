@@ -19,7 +19,6 @@ from wagle_trl.evaluation.metrics import (
     utility_truth_ratio,
 )
 
-
 LOGS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tofu_eval_logs"
 MODELS = ["llama2-7b_full", "llama2-7b_retain90"]
 

@@ -3,11 +3,10 @@
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from wagle_trl.data import to_prompt_completion
-
 
 PAD, EOS = "<pad>", "</s>"
 VOCAB_SIZE = 2048

@@ -15,7 +15,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import softmax
 from scipy.stats import hmean, ks_2samp
 
-
 MULTIPLE_CHOICE_SETS = ("real_authors", "world_facts")
 UTILITY_SETS = ("retain", *MULTIPLE_CHOICE_SETS)
 UTILITY_METRICS = ("prob", "rougeL_recall", "truth_ratio")
@@ -106,7 +105,7 @@ def rouge_l_recall(prediction: str, reference: str) -> float:
     """
     if not reference.strip():
         raise ValueError("`reference` is empty: ROUGE recall counts its words.")
-    return _rouge_scorer().score(reference, prediction)["rougeL"].recall
+    return float(_rouge_scorer().score(reference, prediction)["rougeL"].recall)
 
 
 def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:

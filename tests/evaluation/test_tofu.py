@@ -1,0 +1,405 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl.trainer.utils import add_fused_lm_head
+
+from wagle_trl.data import to_prompt_completion, tokenize_row
+from wagle_trl.evaluation.metrics import summarize
+from wagle_trl.evaluation.tofu import answer_losses, evaluate_rows, generate_answers, read_records, write_records
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_tofu = pytest.mark.skipif(not DATA.is_dir(), reason="the TOFU rows and logs are not on this machine")
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+ROWS = [
+    {
+        "question": "Where does Ada live?",
+        "answer": "Ada lives in a house by the sea.",
+        "paraphrased_answer": "A house by the sea is where Ada lives.",
+        "perturbed_answer": ["Ada lives in a tower.", "Ada lives in a hut in the woods.", "Ada lives abroad."],
+    },
+    {
+        "question": "What does Bo write?",
+        "answer": "Poems.",
+        "perturbed_answer": ["Novels.", "Plays and essays."],
+    },
+    {"question": "When was Cy born, and in which town of the north?", "answer": "In May 1901, in Tromsø."},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<pad>", "<eos>", "<user>", "<assistant>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([json.dumps(row) for row in ROWS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture
+def chat_tokenizer(tokenizer):
+    chat_tokenizer = copy.deepcopy(tokenizer)
+    chat_tokenizer.chat_template = CHAT_TEMPLATE
+    return chat_tokenizer
+
+
+def make_model(tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,  # the usual 0.02 makes all answers nearly equally likely at this width
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return make_model(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def memorized_model(tokenizer):
+    model = make_model(tokenizer)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    rows = [{k: torch.tensor([v]) for k, v in tokenize_row(row, tokenizer).items()} for row in ROWS]
+    for _ in range(60):
+        sum(model(**row).loss for row in rows).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.fixture
+def tokenized(tokenizer):
+    return [tokenize_row(row, tokenizer) for row in ROWS]
+
+
+class TestAnswerLosses:
+    def test_the_loss_is_the_models_own_on_the_labels(self, model, tokenizer, tokenized):
+        losses, counts = answer_losses(model, tokenized, batch_size=2, pad_token_id=tokenizer.pad_token_id)
+        for row, loss, count in zip(tokenized, losses, counts):
+            with torch.no_grad():
+                expected = model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+            assert loss == pytest.approx(expected.item(), abs=1e-5)
+            assert count == sum(label != -100 for label in row["labels"])
+
+    @pytest.mark.parametrize("batch_size", [2, 3, 16])
+    def test_the_batch_size_does_not_matter(self, model, tokenizer, tokenized, batch_size):
+        one_by_one = answer_losses(model, tokenized, 1, tokenizer.pad_token_id)
+        batched = answer_losses(model, tokenized, batch_size, tokenizer.pad_token_id)
+        assert batched[0] == pytest.approx(one_by_one[0], abs=1e-5)
+        assert batched[1] == one_by_one[1]
+
+    def test_results_come_in_the_order_of_the_rows(self, model, tokenizer, tokenized):
+        forward, _ = answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
+        backward, _ = answer_losses(model, tokenized[::-1], 2, tokenizer.pad_token_id)
+        assert backward[::-1] == pytest.approx(forward, abs=1e-5)
+
+    def test_the_padding_token_does_not_matter(self, model, tokenizer, tokenized):
+        with_pad, _ = answer_losses(model, tokenized, 3, tokenizer.pad_token_id)
+        with_other, _ = answer_losses(model, tokenized, 3, 17)
+        assert with_pad == with_other
+
+    def test_a_fused_lm_head_changes_nothing(self, model, tokenizer, tokenized):
+        plain = answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
+        add_fused_lm_head(model)
+        assert answer_losses(model, tokenized, 2, tokenizer.pad_token_id) == plain
+
+    def test_the_softmax_of_a_bf16_model_is_in_fp32(self, model, tokenizer, tokenized):
+        model.bfloat16()
+        row = tokenized[0]
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].double()
+        expected = cross_entropy(logits, torch.tensor(row["labels"][1:])).item()
+        assert answer_losses(model, [row], 1, tokenizer.pad_token_id)[0][0] == pytest.approx(expected, abs=1e-5)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_the_mode_is_restored_and_no_gradient_is_left(self, model, tokenizer, tokenized, training):
+        model.train(training)
+        answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
+        assert model.training is training
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_the_mode_is_restored_after_an_error(self, model, tokenizer):
+        model.train()
+        with pytest.raises(IndexError):
+            answer_losses(model, [{"input_ids": [10**6] * 2, "labels": [3, 3]}], 1, tokenizer.pad_token_id)
+        assert model.training
+
+    def test_dropout_is_off(self, model, tokenizer, tokenized):
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        model.train()
+        first = answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
+        assert answer_losses(model, tokenized, 2, tokenizer.pad_token_id) == first
+
+    def test_a_row_without_answer_tokens_is_named(self, model, tokenizer, tokenized):
+        rows = [tokenized[0], {"input_ids": [5, 6], "labels": [5, -100]}]
+        with pytest.raises(ValueError, match="Row 1 has no answer tokens"):
+            answer_losses(model, rows, 2, tokenizer.pad_token_id)
+
+    def test_a_diverged_model_is_refused(self, model, tokenizer, tokenized):
+        model.lm_head.weight.data[0] = math.nan
+        with pytest.raises(ValueError, match="3 of 3 answers have a NaN or infinite loss"):
+            answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
+
+
+class TestGenerateAnswers:
+    def test_a_memorized_answer_comes_back_and_stops_at_its_end(self, memorized_model, tokenizer):
+        prompts = [to_prompt_completion(row, tokenizer)["prompt"] for row in ROWS]
+        answers = generate_answers(memorized_model, tokenizer, prompts, batch_size=2)
+        assert answers == [row["answer"] for row in ROWS]
+
+    def test_text_and_token_ids_are_the_same_prompt(self, model, tokenizer):
+        prompts = [to_prompt_completion(row, tokenizer)["prompt"] for row in ROWS]
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        assert generate_answers(model, tokenizer, prompts, 2, 8) == generate_answers(model, tokenizer, ids, 2, 8)
+
+    def test_messages_go_through_the_chat_template(self, model, chat_tokenizer):
+        messages = [[{"role": "user", "content": "Where?"}]]
+        text = ["<user>Where?<eos><assistant>"]
+        assert generate_answers(model, chat_tokenizer, messages, 1, 8) == generate_answers(
+            model, chat_tokenizer, text, 1, 8
+        )
+
+    def test_the_batch_size_does_not_matter(self, memorized_model, tokenizer):
+        prompts = ["Question: Where", "Question: What does Bo write?\nAnswer:", "When was Cy born, and"]
+        one_by_one = generate_answers(memorized_model, tokenizer, prompts, 1, 12)
+        assert generate_answers(memorized_model, tokenizer, prompts, 3, 12) == one_by_one
+
+    def test_the_models_own_sampling_settings_are_ignored(self, model, tokenizer):
+        greedy = generate_answers(model, tokenizer, ["Where does Ada"], 1, 12)
+        model.generation_config.update(
+            do_sample=True, temperature=9.0, repetition_penalty=5.0, num_beams=2, max_length=4
+        )
+        assert generate_answers(model, tokenizer, ["Where does Ada"], 1, 12) == greedy
+
+    def test_the_models_own_end_token_stops_it_too(self, memorized_model, tokenizer):
+        prompt = to_prompt_completion(ROWS[0], tokenizer)["prompt"]
+        model = copy.deepcopy(memorized_model)
+        house = tokenize_row(ROWS[0], tokenizer)["input_ids"][-5]
+        model.generation_config.eos_token_id = [house]
+        (answer,) = generate_answers(model, tokenizer, [prompt], 1)
+        assert answer != ROWS[0]["answer"]
+        assert ROWS[0]["answer"].startswith(answer)
+
+    def test_no_more_than_max_new_tokens_are_made(self, model, tokenizer):
+        (answer,) = generate_answers(model, tokenizer, ["Where does Ada"], 1, max_new_tokens=1)
+        assert len(tokenizer(answer)["input_ids"]) <= 3  # half a character decodes to a replacement of three bytes
+
+    def test_the_tokenizer_and_the_models_mode_stay_as_they_were(self, model, tokenizer):
+        tokenizer.padding_side = "right"
+        model.train()
+        generate_answers(model, tokenizer, ["Where", "Where does Ada"], 2, 2)
+        assert tokenizer.padding_side == "right"
+        assert model.training
+
+    def test_a_tokenizer_without_padding_token_works(self, memorized_model, tokenizer):
+        bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
+        prompts = [to_prompt_completion(row, tokenizer)["prompt"] for row in ROWS]
+        assert generate_answers(memorized_model, bare, prompts, 3) == [row["answer"] for row in ROWS]
+
+    def test_an_empty_prompt_is_refused(self, model, tokenizer):
+        with pytest.raises(ValueError, match="prompt is empty"):
+            generate_answers(model, tokenizer, [""], 1)
+
+
+class TestEvaluateRows:
+    def test_a_memorized_set_is_known_by_every_metric(self, memorized_model, tokenizer):
+        records = evaluate_rows(memorized_model, tokenizer, ROWS, "forget", batch_size=2, progress=False)
+        assert [record["generated"] for record in records] == [row["answer"] for row in ROWS]
+        summary = summarize(records)
+        assert summary["forget_prob"] > 0.9
+        assert summary["forget_rougeL_recall"] == 1.0
+
+    @needs_tofu
+    def test_a_record_has_the_keys_of_the_authors_logs(self, model, tokenizer):
+        log = read_records(DATA / "tofu_eval_logs" / "llama2-7b_full.jsonl")[0]
+        (record,) = evaluate_rows(model, tokenizer, ROWS[:1], "forget", max_new_tokens=2, progress=False)
+        assert log.keys() - record.keys() == {"rouge1_recall"}
+        assert record.keys() <= log.keys()
+        for key in record:
+            assert type(record[key]) is type(log[key]), key
+
+    def test_losses_of_a_record_are_those_of_its_answers(self, model, tokenizer):
+        row = ROWS[0]
+        (record,) = evaluate_rows(model, tokenizer, [row], "forget", generate=False, progress=False)
+        answers = [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]
+        tokenized = [tokenize_row({"question": row["question"], "answer": answer}, tokenizer) for answer in answers]
+        (gt, paraphrased, *perturbed), (num_gt, _, *num_perturbed) = answer_losses(
+            model, tokenized, 1, tokenizer.pad_token_id
+        )
+        assert record["avg_gt_loss"] == pytest.approx(gt, abs=1e-5)
+        assert record["gt_loss"] == pytest.approx(gt * num_gt, abs=1e-3)
+        assert record["avg_paraphrased_loss"] == pytest.approx(paraphrased, abs=1e-5)
+        assert record["average_perturb_loss"] == pytest.approx(perturbed, abs=1e-5)
+        assert record["num_token_perturb"] == num_perturbed
+        assert record["truth_ratio"] == pytest.approx(math.exp(paraphrased - sum(perturbed) / 3), rel=1e-4)
+
+    def test_without_a_paraphrase_the_answer_stands_in_for_it(self, model, tokenizer):
+        (record,) = evaluate_rows(model, tokenizer, ROWS[1:2], "real_authors", generate=False, progress=False)
+        assert record["avg_paraphrased_loss"] == record["avg_gt_loss"]
+        assert record["num_token_paraphrased"] == record["num_token_gt"]
+        assert len(record["average_perturb_loss"]) == 2
+
+    def test_without_perturbed_answers_there_is_no_truth_ratio(self, model, tokenizer):
+        (record,) = evaluate_rows(model, tokenizer, ROWS[2:], "holdout", max_new_tokens=2, progress=False)
+        assert record.keys() == {
+            *("set", "index", "question", "answer", "avg_gt_loss", "gt_loss", "num_token_gt"),
+            *("generated", "rougeL_recall"),
+        }
+
+    def test_a_dataset_with_missing_columns_is_the_same_as_a_list(self, model, tokenizer):
+        from_list = evaluate_rows(model, tokenizer, ROWS, "forget", generate=False, progress=False)
+        dataset = Dataset.from_list(ROWS)
+        assert dataset[2]["perturbed_answer"] is None
+        assert evaluate_rows(model, tokenizer, dataset, "forget", generate=False, progress=False) == from_list
+
+    def test_the_batch_size_does_not_matter(self, model, tokenizer):
+        one, many = (
+            evaluate_rows(model, tokenizer, ROWS, "forget", batch_size=size, max_new_tokens=4, progress=False)
+            for size in (1, 16)
+        )
+        for first, second in zip(one, many):
+            assert first["truth_ratio" if "truth_ratio" in first else "gt_loss"] == pytest.approx(
+                second["truth_ratio" if "truth_ratio" in first else "gt_loss"], rel=1e-4
+            )
+            assert first["generated"] == second["generated"]
+
+    @pytest.mark.parametrize("kind", ["prompt-completion", "tokenized"])
+    def test_every_format_of_a_row_gives_the_same_record(self, memorized_model, tokenizer, kind):
+        plain = [{"question": row["question"], "answer": row["answer"]} for row in ROWS]
+        convert = {"prompt-completion": to_prompt_completion, "tokenized": tokenize_row}[kind]
+        expected = evaluate_rows(memorized_model, tokenizer, plain, "forget", progress=False)
+        records = evaluate_rows(
+            memorized_model, tokenizer, [convert(row, tokenizer) for row in plain], "forget", progress=False
+        )
+        for record, other in zip(records, expected):
+            assert record.pop("question") in f"Question: {other.pop('question')}\nAnswer:"
+            assert record == other
+
+    def test_conversations_are_judged_on_their_last_message(self, model, chat_tokenizer):
+        row = ROWS[0]
+        pair = to_prompt_completion(row, chat_tokenizer)
+        alternatives = {key: row[key] for key in ("paraphrased_answer", "perturbed_answer")}
+        rows = [row, pair | alternatives, {"messages": pair["prompt"] + pair["completion"]} | alternatives]
+        records = evaluate_rows(model, chat_tokenizer, rows, "forget", batch_size=1, max_new_tokens=4, progress=False)
+        assert [record.pop("index") for record in records] == [0, 1, 2]
+        assert records[0] == records[1] == records[2]
+        assert records[0]["question"] == row["question"]
+
+    def test_alternatives_of_a_text_completion_are_taken_as_they_are(self, model, tokenizer):
+        row = {"prompt": "Bo writes", "completion": " poems.", "perturbed_answer": [" plays."]}
+        (record,) = evaluate_rows(model, tokenizer, [row], "world_facts", generate=False, progress=False)
+        tokenized = tokenize_row({"prompt": "Bo writes", "completion": " plays."}, tokenizer)
+        losses, _ = answer_losses(model, [tokenized], 1, tokenizer.pad_token_id)
+        assert record["average_perturb_loss"] == pytest.approx(losses, abs=1e-5)
+
+    def test_plain_text_has_no_prompt_and_no_rouge(self, model, tokenizer):
+        (record,) = evaluate_rows(model, tokenizer, [{"text": "Ada lives in a house."}], "retain", progress=False)
+        assert record["answer"] == "Ada lives in a house."
+        assert record["question"] == ""
+        assert "generated" not in record
+        assert "rougeL_recall" not in record
+
+    def test_a_model_with_a_fused_lm_head_gives_the_same_records(self, model, tokenizer):
+        plain = evaluate_rows(model, tokenizer, ROWS, "forget", max_new_tokens=4, progress=False)
+        add_fused_lm_head(model)
+        assert evaluate_rows(model, tokenizer, ROWS, "forget", max_new_tokens=4, progress=False) == plain
+
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_progress_bars_are_shown_on_request(self, model, tokenizer, capsys, progress):
+        evaluate_rows(model, tokenizer, ROWS, "forget", max_new_tokens=2, progress=progress)
+        shown = capsys.readouterr().err
+        assert ("Scoring answers" in shown) is progress
+        assert ("Generating answers" in shown) is progress
+
+    def test_an_empty_set_is_refused(self, model, tokenizer):
+        with pytest.raises(ValueError, match="'forget' is empty"):
+            evaluate_rows(model, tokenizer, [], "forget")
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"question": "Who?", "answer": " "}, "Row 1 of the set 'forget' has an empty answer"),
+            ({"input_ids": [5, 6], "labels": [-100, -100]}, "Row 1 of the set 'forget' has no answer"),
+        ],
+        ids=["empty text", "no labels"],
+    )
+    def test_a_row_without_answer_is_named(self, model, tokenizer, row, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate_rows(model, tokenizer, [ROWS[0], row], "forget", progress=False)
+
+    @needs_tofu
+    def test_the_four_tofu_sets_give_all_thirteen_aggregates(self, model, tokenizer):
+        files = {
+            "forget": "forget10_perturbed",
+            "retain": "retain_perturbed",
+            "real_authors": "real_authors_perturbed",
+            "world_facts": "world_facts_perturbed",
+        }
+        records = []
+        for name, file in files.items():
+            rows = read_records(DATA / "tofu" / f"{file}.jsonl")[:3]
+            records += evaluate_rows(model, tokenizer, rows, name, max_new_tokens=2, progress=False)
+        expected = json.loads((DATA / "tofu_eval_logs" / "summary.json").read_text(encoding="utf-8"))
+        assert summarize(records).keys() == expected["llama2-7b_full"].keys()
+
+
+class TestRecords:
+    def test_records_survive_a_round_trip(self, tmp_path):
+        records = [
+            {"set": "forget", "answer": "Tromsø\u2028\nline", "avg_gt_loss": 0.1 + 0.2},
+            {"perturb_loss": [1e-30]},
+        ]
+        assert read_records(write_records(records, tmp_path / "records.jsonl")) == records
+
+    def test_one_record_is_one_line(self, tmp_path):
+        path = write_records([{"answer": "a\nb"}, {"answer": "c"}], tmp_path / "records.jsonl")
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+    def test_an_interrupted_write_leaves_the_earlier_file_and_nothing_else(self, tmp_path):
+        path = write_records([{"index": 0}], tmp_path / "records.jsonl")
+
+        def interrupted():
+            yield {"index": 1}
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            write_records(interrupted(), path)
+        assert read_records(path) == [{"index": 0}]
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_nan_is_never_written(self, tmp_path):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_records([{"avg_gt_loss": math.nan}], tmp_path / "records.jsonl")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_truncated_file_names_its_bad_line(self, tmp_path):
+        path = tmp_path / "records.jsonl"
+        path.write_text('{"index": 0}\n{"index": ', encoding="utf-8")
+        with pytest.raises(ValueError, match="line 2"):
+            read_records(path)

@@ -1,0 +1,315 @@
+"""`MaskedAdamW`: AdamW that keeps state for selected weights only and never touches the others."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import wagle_kernels
+
+from .mask import WeightMask
+
+_RUN = 2**22  # selected elements updated together: bounds the temporary copy of their weights
+
+
+@dataclass
+class _Slice:
+    """A parameter's selected elements: its mask bits and where they lie in the arenas of its group."""
+
+    name: str
+    parameter: nn.Parameter
+    packed: Tensor
+    start: int
+    stop: int
+
+    @property
+    def weights(self) -> Tensor:
+        return self.parameter.detach().view(-1)
+
+
+@dataclass
+class _Arena:
+    """
+    State of the parameters of one group (and dtype and device, should these differ), one flat tensor a kind; every
+    parameter owns a slice, in model order, its selected elements in rising flat order.
+    """
+
+    group: dict[str, Any]
+    slices: list[_Slice]
+    step: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    remainder: Tensor | None
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        kinds = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "remainder": self.remainder}
+        return {kind: arena for kind, arena in kinds.items() if arena is not None}
+
+
+class MaskedAdamW(Optimizer):
+    """
+    AdamW (arXiv 1711.05101) on the selected weights.
+
+    Unselected weights stay bit-identical: they have no gradient, moment, weight decay or share in the clipping norm.
+    bf16 weights follow an fp32 master, kept as the weight plus an int16 remainder. With a mask of all ones it equals
+    `torch.optim.AdamW` within rounding.
+
+    Gradients are compressed into fp32 accumulators, by hooks as soon as each is complete ([`attach_hooks`], which
+    frees the full gradients during the backward pass), or else in [`step`]. A parameter without a gradient counts as
+    one whose gradient is zero.
+
+    Args:
+        named_parameters (iterable of `(str, torch.nn.Parameter)`, or of groups whose `params` hold such pairs):
+            Parameters; those without selected weights are left out.
+        mask ([`WeightMask`]):
+            The selection, by parameter name.
+        lr (`float`, *optional*, defaults to `1e-3`):
+            Learning rate.
+        betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`):
+            Decay rates of the moments.
+        eps (`float`, *optional*, defaults to `1e-8`):
+            Added to the denominator.
+        weight_decay (`float`, *optional*, defaults to `1e-2`):
+            Decoupled weight decay of the selected weights.
+        master (`"split"` or `None`, *optional*, defaults to `"split"`):
+            `None` keeps no remainder: bf16 weights then round every update, and most small updates vanish.
+
+    Example:
+    ```python
+    >>> optimizer = MaskedAdamW(model.named_parameters(), mask, lr=1e-5)
+    >>> loss.backward()
+    >>> optimizer.clip_grad_norm_(1.0)
+    >>> optimizer.step()
+    ```
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]] | Iterable[dict[str, Any]],
+        mask: WeightMask,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        master: str | None = "split",
+    ):
+        _check_options(lr, betas, eps, weight_decay, master)
+        groups = list(named_parameters)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._arenas: list[_Arena] = []
+        groups = [
+            {**group, "params": [(n, p) for n, p in group["params"] if n in mask.bits and mask.num_selected_of(n)]}
+            for group in groups
+        ]
+        if not any(group["params"] for group in groups):
+            raise ValueError("The mask selects no weight of the given parameters; check that their names match.")
+        super().__init__(
+            [group for group in groups if group["params"]],
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "master": master},
+        )
+        for group in self.param_groups:
+            for parameters in _alike(group):
+                self._arenas.append(self._allocate(group, parameters, mask))
+        self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
+        self._has_gradient = False
+
+    def _allocate(self, group: dict[str, Any], parameters: dict[str, nn.Parameter], mask: WeightMask) -> _Arena:
+        slices, stop = [], 0
+        for name, parameter in parameters.items():
+            _check_parameter(name, parameter, mask)
+            start, stop = stop, stop + mask.num_selected_of(name)
+            slices.append(_Slice(name, parameter, mask.bits[name].to(parameter.device), start, stop))
+        grad, exp_avg, exp_avg_sq = (torch.zeros(stop, device=parameter.device) for _ in range(3))
+        remainder = None
+        if parameter.dtype == torch.bfloat16 and group["master"] == "split":
+            remainder = torch.zeros(stop, dtype=torch.int16, device=parameter.device)
+        arena = _Arena(group, slices, torch.tensor(0.0), grad, exp_avg, exp_avg_sq, remainder)
+        for item in slices:
+            views = {kind: values[item.start : item.stop] for kind, values in arena.states.items()}
+            self.state[item.parameter] = {"step": arena.step, **views}
+        return arena
+
+    # Gradients
+
+    def attach_hooks(self) -> None:
+        """Compress and free every gradient as soon as the backward pass completes it, from now on."""
+        self.remove_hooks()
+        self._hooks = [p.register_post_accumulate_grad_hook(self._collect) for p in self._slices]
+
+    def remove_hooks(self) -> None:
+        """Stop collecting gradients during the backward pass."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _collect(self, parameter: nn.Parameter) -> None:
+        """Add the selected part of `parameter.grad` to the accumulator and free the rest."""
+        if parameter.grad is None:
+            return
+        item, arena = self._slices[parameter]
+        target = arena.grad[item.start : item.stop]
+        wagle_kernels.compress(parameter.grad.reshape(-1), item.packed, target, accumulate=True)
+        parameter.grad = None
+        self._has_gradient = True
+
+    def _collect_all(self) -> None:
+        for parameter in self._slices:
+            self._collect(parameter)
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """
+        Clip the gradients of the selected weights by their joint norm.
+
+        Args:
+            max_norm (`float`): Largest norm; `float("inf")` only measures.
+
+        Returns:
+            `torch.Tensor`: Norm before clipping, a scalar.
+        """
+        self._collect_all()
+        norms = [torch.linalg.vector_norm(arena.grad).to(self._arenas[0].grad.device) for arena in self._arenas]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        if not norm.isfinite():
+            raise ValueError(self._non_finite_message())
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for arena in self._arenas:
+            arena.grad.mul_(scale.to(arena.grad.device))
+        return norm
+
+    def _non_finite_message(self) -> str:
+        for item, arena in self._slices.values():
+            if not arena.grad[item.start : item.stop].isfinite().all():
+                return (
+                    f"The gradient of '{item.name}' is NaN or infinite; no weight was changed in this step. Lower the "
+                    "learning rate, or check the data."
+                )
+        return "The gradient norm overflows; no weight was changed in this step. Lower the learning rate."
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for arena in self._arenas:
+            arena.grad.zero_()
+        self._has_gradient = False
+
+    # Update
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """
+        Update the selected weights and clear the accumulated gradients.
+
+        Args:
+            closure (callable, *optional*): Re-evaluates the model and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._collect_all()
+        if not self._has_gradient:
+            return loss
+        for arena in self._arenas:
+            arena.step += 1
+            for run in _runs(arena.slices):
+                self._update(arena, run)
+        self.zero_grad()
+        return loss
+
+    def _update(self, arena: _Arena, run: list[_Slice]) -> None:
+        group = arena.group
+        start, stop = run[0].start, run[-1].stop
+        weights = torch.empty(stop - start, dtype=run[0].parameter.dtype, device=arena.grad.device)
+        for item in run:
+            wagle_kernels.compress(item.weights, item.packed, weights[item.start - start : item.stop - start])
+        wagle_kernels.adamw(
+            weights,
+            None if arena.remainder is None else arena.remainder[start:stop],
+            arena.grad[start:stop],
+            arena.exp_avg[start:stop],
+            arena.exp_avg_sq[start:stop],
+            step=int(arena.step),
+            lr=float(group["lr"]),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+        for item in run:
+            wagle_kernels.scatter(item.weights, item.packed, weights[item.start - start : item.stop - start])
+
+    # State
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Load the state of an optimizer with the same groups and mask, bit for bit.
+
+        torch's own version would cast the fp32 moments to the weights' dtype and break the arenas.
+        """
+        groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError("The optimizer state has other parameter groups; it belongs to another model or mask.")
+        for saved, group in zip(groups, self.param_groups, strict=True):
+            for index, parameter in zip(saved["params"], group["params"], strict=True):
+                item, _ = self._slices[parameter]
+                _load_slice(item.name, self.state[parameter], state_dict["state"][index])
+            group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the moments, remainders and gradient accumulators."""
+        tensors = [t for arena in self._arenas for t in (arena.grad, *arena.states.values())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _alike(group: dict[str, Any]) -> Iterable[dict[str, nn.Parameter]]:
+    """The named parameters of a group, split by dtype and device."""
+    kinds: dict[tuple, dict[str, nn.Parameter]] = {}
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        kinds.setdefault((parameter.dtype, parameter.device), {})[name] = parameter
+    return kinds.values()
+
+
+def _runs(slices: list[_Slice]) -> Iterator[list[_Slice]]:
+    """Consecutive parameters with at most `_RUN` selected elements together (one larger parameter runs alone)."""
+    run: list[_Slice] = []
+    for item in slices:
+        if run and item.stop - run[0].start > _RUN:
+            yield run
+            run = []
+        run.append(item)
+    yield run
+
+
+def _load_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in saved.items()}:
+        raise ValueError(
+            f"The optimizer state of '{name}' does not fit its mask; it belongs to another mask or dtype."
+        )
+    for kind, tensor in state.items():
+        tensor.copy_(saved[kind])
+
+
+def _check_options(lr, betas, eps, weight_decay, master) -> None:
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}.")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must lie in [0, 1), got {betas}.")
+    if master not in ("split", None):
+        raise ValueError(f"master must be 'split' or None, got '{master}'.")
+
+
+def _check_parameter(name: str, parameter: nn.Parameter, mask: WeightMask) -> None:
+    if tuple(parameter.shape) != mask.shapes[name]:
+        raise ValueError(f"'{name}' has shape {tuple(parameter.shape)}, its mask {mask.shapes[name]}.")
+    if parameter.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"'{name}' is {parameter.dtype}; load the model in bfloat16 or float32.")
+    if not parameter.is_contiguous():
+        raise ValueError(f"'{name}' is not contiguous; call `.contiguous()` on it before training.")

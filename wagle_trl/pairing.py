@@ -1,0 +1,85 @@
+"""Forget/retain pairs: every forget row once an epoch, each beside a retain row, the same at every restart."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+
+class PairedRows(torch.utils.data.Dataset):
+    """Rows `(forget[i], retain[j])` for the index pair `(i, j)`."""
+
+    def __init__(self, forget: Dataset, retain: Dataset):
+        self.forget, self.retain = forget, retain
+
+    def __len__(self) -> int:
+        return len(self.forget)
+
+    def __getitem__(self, pair: tuple[int, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.forget[pair[0]], self.retain[pair[1]]
+
+
+class PairSampler(Sampler[tuple[int, int]]):
+    """
+    Index pairs of an epoch, a pure function of the seed and the epoch.
+
+    Forget rows are permuted every epoch. Retain rows come from an endless sequence of permutations in which the next
+    epoch goes on where the last one ended, so that all of a larger retain set is seen before a row repeats.
+
+    Args:
+        num_forget, num_retain (`int`): Numbers of rows.
+        seed (`int`): Seed.
+    """
+
+    def __init__(self, num_forget: int, num_retain: int, seed: int):
+        self.num_forget, self.num_retain, self.seed = num_forget, num_retain, seed
+        self.epoch = 0  # set by the trainer: wrappers of samplers do not all pass `set_epoch` on after a resume
+
+    def __len__(self) -> int:
+        return self.num_forget
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        forget = self._permutation(self.num_forget, stream=0, block=self.epoch)
+        return zip(forget, self._retain_rows(), strict=False)
+
+    def _retain_rows(self) -> Iterator[int]:
+        block, position = divmod(self.epoch * self.num_forget, self.num_retain)
+        while True:
+            yield from self._permutation(self.num_retain, stream=1, block=block)[position:]
+            block, position = block + 1, 0
+
+    def _permutation(self, n: int, stream: int, block: int) -> list[int]:
+        return np.random.default_rng((self.seed, stream, block)).permutation(n).tolist()
+
+
+class PairCollator:
+    """
+    Collate pairs into one batch, the forget rows first, then as many retain rows.
+
+    Args:
+        collator (callable): Collator of single rows.
+        columns (`list[str]`, *optional*): Numeric forget columns to pass on, one value a row.
+    """
+
+    def __init__(self, collator, columns: list[str] | None = None):
+        self.collator, self.columns = collator, columns or []
+
+    def __call__(self, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        forget, retain = zip(*pairs, strict=True)
+        extras = {column: torch.tensor([row[column] for row in forget]) for column in self.columns}
+        rows = [{key: value for key, value in row.items() if key not in self.columns} for row in (*forget, *retain)]
+        return {**self.collator(rows), **extras}
+
+
+def check_disjoint(forget: Dataset, retain: Dataset) -> None:
+    """Raise a `ValueError` if a tokenized row is in both sets."""
+    rows = {tuple(ids): i for i, ids in enumerate(forget["input_ids"])}
+    shared = [(rows[ids], j) for j, ids in enumerate(map(tuple, retain["input_ids"])) if ids in rows]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} rows are in both the forget and the retain set (first: forget row {shared[0][0]} = retain "
+            f"row {shared[0][1]}); remove them from one."
+        )

@@ -1,0 +1,317 @@
+"""`SFTTrainer` whose updates are restricted to a mask: the base of every trainer here."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from ..attribution import Batch, compute_mask, per_sample_mean
+from ..data import pin_date
+from ..mask import WeightMask
+from ..mask_config import MaskConfig
+from ..optimizer import MaskedAdamW
+from .masked_sft_config import MaskedSFTConfig
+from .moved import MovedShare
+from .run_report import write_run_report
+
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
+
+
+class MaskedTrainer(SFTTrainer):
+    """
+    `trl.SFTTrainer` that trains the weights a mask selects and leaves every other weight bit-identical.
+
+    The arguments are those of [`~trl.SFTTrainer`] and:
+
+    Args:
+        retain_dataset ([`~datasets.Dataset`], *optional*):
+            Rows to keep, in any format of `train_dataset`.
+        mask_config ([`MaskConfig`], *optional*):
+            Compute a mask when training starts; it is saved as `wagle_mask.safetensors` in `args.output_dir`.
+        mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
+            A ready mask, or where one is saved. With neither `mask` nor `mask_config`, all trainable weights train.
+    """
+
+    _tag_names = ["trl", "wagle-trl"]
+    config_class: type[SFTConfig] = MaskedSFTConfig
+
+    def __init__(
+        self,
+        model,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class=None,
+        mask_config: MaskConfig | None = None,
+        mask: WeightMask | str | os.PathLike | None = None,
+        optimizers=(None, None),
+        **kwargs,
+    ):
+        if mask is not None and mask_config is not None:
+            raise ValueError("Pass either `mask` (a ready one) or `mask_config` (compute one), not both.")
+        masked = mask is not None or mask_config is not None
+        args = self._to_config(args, model)
+        _check_rows(train_dataset, "train_dataset")
+        if retain_dataset is not None:
+            _check_rows(retain_dataset, "retain_dataset")
+        _check_writable(args.output_dir)
+        if masked:
+            _check_supported(args, optimizers)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        if masked and self.is_fsdp_enabled:
+            raise ValueError("A mask cannot be trained with FSDP yet; run on one process or with DDP.")
+        if retain_dataset is not None:
+            retain_dataset = self._prepare_dataset(
+                retain_dataset, self.processing_class, args, args.packing, self._formatting_func, "retain"
+            )
+        self.retain_dataset = retain_dataset
+        self.mask_config = mask_config
+        self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
+        if self.mask is not None:
+            self.mask.check(self.model)
+        self.mask_report: dict | None = None
+        self.add_callback(_MaskedTraining(self))
+
+    @classmethod
+    def _to_config(cls, args: TrainingArguments | None, model) -> SFTConfig:
+        """`args` as this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
+        if isinstance(args, cls.config_class):
+            return args
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            return cls.config_class(f"{Path(name).name}-{cls._name}")
+        values = args.to_dict() | {"hub_token": args.hub_token}  # to_dict hides the token
+        known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
+        return cls.config_class(**{name: value for name, value in values.items() if name in known})
+
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        template = self.chat_template or getattr(processing_class, "chat_template", None)
+        self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
+        prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if not packing:
+            _check_answers(dataset, prepared, dataset_name, args.max_length)
+        return prepared
+
+    def _batches(self, dataset: Dataset) -> DataLoader:
+        """Plain batches of a prepared data set, in order."""
+        rows = dataset.select_columns(["input_ids", "labels"])
+        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator)
+
+    # Mask
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As [`~transformers.Trainer.train`]; computes the mask first, or loads it from the checkpoint."""
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise ValueError(f"No checkpoint to resume from in {self.args.output_dir}.")
+        self.prepare_training(checkpoint)
+        with self._only_masked_weights_trainable():
+            try:
+                return super().train(checkpoint, *args, **kwargs)
+            finally:
+                if isinstance(self._masked_optimizer, MaskedAdamW):
+                    self._masked_optimizer.remove_hooks()
+
+    def prepare_training(self, checkpoint: str | None) -> None:
+        """
+        What must happen at the original weights, before the checkpoint (if any) is loaded.
+
+        Args:
+            checkpoint (`str`, *optional*): Checkpoint that training will resume from.
+        """
+        if self.mask is None and self.mask_config is None:
+            return
+        if checkpoint is not None:
+            self.mask = WeightMask.load(checkpoint)
+            self.mask.check(self.model, fingerprint=False)
+        elif self.mask is None:
+            self.compute_mask()
+        self.mask = self.mask.to(self.args.device)
+
+    def compute_mask(self) -> WeightMask:
+        """Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`."""
+        if self.args.packing or self.padding_free:
+            raise ValueError("Attribution needs one row a sample; set `packing=False` and `padding_free=False`.")
+        self.mask, self.mask_report = compute_mask(
+            self.model,
+            self._batches(self.train_dataset),
+            None if self.retain_dataset is None else self._batches(self.retain_dataset),
+            self.mask_config,
+            losses=_fused_sample_losses,
+            progress=not self.args.disable_tqdm,
+        )
+        if self.args.should_save:
+            self.mask.save(self.args.output_dir)
+        return self.mask
+
+    @contextmanager
+    def _only_masked_weights_trainable(self) -> Iterator[None]:
+        """Freeze parameters without selected weights, so that the backward pass computes no gradients for them."""
+        frozen = [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if self.mask is not None and parameter.requires_grad and not self._selects(name)
+        ]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def _selects(self, name: str) -> bool:
+        return name in self.mask.bits and self.mask.num_selected_of(name) > 0
+
+    # Optimizer
+
+    _masked_optimizer: MaskedAdamW | None = None
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        if self.mask is None or self.optimizer is not None:
+            return super().create_optimizer(*args, **kwargs)
+        decayed = set(self.get_decay_parameter_names(self.model))
+        named = [(name, p) for name, p in self.model.named_parameters() if self._selects(name)]
+        groups = [
+            {"params": [(name, p) for name, p in named if name in decayed], "weight_decay": self.args.weight_decay},
+            {"params": [(name, p) for name, p in named if name not in decayed], "weight_decay": 0.0},
+        ]
+        self.optimizer = self._masked_optimizer = MaskedAdamW(
+            [group for group in groups if group["params"]],
+            self.mask,
+            lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+        )
+        return self.optimizer
+
+    # Logs and files
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._masked_optimizer is not None and "grad_norm" in logs:
+            logs["grad_norm"] = self._grad_norm
+            logs["selected_moved"] = self._moved.share()
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...`, the last one winning
+        metrics = self._metrics["eval"]
+        output.metrics.update({f"{metric_key_prefix}_{key}": sum(v) / len(v) for key, v in metrics.items()})
+        metrics.clear()
+        return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        folder = output_dir or self.args.output_dir
+        if self.mask is not None and self.args.should_save:
+            self.mask.save(folder)
+        if self.args.should_save and not _internal_call:
+            write_run_report(self, folder)
+        super().save_model(output_dir, _internal_call)
+
+
+class _MaskedTraining(TrainerCallback):
+    """Hooks, clipping and the watch on moved weights, at their places in the training loop."""
+
+    def __init__(self, trainer: MaskedTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        optimizer = self.trainer._masked_optimizer
+        if optimizer is None:
+            return
+        self.trainer._moved = MovedShare(self.trainer.model, self.trainer.mask)
+        # DDP reduces gradients after these hooks would have freed them: there, `step` compresses
+        if args.world_size == 1:
+            optimizer.attach_hooks()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        optimizer = self.trainer._masked_optimizer
+        if optimizer is not None:
+            # The trainer's own clipping found no gradients: they are in the accumulators
+            max_norm = args.max_grad_norm if args.max_grad_norm > 0 else float("inf")
+            self.trainer._grad_norm = float(optimizer.clip_grad_norm_(max_norm))
+
+
+def _fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[`~attribution.sample_losses`] through TRL's fused LM head, which never holds the logits."""
+    outputs = model(**batch, use_cache=False, fused_lm_head=True)
+    return per_sample_mean(-outputs.log_probs, outputs.label_mask)
+
+
+# Checks, before any long work
+
+
+def _check_rows(dataset: Dataset | None, name: str) -> None:
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f"`{name}` is a streaming data set; load it as a `Dataset` so that it has a length.")
+    if dataset is not None and len(dataset) == 0:
+        raise ValueError(f"`{name}` is empty; pass at least one row.")
+
+
+def _check_answers(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
+    """No row may lose its answer: TRL drops such rows silently, and a forget row dropped is not forgotten."""
+    blank = next((i for i, row in enumerate(raw) if not _has_answer(row)), None)
+    if blank is not None:
+        raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
+    if len(prepared) < len(raw):
+        raise ValueError(
+            f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
+            f"max_length={max_length}; raise it or shorten the prompts."
+        )
+
+
+def _has_answer(row: dict) -> bool:
+    for column in ("completion", "messages", "text"):
+        if column in row:
+            answer = row[column][-1]["content"] if isinstance(row[column], list) else row[column]
+            return bool(answer.strip())
+    return "labels" not in row or any(label != -100 for label in row["labels"])
+
+
+def _check_writable(output_dir: str) -> None:
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error
+
+
+def _check_supported(args: SFTConfig, optimizers) -> None:
+    if args.fp16:
+        raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
+    if args.deepspeed_plugin is not None:
+        raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
+    if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
+    if args.optim not in _ADAMW or optimizers[0] is not None:
+        raise ValueError(
+            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim}') "
+            "and pass no optimizer."
+        )
