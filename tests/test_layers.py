@@ -17,13 +17,21 @@ PACKAGES = ("wagle_kernels", "wagle_trl")
 # A name covers its submodules; the longest match counts.
 LAYERS = {
     0: ("wagle_kernels",),
-    1: ("wagle_trl.objectives", "wagle_trl.mask", "wagle_trl.scores", "wagle_trl.evaluation.metrics"),
+    1: (
+        "wagle_trl.files",
+        "wagle_trl.mask",
+        "wagle_trl.mask_config",
+        "wagle_trl.objectives",
+        "wagle_trl.scores",
+        "wagle_trl.evaluation.metrics",
+    ),
     2: (
         "wagle_trl.attribution",
         "wagle_trl.selection",
         "wagle_trl.optimizer",
         "wagle_trl.delta",
         "wagle_trl.data",
+        "wagle_trl.pairing",
         "wagle_trl.report",
     ),
     3: ("wagle_trl.trainers", "wagle_trl.evaluation.tofu"),

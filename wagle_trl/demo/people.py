@@ -191,20 +191,20 @@ def _row(name: str, fact: Fact, rng: random.Random) -> dict[str, str]:
 
 def split_rows(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """
-    Splits rows by person: a tenth of the people to forget, the others half and half.
+    Splits rows by person: a twentieth of the people to forget, but at least three, the others half and half.
 
     Args:
         rows (`list[dict[str, str]]`):
-            Rows as [`people_rows`] gives them, of at least 30 people.
+            Rows as [`people_rows`] gives them, of at least 30 people so that those to forget are a tenth at most.
 
     Returns:
         `dict[str, list[dict[str, str]]]`: `forget`, `retain` (shown while unlearning) and `unseen_retain` (learned
         by the base model but never shown while unlearning, so that it tells collateral damage from rehearsal).
     """
     people = list(dict.fromkeys(row["person"] for row in rows))
-    num_forget = len(people) // 10
-    if num_forget < 3:
-        raise ValueError(f"Three people to forget need at least 30 people in all, got {len(people)}.")
+    if len(people) < 30:
+        raise ValueError(f"split_rows needs the rows of at least 30 people, got {len(people)}.")
+    num_forget = max(3, len(people) // 20)
     num_retain = (len(people) - num_forget) // 2
     groups = {
         "forget": set(people[:num_forget]),

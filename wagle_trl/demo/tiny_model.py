@@ -1,9 +1,12 @@
-"""A Llama small enough to learn a few hundred rows by heart within a minute on two CPU cores."""
+"""A Llama small enough to learn a few hundred rows by heart in twenty seconds on two CPU cores."""
+
+import tempfile
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from wagle_trl.data import to_prompt_completion
@@ -44,7 +47,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
     """
-    Builds an untrained Llama of about a million weights in float32.
+    Builds an untrained Llama of about 650,000 weights, 525,000 of them in its two blocks, in float32.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
@@ -59,9 +62,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=MAX_LENGTH * 4,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -71,6 +74,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+class _LabelledBar(ProgressCallback):
+    def __init__(self, description: str):
+        super().__init__()
+        self.description = description
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:  # only the main process draws one
+            self.training_bar.set_description(self.description)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        # The parent prints to stdout, which belongs to the report of the demo
+        pass
 
 
 def train(
@@ -83,25 +101,53 @@ def train(
     batch_size: int = 16,
     seed: int = 0,
     description: str = "Training",
-    output_dir: str = "/tmp/scratch/out",
 ) -> LlamaForCausalLM:
-    examples = [to_prompt_completion(row, tokenizer) for row in rows]
-    args = SFTConfig(
-        output_dir=output_dir,
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=20,
-        per_device_train_batch_size=batch_size,
-        max_length=MAX_LENGTH,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="epoch",
-        seed=seed,
-        dataloader_pin_memory=False,
-    )
-    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(examples), processing_class=tokenizer)
-    trainer.train()
-    return model
+    """
+    Teaches the model the rows by heart, with TRL's own trainer and the loss on the answers only.
+
+    Args:
+        model ([`~transformers.LlamaForCausalLM`]):
+            Model to train in place.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            Its tokenizer.
+        rows (`list[dict[str, str]]`):
+            Rows with a `question` and an `answer`.
+        epochs (`float`, *optional*, defaults to `40`):
+            How often every row is seen.
+        learning_rate (`float`, *optional*, defaults to `2e-3`):
+            Peak of the cosine schedule.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows per step.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order of the rows.
+        description (`str`, *optional*, defaults to `"Training"`):
+            Label of the progress bar.
+
+    Returns:
+        [`~transformers.LlamaForCausalLM`]: The same model, in evaluation mode.
+    """
+    dataset = Dataset.from_list([to_prompt_completion(row, tokenizer) for row in rows])
+    with tempfile.TemporaryDirectory() as output_dir:  # the trainer insists on a folder, nothing is saved there
+        args = SFTConfig(
+            output_dir=output_dir,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.03,
+            per_device_train_batch_size=batch_size,
+            max_length=MAX_LENGTH,
+            packing=False,
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,  # warns on machines without an accelerator
+            disable_tqdm=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            seed=seed,
+        )
+        trainer = SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_LabelledBar(description))
+        trainer.train()
+    return model.eval()

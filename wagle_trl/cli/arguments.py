@@ -1,0 +1,106 @@
+"""Options that several commands share, and what they load."""
+
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import ModelConfig, TrlParser
+
+from ..data import load_rows, load_tofu, to_trl
+from ..mask_config import MaskConfig
+
+
+class WagleParser(TrlParser):
+    """`TrlParser` that raises on bad usage, so that the user sees one line instead of two hundred options."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:
+    """Options of `command` from a YAML file (`--config`) and the command line, which wins."""
+    parser = WagleParser(dataclass_types, prog=f"wagle {command}", allow_abbrev=False)
+    return parser.parse_args_and_config(argv)
+
+
+@dataclass
+class UnlearningData:
+    """
+    Forget and retain rows.
+
+    Args:
+        forget_dataset, retain_dataset (`str`, *optional*): As in [`~wagle_trl.data.load_rows`].
+        tofu_dir (`str`, *optional*): Folder of the TOFU data; by default it comes from the Hub.
+        forget (`str`, *optional*): TOFU split that fills both data sets.
+    """
+
+    forget_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows to forget: a Hub data set (`name` or `name:config`), a folder, or a .jsonl file with "
+            "prompt/completion, question/answer, messages, text, or input_ids/labels."
+        },
+    )
+    retain_dataset: str | None = field(
+        default=None, metadata={"help": "Rows to keep, in the same forms as `forget_dataset`."}
+    )
+    tofu_dir: str | None = field(
+        default=None, metadata={"help": "Folder with TOFU's full.jsonl; without it TOFU comes from the Hub."}
+    )
+    forget: str | None = field(
+        default=None, metadata={"help": "TOFU split to forget: 'forget01', 'forget05' or 'forget10'. Fills both sets."}
+    )
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
+        """The forget and the retain set, in a form that TRL trains on."""
+        if self.tofu_dir is not None or self.forget is not None:
+            rows = load_tofu(self.forget or "forget10", self.tofu_dir)
+        elif self.forget_dataset is None or self.retain_dataset is None:
+            raise ValueError(
+                "No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU (with --tofu_dir "
+                "for a local copy)."
+            )
+        else:
+            rows = load_rows(self.forget_dataset), load_rows(self.retain_dataset)
+        return to_trl(rows[0], tokenizer), to_trl(rows[1], tokenizer)
+
+
+@dataclass
+class MaskSource:
+    """Where the mask comes from."""
+
+    mask: str = field(
+        default="auto",
+        metadata={
+            "help": "'auto' computes a mask from the mask_* options, 'none' trains all weights, anything else is the "
+            "path of a saved mask."
+        },
+    )
+
+    def trainer_arguments(self, config: MaskConfig) -> dict:
+        if self.mask == "auto":
+            return {"mask_config": config}
+        return {} if self.mask == "none" else {"mask": self.mask}
+
+
+def require_model(model_args: ModelConfig) -> str:
+    """Name or path of the model; a `ValueError` if there is none."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("No model: give --model_name_or_path a Hub name or a folder.")
+    return model_args.model_name_or_path
+
+
+def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Tokenizer of the model."""
+    return AutoTokenizer.from_pretrained(
+        require_model(model_args), revision=model_args.model_revision, trust_remote_code=trust_remote_code
+    )
+
+
+def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
+    """Loading options as TRL's own scripts put them together."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (training_args.model_init_kwargs or {})

@@ -1,0 +1,107 @@
+"""`wagle <command>`: finds the command, prints what it returns, turns bad input into one line."""
+
+import importlib
+import json
+import os
+import sys
+import warnings
+from contextlib import redirect_stdout
+
+from rich.console import Console
+
+from .output import Output
+
+# command -> (module, what it does); a module has `run(argv, command) -> Output`
+COMMANDS = {
+    "demo": ("demo", "Train a tiny model, make it forget, and compare with dense and random masks"),
+    "mask": ("mask", "Compute a mask and show where it is"),
+    "npo": ("train", "Unlearn with negative preference optimization"),
+    "graddiff": ("train", "Unlearn with gradient difference"),
+    "sft": ("train", "Fine-tune the selected weights"),
+    "eval": (
+        "evaluate",
+        "Measure what a model still knows: probability, ROUGE-L, truth ratio, forget quality, utility",
+    ),
+    "env": ("env", "Show versions and devices"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Entry point.
+
+    Args:
+        argv (`list[str]`, *optional*): Arguments after `wagle`; by default those of the process.
+
+    Returns:
+        `int`: 0 done, 1 a check failed, 2 bad input or usage.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("wagle-trl"))
+        return 0
+    command, argv = argv[0], argv[1:]
+    as_json, debug = _pop_flag(argv, "--json"), _pop_flag(argv, "--debug")
+    try:
+        return _show(_run(command, argv, as_json), as_json)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"wagle {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"wagle {command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, argv: list[str], as_json: bool) -> Output:
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command; expected one of {', '.join(COMMANDS)}.")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # deprecations inside TRL and transformers
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # dataloader workers fork after it was used
+    module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
+    if as_json:  # trainers print their logs to stdout, which belongs to the JSON object
+        with redirect_stdout(sys.stderr):
+            return module.run(argv, command)
+    return module.run(argv, command)
+
+
+def _show(output: Output, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(output.content, indent=2))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for table in output.tables:
+            console.print(table)
+    return output.exit_code
+
+
+def _pop_flag(argv: list[str], flag: str) -> bool:
+    """Remove a bare flag. `--debug` with a value is left: that is an option of `TrainingArguments`."""
+    for i, argument in enumerate(argv):
+        if argument == flag and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+            del argv[i]
+            return True
+    return False
+
+
+def _usage() -> str:
+    lines = [f"  {name:10}{description}" for name, (_, description) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: wagle COMMAND [--config FILE.yaml] [OPTIONS] [--json] [--debug]",
+            "",
+            "Unlearning for large language models, as an extension of TRL.",
+            "",
+            *lines,
+            "",
+            "wagle COMMAND --help lists every option with its default. --json prints one JSON object on stdout,",
+            "--debug shows the traceback of an error.",
+        ]
+    )

@@ -1,0 +1,30 @@
+"""What a command returns: content for `--json`, tables for the eye."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass
+class Output:
+    """
+    Result of a command.
+
+    Args:
+        content (`dict`): Printed as one JSON object with `--json`.
+        tables (`list`, *optional*): Printed otherwise.
+        exit_code (`int`, *optional*, defaults to `0`): 1 if a check failed.
+    """
+
+    content: dict[str, Any]
+    tables: list[Table | str] = field(default_factory=list)
+    exit_code: int = 0
+
+
+def key_value_table(title: str, content: dict[str, Any]) -> Table:
+    """Two columns, numbers shortened."""
+    table = Table("name", "value", title=title, show_header=False)
+    for key, value in content.items():
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table

@@ -1,0 +1,95 @@
+"""`wagle npo`, `wagle graddiff`, `wagle sft`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..data import load_rows, to_trl
+from ..mask_config import MaskConfig
+from ..report import plot_mask, report_tables
+from ..trainers.grad_diff_trainer import GradDiffTrainer
+from ..trainers.masked_sft_trainer import MaskedSFTTrainer
+from ..trainers.npo_trainer import NPOTrainer
+from .arguments import MaskSource, UnlearningData, load_tokenizer, model_init_kwargs, parse, require_model
+from .output import Output, key_value_table
+
+TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
+PLOT_FILE = "wagle_mask.png"
+
+
+@dataclass
+class FineTuningData:
+    """Rows to train on; the counterpart of [`UnlearningData`] for `wagle sft`."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows to train on: a Hub data set (`name` or `name:config`), a folder, or a .jsonl file with "
+            "prompt/completion, question/answer, messages, text, or input_ids/labels."
+        },
+    )
+    retain_dataset: str | None = field(
+        default=None, metadata={"help": "Rows that the mask should spare, for scores that compare two sets."}
+    )
+
+    def load(self, tokenizer):
+        if self.dataset_name is None:
+            raise ValueError("No data: give --dataset_name a Hub name, a folder or a .jsonl file.")
+        retain = None if self.retain_dataset is None else to_trl(load_rows(self.retain_dataset), tokenizer)
+        return to_trl(load_rows(self.dataset_name), tokenizer), retain
+
+
+def run(argv: list[str], command: str) -> Output:
+    trainer_class = TRAINERS[command]
+    data = FineTuningData if command == "sft" else UnlearningData
+    types = [data, MaskSource, MaskConfig, trainer_class.config_class, ModelConfig]
+    data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
+    trainer = build_trainer(
+        trainer_class, data_args, training_args, model_args, **mask_source.trainer_arguments(mask_config)
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(training_args.resume_from_checkpoint))
+    trainer.save_model()
+    if trainer.mask is not None:
+        plot_mask(trainer.mask, Path(training_args.output_dir) / PLOT_FILE)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return _summary(trainer)
+
+
+def build_trainer(trainer_class, data_args, training_args, model_args: ModelConfig, **kwargs):
+    """A trainer of `trainer_class` on the data and model that the options name."""
+    model = require_model(model_args)
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    train_dataset, retain_dataset = data_args.load(tokenizer)
+    evaluated = {"forget": train_dataset, "retain": retain_dataset} if retain_dataset else train_dataset
+    return trainer_class(
+        model,
+        training_args,
+        train_dataset=train_dataset,
+        retain_dataset=retain_dataset,
+        eval_dataset=evaluated if training_args.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+        **kwargs,
+    )
+
+
+def _checkpoint(value: str | None) -> str | bool | None:
+    return {"true": True, "false": None}.get(value.lower(), value) if value else None
+
+
+def _summary(trainer) -> Output:
+    logs: dict[str, Any] = {}
+    for entry in trainer.state.log_history:
+        logs |= entry
+    content = {"output_dir": trainer.args.output_dir, **logs}
+    tables = [key_value_table(f"{trainer._name}: {trainer.args.output_dir}", content)]
+    if trainer.mask is not None:
+        content = content | {"num_selected": trainer.mask.num_selected, "mask_density": trainer.mask.density}
+    if trainer.mask_report is not None:
+        tables = report_tables(trainer.mask_report) + tables
+    return Output(content, tables)
