@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import torch
-from wagle_kernels import ScoreSpec
 
 from benchmarks.environment import write_result
+from wagle_kernels import ScoreSpec
 from wagle_trl.mask import WeightMask
 from wagle_trl.selection import Scored, select
 
@@ -82,7 +82,7 @@ class _PeakMemory:
         return self
 
     def _watch(self):
-        while not self._done.wait(0.002):
+        while not self._done.wait(0.02):
             self.bytes = max(self.bytes, _resident_bytes())
 
     def __exit__(self, *exception):
@@ -108,10 +108,19 @@ def main() -> None:
     rounds = {"ours": [], "published": []}
     for _ in range(args.rounds):  # in turn, so that a drift of the machine meets both
         for side, results in rounds.items():
-            command = [sys.executable, "-m", "benchmarks.mask_selection", "--side", side, "--millions", str(args.millions)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.mask_selection",
+                "--side",
+                side,
+                "--millions",
+                str(args.millions),
+            ]
             results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     medians = {
-        side: {key: statistics.median(r[key] for r in results) for key in results[0]} for side, results in rounds.items()
+        side: {key: statistics.median(r[key] for r in results) for key in results[0]}
+        for side, results in rounds.items()
     }
     summary = {
         "weights": args.millions * 1_000_000,

@@ -117,6 +117,7 @@ def scope_parameters(
         names[0]: parameter
         for parameter, names in aliases.items()
         if parameter.requires_grad
+        and parameter.numel()
         and parameter not in outside
         and (not include or matches(parameter, include))
         and not matches(parameter, exclude)
@@ -189,7 +190,7 @@ def accumulate_statistic(
     Returns:
         `dict[str, torch.Tensor]`: fp32 statistic of each parameter's shape.
     """
-    totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    totals = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in parameters.items()}
     device = next(iter(parameters.values())).device
     batches = batches() if callable(batches) else batches
     num_samples = 0
@@ -215,7 +216,7 @@ def _differentiating(model, parameters, totals, squared) -> Iterator[None]:
     """Eval mode, gradients for `parameters` alone, each added to its total and freed as soon as it is complete."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     gradients = {parameter: parameter.grad for parameter in parameters.values()}
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     hooks = [
         parameter.register_post_accumulate_grad_hook(_release_into(totals[name].view(-1), squared))
         for name, parameter in parameters.items()
@@ -233,7 +234,8 @@ def _differentiating(model, parameters, totals, squared) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _release_into(total: Tensor, squared: bool) -> Callable[[nn.Parameter], None]:

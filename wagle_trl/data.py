@@ -58,9 +58,12 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"No such data file: {path}.")
     text = path.read_text(encoding="utf-8")
     if text.lstrip().startswith("["):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not a valid JSON list ({error}).") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not `splitlines`: JSON strings may hold U+2028
         if line.strip():
             try:
                 rows.append(json.loads(line))

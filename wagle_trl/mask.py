@@ -231,7 +231,7 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         stride = max(1, flat.numel() // _FINGERPRINT_SAMPLES)
-        sample = flat[::stride][:_FINGERPRINT_SAMPLES].to(torch.bfloat16).cpu().view(torch.uint8)
+        sample = flat[::stride][:_FINGERPRINT_SAMPLES].to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -261,13 +261,18 @@ def _mask_path(path: str | os.PathLike) -> Path:
 
 def _parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
     try:
-        shapes = {name: tuple(shape) for name, shape in json.loads(text).items()}
-        valid = all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape)
-    except (ValueError, TypeError, AttributeError):
+        shapes = json.loads(text)
+        valid = all(map(_is_shape, shapes.values()))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise ValueError(f"{path}: the header holds no valid parameter shapes; the file is damaged or hostile.")
-    return shapes
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _is_shape(shape: object) -> bool:
+    is_sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
+    return is_sizes and math.prod(shape) < 2**63
 
 
 def _check_bits(path: Path, name: str, shape: tuple[int, ...], bits: Tensor) -> None:

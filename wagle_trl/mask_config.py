@@ -1,5 +1,6 @@
 """Options of mask computation, shared by Python, YAML and the command line."""
 
+import math
 from dataclasses import dataclass, field
 
 from .scores import get_score, parse_gamma
@@ -62,5 +63,8 @@ class MaskConfig:
         parse_gamma(self.mask_gamma)
         if not 0 < self.mask_density <= 1:
             raise ValueError(f"mask_density must be in (0, 1], got {self.mask_density}.")
-        if not self.mask_eps > 0:
-            raise ValueError(f"mask_eps must be positive, got {self.mask_eps}.")
+        if not 0 < self.mask_eps < math.inf:
+            raise ValueError(f"mask_eps must be positive and finite, got {self.mask_eps}.")
+        for name in ("mask_scope", "mask_exclude"):
+            if isinstance(patterns := getattr(self, name), str):  # would be taken letter by letter, '*' for everything
+                raise ValueError(f"{name} must be a list of patterns, got '{patterns}'.")

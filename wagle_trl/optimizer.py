@@ -1,5 +1,6 @@
 """`MaskedAdamW`: AdamW that keeps state for selected weights only and never touches the others."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,7 @@ class MaskedAdamW(Optimizer):
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "master": master},
         )
         for group in self.param_groups:
+            group["mask"] = _mask_digest(mask, group["param_names"])
             for parameters in _alike(group):
                 self._arenas.append(self._allocate(group, parameters, mask))
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
@@ -173,14 +175,19 @@ class MaskedAdamW(Optimizer):
         Returns:
             `torch.Tensor`: Norm before clipping, a scalar.
         """
+        norm = self._grad_norm()
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for arena in self._arenas:
+            arena.grad.mul_(scale.to(arena.grad.device))
+        return norm
+
+    def _grad_norm(self) -> Tensor:
+        """Joint norm of the collected gradients; NaN or inf is an error that names the parameter."""
         self._collect_all()
         norms = [torch.linalg.vector_norm(arena.grad).to(self._arenas[0].grad.device) for arena in self._arenas]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         if not norm.isfinite():
             raise ValueError(self._non_finite_message())
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for arena in self._arenas:
-            arena.grad.mul_(scale.to(arena.grad.device))
         return norm
 
     def _non_finite_message(self) -> str:
@@ -212,7 +219,7 @@ class MaskedAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._collect_all()
+        self._grad_norm()
         if not self._has_gradient:
             return loss
         for arena in self._arenas:
@@ -253,12 +260,17 @@ class MaskedAdamW(Optimizer):
         torch's own version would cast the fp32 moments to the weights' dtype and break the arenas.
         """
         groups = state_dict["param_groups"]
-        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-            raise ValueError("The optimizer state has other parameter groups; it belongs to another model or mask.")
+        if [group.get("mask") for group in groups] != [group["mask"] for group in self.param_groups]:
+            raise ValueError("The optimizer state belongs to another mask, or to other parameter groups.")
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        indices = [index for group in groups for index in group["params"]]
+        pairs = [(p, state_dict["state"].get(index, {})) for p, index in zip(parameters, indices, strict=True)]
+        for parameter, saved in pairs:
+            _check_slice(self._slices[parameter][0].name, self.state[parameter], saved)
+        for parameter, saved in pairs:
+            for kind, tensor in self.state[parameter].items():
+                tensor.copy_(saved[kind])
         for saved, group in zip(groups, self.param_groups, strict=True):
-            for index, parameter in zip(saved["params"], group["params"], strict=True):
-                item, _ = self._slices[parameter]
-                _load_slice(item.name, self.state[parameter], state_dict["state"][index])
             group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
 
     @property
@@ -287,13 +299,18 @@ def _runs(slices: list[_Slice]) -> Iterator[list[_Slice]]:
     yield run
 
 
-def _load_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
+    """Short hash of the selection, which a checkpoint of the optimizer carries instead of its bits."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode())
+        digest.update(mask.bits[name].cpu().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _check_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in saved.items()}:
-        raise ValueError(
-            f"The optimizer state of '{name}' does not fit its mask; it belongs to another mask or dtype."
-        )
-    for kind, tensor in state.items():
-        tensor.copy_(saved[kind])
+        raise ValueError(f"The optimizer state of '{name}' does not fit: it has another dtype or master.")
 
 
 def _check_options(lr, betas, eps, weight_decay, master) -> None:

@@ -62,7 +62,7 @@ def parse_gamma(gamma: str | float) -> str | float:
         return gamma
     try:
         value = float(gamma)
-    except ValueError:
+    except (TypeError, ValueError):
         value = math.nan
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"mask_gamma must be 'balanced', 'official' or a positive number, got '{gamma}'.")

@@ -57,9 +57,9 @@ def answer_loss(model, tokenizer, rows):
 def test_training_lowers_the_loss(tokenizer, capsys):
     model, rows = build_model(tokenizer), ROWS[:16]
     before = answer_loss(model, tokenizer, rows)
-    trained = train(model, tokenizer, rows, epochs=8, batch_size=4, description="Learning people")
+    trainer = train(model, tokenizer, rows, epochs=8, batch_size=4, description="Learning people")
     captured = capsys.readouterr()
-    assert trained is model and not model.training
+    assert trainer.model is model and not model.training
     assert answer_loss(model, tokenizer, rows) < before - 1
     assert captured.out == ""
     assert "Learning people" in captured.err

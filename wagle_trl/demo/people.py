@@ -90,7 +90,7 @@ POOLS = {
         "botanist",
         "ferrywoman",
         "locksmith",
-        "organist",
+        "violinist",
         "typesetter",
         "diver",
     ],

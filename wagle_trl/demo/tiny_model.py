@@ -1,6 +1,7 @@
 """A Llama small enough to learn a few hundred rows by heart in twenty seconds on two CPU cores."""
 
 import tempfile
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -12,11 +13,10 @@ from trl import SFTConfig, SFTTrainer
 from wagle_trl.data import to_prompt_completion
 
 PAD, EOS = "<pad>", "</s>"
-VOCAB_SIZE = 2048
 MAX_LENGTH = 64
 
 
-def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """
     Learns a byte-level BPE tokenizer from the texts themselves.
 
@@ -26,6 +26,8 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     Args:
         texts (`list[str]`):
             Texts whose words become tokens.
+        vocab_size (`int`, *optional*, defaults to `2048`):
+            Largest number of tokens.
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: Tokenizer with `</s>` as end of sequence and `<pad>` as padding.
@@ -34,7 +36,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=[PAD, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -45,35 +47,39 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **config: Any) -> LlamaForCausalLM:
     """
-    Builds an untrained Llama of about 650,000 weights, 525,000 of them in its two blocks, in float32.
+    Builds an untrained Llama in float32, by default of about 650,000 weights, 525,000 of them in its two blocks.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
             Tokenizer that fixes the vocabulary size and the special tokens.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the weights. The global random state of torch is left as it was.
+        **config:
+            Values of [`~transformers.LlamaConfig`] that differ from the defaults here.
 
     Returns:
         [`~transformers.LlamaForCausalLM`]: The untrained model.
     """
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_LENGTH,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+    defaults = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_LENGTH,
+        "tie_word_embeddings": True,
+    }
+    special_tokens = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(tokenizer), dtype="float32", **special_tokens, **defaults | config)
+        )
 
 
 class _LabelledBar(ProgressCallback):
@@ -99,9 +105,10 @@ def train(
     epochs: float = 40,
     learning_rate: float = 2e-3,
     batch_size: int = 16,
+    max_length: int = MAX_LENGTH,
     seed: int = 0,
     description: str = "Training",
-) -> LlamaForCausalLM:
+) -> SFTTrainer:
     """
     Teaches the model the rows by heart, with TRL's own trainer and the loss on the answers only.
 
@@ -118,13 +125,15 @@ def train(
             Peak of the cosine schedule.
         batch_size (`int`, *optional*, defaults to `16`):
             Rows per step.
+        max_length (`int`, *optional*, defaults to `64`):
+            Longest row, in tokens.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order of the rows.
         description (`str`, *optional*, defaults to `"Training"`):
             Label of the progress bar.
 
     Returns:
-        [`~transformers.LlamaForCausalLM`]: The same model, in evaluation mode.
+        [`~trl.SFTTrainer`]: The trainer, done; its model is the one given, in evaluation mode.
     """
     dataset = Dataset.from_list([to_prompt_completion(row, tokenizer) for row in rows])
     with tempfile.TemporaryDirectory() as output_dir:  # the trainer insists on a folder, nothing is saved there
@@ -135,7 +144,7 @@ def train(
             lr_scheduler_type="cosine",
             warmup_steps=0.03,
             per_device_train_batch_size=batch_size,
-            max_length=MAX_LENGTH,
+            max_length=max_length,
             packing=False,
             bf16=False,
             gradient_checkpointing=False,
@@ -150,4 +159,5 @@ def train(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_LabelledBar(description))
         trainer.train()
-    return model.eval()
+    model.eval()
+    return trainer

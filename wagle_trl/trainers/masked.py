@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
@@ -20,11 +19,10 @@ from ..data import pin_date
 from ..mask import WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
+from .checks import check_answers, check_mask_config, check_rows, check_supported, check_writable
 from .masked_sft_config import MaskedSFTConfig
 from .moved import MovedShare
 from .run_report import write_run_report
-
-_ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 class MaskedTrainer(SFTTrainer):
@@ -63,12 +61,12 @@ class MaskedTrainer(SFTTrainer):
             raise ValueError("Pass either `mask` (a ready one) or `mask_config` (compute one), not both.")
         masked = mask is not None or mask_config is not None
         args = self._to_config(args, model)
-        _check_rows(train_dataset, "train_dataset")
+        check_rows(train_dataset, "train_dataset")
         if retain_dataset is not None:
-            _check_rows(retain_dataset, "retain_dataset")
-        _check_writable(args.output_dir)
+            check_rows(retain_dataset, "retain_dataset")
+        check_writable(args.output_dir)
         if masked:
-            _check_supported(args, optimizers)
+            check_supported(args, optimizers)
         super().__init__(
             model,
             args,
@@ -81,6 +79,8 @@ class MaskedTrainer(SFTTrainer):
         )
         if masked and self.is_fsdp_enabled:
             raise ValueError("A mask cannot be trained with FSDP yet; run on one process or with DDP.")
+        if mask_config is not None:
+            check_mask_config(mask_config, self.model, args, retain_dataset)
         if retain_dataset is not None:
             retain_dataset = self._prepare_dataset(
                 retain_dataset, self.processing_class, args, args.packing, self._formatting_func, "retain"
@@ -101,7 +101,8 @@ class MaskedTrainer(SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             return cls.config_class(f"{Path(name).name}-{cls._name}")
-        values = args.to_dict() | {"hub_token": args.hub_token}  # to_dict hides the token
+        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by to_dict
+        values = args.to_dict() | hidden
         known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
         return cls.config_class(**{name: value for name, value in values.items() if name in known})
 
@@ -110,9 +111,11 @@ class MaskedTrainer(SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         template = self.chat_template or getattr(processing_class, "chat_template", None)
         self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
+        if args.completion_only_loss is None:  # of each data set, where TRL decides by the training rows for all
+            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        if not packing:
-            _check_answers(dataset, prepared, dataset_name, args.max_length)
+        if isinstance(prepared, Dataset) and not packing:
+            check_answers(dataset, prepared, dataset_name, args.max_length)
         return prepared
 
     def _batches(self, dataset: Dataset) -> DataLoader:
@@ -155,8 +158,6 @@ class MaskedTrainer(SFTTrainer):
 
     def compute_mask(self) -> WeightMask:
         """Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`."""
-        if self.args.packing or self.padding_free:
-            raise ValueError("Attribution needs one row a sample; set `packing=False` and `padding_free=False`.")
         self.mask, self.mask_report = compute_mask(
             self.model,
             self._batches(self.train_dataset),
@@ -210,6 +211,10 @@ class MaskedTrainer(SFTTrainer):
         )
         return self.optimizer
 
+    def _clip_grad_norm(self, model):
+        # Under DDP the gradients are still whole here: leave them to the optimizer, which clips by the selected ones
+        return torch.tensor(0.0) if self._masked_optimizer is not None else super()._clip_grad_norm(model)
+
     # Logs and files
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -262,56 +267,3 @@ def _fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor
     """[`~attribution.sample_losses`] through TRL's fused LM head, which never holds the logits."""
     outputs = model(**batch, use_cache=False, fused_lm_head=True)
     return per_sample_mean(-outputs.log_probs, outputs.label_mask)
-
-
-# Checks, before any long work
-
-
-def _check_rows(dataset: Dataset | None, name: str) -> None:
-    if isinstance(dataset, IterableDataset):
-        raise ValueError(f"`{name}` is a streaming data set; load it as a `Dataset` so that it has a length.")
-    if dataset is not None and len(dataset) == 0:
-        raise ValueError(f"`{name}` is empty; pass at least one row.")
-
-
-def _check_answers(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
-    """No row may lose its answer: TRL drops such rows silently, and a forget row dropped is not forgotten."""
-    blank = next((i for i, row in enumerate(raw) if not _has_answer(row)), None)
-    if blank is not None:
-        raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
-    if len(prepared) < len(raw):
-        raise ValueError(
-            f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
-            f"max_length={max_length}; raise it or shorten the prompts."
-        )
-
-
-def _has_answer(row: dict) -> bool:
-    for column in ("completion", "messages", "text"):
-        if column in row:
-            answer = row[column][-1]["content"] if isinstance(row[column], list) else row[column]
-            return bool(answer.strip())
-    return "labels" not in row or any(label != -100 for label in row["labels"])
-
-
-def _check_writable(output_dir: str) -> None:
-    try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error
-
-
-def _check_supported(args: SFTConfig, optimizers) -> None:
-    if args.fp16:
-        raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
-    if args.deepspeed_plugin is not None:
-        raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
-    if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-        raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
-    if args.optim not in _ADAMW or optimizers[0] is not None:
-        raise ValueError(
-            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim}') "
-            "and pass no optimizer."
-        )

@@ -1,0 +1,220 @@
+"""Unlearning real data end to end with a Llama of about 5 M parameters, through the `wagle` command.
+
+The model memorises the last 60 rows of TOFU (three authors, to be forgotten) and the first 720. Rows 0-359 serve
+attribution and retain training; rows 360-719 take no part in unlearning, so they show what else was lost. For every
+arm the same rule picks the learning rate: the smallest of a grid that brings the mean forget probability to 0.2 or
+below.
+
+    python -m benchmarks.tofu_tiny --tofu_dir PATH/TO/tofu
+
+Finished steps are kept in `--cache`, so an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.environment import write_result
+from wagle_trl.cli.main import main as wagle
+from wagle_trl.data import read_jsonl
+from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
+from wagle_trl.evaluation.tofu import write_records
+
+RESULT = Path(__file__).parent / "results" / "tofu_tiny.json"
+SETS = ("forget", "retain", "unseen_retain")
+TARGET = 0.2
+STEPS = 60
+# (score, density) of every mask, and the learning rates to try, from the smallest
+MASKS = {
+    "fisher_ratio-0.05": ("fisher_ratio", 0.05),
+    "fisher_ratio-0.95": ("fisher_ratio", 0.95),
+    "wagle-0.05": ("wagle", 0.05),
+    "wagle-0.95": ("wagle", 0.95),
+    "random-0.05": ("random", 0.05),
+}
+GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+
+
+def prepare(tofu_dir: Path, cache: Path) -> None:
+    """Write the row files and train the model that knows them all."""
+    rows = read_jsonl(tofu_dir / "full.jsonl")
+    splits = {"forget": rows[-60:], "retain": rows[:360], "unseen_retain": rows[360:720]}
+    for name, part in splits.items():
+        write_records(part, cache / f"{name}.jsonl")
+    if (cache / "base" / "config.json").exists():
+        return
+    everything = [row for part in splits.values() for row in part]
+    tokenizer = build_tokenizer([f"{row['question']} {row['answer']}" for row in everything], vocab_size=4096)
+    model = build_model(
+        tokenizer,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    start = time.perf_counter()
+    train(model, tokenizer, everything, epochs=26, learning_rate=1e-3, max_length=256, description="base")
+    model.save_pretrained(cache / "base.part")
+    tokenizer.save_pretrained(cache / "base.part")
+    (cache / "base.part" / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
+    (cache / "base.part").rename(cache / "base")
+
+
+def run_wagle(*arguments: str) -> None:
+    code = wagle([str(argument) for argument in arguments])
+    if code != 0:
+        raise SystemExit(f"wagle {arguments[0]} exited with {code}")
+
+
+def evaluate(model: Path, cache: Path, output: Path, *, generate: bool) -> dict[str, float]:
+    """Summary of `wagle eval` on the three sets."""
+    summary = output / "wagle_eval.json"
+    if not summary.exists():
+        data = [
+            x
+            for name, flag in zip(SETS, ("forget", "retain", "unseen"))
+            for x in (f"--{flag}_dataset", cache / f"{name}.jsonl")
+        ]
+        run_wagle(
+            "eval",
+            "--model_name_or_path",
+            model,
+            "--output_dir",
+            output,
+            *data,
+            "--batch_size",
+            60,
+            "--max_new_tokens",
+            100,
+            "--generate",
+            str(generate).lower(),
+        )
+    return json.loads(summary.read_text())
+
+
+def data_options(cache: Path) -> list:
+    return [
+        "--model_name_or_path",
+        cache / "base",
+        "--forget_dataset",
+        cache / "forget.jsonl",
+        "--retain_dataset",
+        cache / "retain.jsonl",
+        "--gradient_checkpointing",
+        "false",
+        "--report_to",
+        "none",
+    ]
+
+
+def compute_mask(name: str, cache: Path) -> Path:
+    folder = cache / "masks" / name
+    score, density = MASKS[name]
+    if not (folder / "wagle_report.json").exists():
+        run_wagle(
+            "mask",
+            *data_options(cache),
+            "--mask_score",
+            score,
+            "--mask_density",
+            density,
+            "--output_dir",
+            folder,
+            "--per_device_train_batch_size",
+            20,
+        )
+    return folder
+
+
+def unlearn(command: str, mask: str, learning_rate: float, cache: Path) -> Path:
+    """Folder of the unlearned model."""
+    folder = cache / "runs" / f"{command}-{mask}-{learning_rate:g}"
+    if not (folder / "wagle_report.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        source = "none" if mask == "dense" else compute_mask(mask, cache)
+        run_wagle(
+            command,
+            *data_options(cache),
+            "--mask",
+            source,
+            "--output_dir",
+            folder,
+            "--max_steps",
+            STEPS,
+            "--learning_rate",
+            learning_rate,
+            "--lr_scheduler_type",
+            "constant_with_warmup",
+            "--warmup_steps",
+            5,
+            "--per_device_train_batch_size",
+            12,
+            "--save_strategy",
+            "no",
+            "--logging_steps",
+            10,
+            "--seed",
+            0,
+        )
+    return folder
+
+
+def arm(command: str, mask: str, cache: Path) -> dict:
+    """The row of an objective and a mask, at the first learning rate of the grid that forgets."""
+    for learning_rate in GRID:
+        folder = unlearn(command, mask, learning_rate, cache)
+        quick = evaluate(folder, cache, folder / "quick", generate=False)
+        if quick["forget_prob"] <= TARGET:
+            break
+    summary = evaluate(folder, cache, folder / "full", generate=True)
+    logs = json.loads((folder / "wagle_report.json").read_text())["log_history"]
+    moved = [entry["selected_moved"] for entry in logs if "selected_moved" in entry]
+    return row(f"{command} {mask}", summary) | {
+        "learning_rate": learning_rate,
+        "target_reached": summary["forget_prob"] <= TARGET,
+        "selected_moved": moved[-1] if moved else None,
+        "training_seconds": logs[-1]["train_runtime"],
+    }
+
+
+def row(run: str, summary: dict[str, float]) -> dict:
+    scores = {f"{name}_probability": summary[f"{name}_prob"] for name in SETS}
+    return {"run": run, **scores, **{f"{name}_rougeL": summary[f"{name}_rougeL_recall"] for name in SETS}}
+
+
+def table(rows: list[dict]) -> Table:
+    columns = Table(title="Answer probability / ROUGE-L")
+    for name in ("run", "learning rate", "forget", "retain", "unseen retain"):
+        columns.add_column(name, justify="left" if name == "run" else "right")
+    for r in rows:
+        scores = [f"{r[f'{name}_probability']:.3f} / {r[f'{name}_rougeL']:.3f}" for name in SETS]
+        columns.add_row(r["run"], f"{r.get('learning_rate', 0):g}", *scores)
+    return columns
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tofu_dir", type=Path, required=True, help="folder with TOFU's full.jsonl")
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache" / "tofu_tiny")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    prepare(args.tofu_dir, args.cache)
+    base = args.cache / "base"
+    rows = [row("base", evaluate(base, args.cache, args.cache / "base-eval", generate=True))]
+    rows[0]["training_seconds"] = json.loads((base / "seconds.json").read_text())
+    for command in ("npo", "graddiff"):
+        for mask in ("dense", *MASKS):
+            rows.append(arm(command, mask, args.cache))
+            write_result(args.output, {"steps": STEPS, "target": TARGET, "grid": GRID, "rows": rows})
+    Console().print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+
+from wagle_trl import MaskConfig, NPOTrainer, WeightMask
+
+KINDS = ["npo", "grad_diff", "masked_sft"]
+
+
+# Freezing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "scope, tied", [(None, False), (["*"], False), (["*"], True)], ids=["blocks", "embeddings", "tied embeddings"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unselected_weights_stay_bit_identical(
+    kind, scope, tied, dtype, make_trainer, tiny_model, snapshot, assert_only_selected_moved
+):
+    model = tiny_model(dtype=dtype, tie_word_embeddings=tied)
+    before = snapshot(model)
+    config = MaskConfig(mask_score="random", mask_density=0.3, mask_scope=scope)
+    trainer = make_trainer(kind, model, mask_config=config, gradient_accumulation_steps=2, weight_decay=0.1)
+    trainer.train()
+    # Rows of tokens that never occur have weight decay alone, which in bf16 is too small to show in a few steps
+    rounds = dtype == torch.bfloat16
+    assert assert_only_selected_moved(before, trainer.model, trainer.mask) > (0.7 if rounds else 0.95)
+    embeddings = [name for name in trainer.mask.bits if "embed_tokens" in name or "lm_head" in name]
+    assert len(embeddings) == (0 if scope is None else 1 if tied else 2)
+
+
+def test_attribution_and_training_touch_only_what_the_default_mask_selects(
+    make_trainer, snapshot, assert_only_selected_moved
+):
+    trainer = make_trainer(mask_config=MaskConfig())
+    before = snapshot(trainer.model)
+    trainer.train()
+    assert trainer.mask.density == pytest.approx(0.05, abs=1e-4)
+    assert assert_only_selected_moved(before, trainer.model, trainer.mask) > 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_mask_every_parameter_trains(kind, make_trainer, snapshot):
+    trainer = make_trainer(kind)
+    before = snapshot(trainer.model)
+    trainer.train()
+    assert trainer.mask is None
+    for name, parameter in trainer.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_training_restores_requires_grad_and_leaves_no_hooks(make_trainer):
+    config = MaskConfig(mask_score="random", mask_scope=["*.mlp.up_proj.*"])
+    trainer = make_trainer(mask_config=config)
+    trainer.train()
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert all(not parameter._post_accumulate_grad_hooks for parameter in trainer.model.parameters())
+
+
+# Gradient accumulation
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "dense"])
+@pytest.mark.parametrize("kind", ["npo", "grad_diff"])
+def test_batch_4_equals_four_accumulated_batches_of_1(kind, masked, make_trainer, small_mask, snapshot):
+    """6 rows: an epoch is a step of 4 rows and one of 2, so that the last step's counts differ too."""
+    mask_config = small_mask if masked else None
+    # A large epsilon keeps Adam from turning rounding noise of tiny gradients into whole steps
+    options = dict(mask_config=mask_config, max_steps=4, learning_rate=1e-3, adam_epsilon=1e-3)
+    one = make_trainer(kind, per_device_train_batch_size=4, **options)
+    assert len({len(row) for row in one.train_dataset["input_ids"]}) > 2
+    one.train()
+    four = make_trainer(kind, per_device_train_batch_size=1, gradient_accumulation_steps=4, **options)
+    four.train()
+    before, ours, theirs = snapshot(make_trainer(kind).model), snapshot(one.model), snapshot(four.model)
+    assert max((ours[name] - before[name]).abs().max() for name in ours) > 1e-3
+    difference = max((ours[name] - theirs[name]).abs().max() for name in ours)
+    assert difference < 1e-6
+
+
+def test_padding_is_not_counted_in_the_loss(make_trainer, tiny_model, log_probs_of, batches_of):
+    trainer = make_trainer("grad_diff", per_device_train_batch_size=6, max_steps=1)
+    ((forget, retain),) = batches_of(trainer)
+    assert len({len(row["input_ids"]) for row in retain}) > 1
+    base = tiny_model()
+    trainer.train()
+    for stream, sign, rows in (("forget", -1, forget), ("retain", 1, retain)):
+        singles = torch.cat([log_probs_of(base, row) for row in rows])
+        assert trainer.state.log_history[0][f"{stream}_loss"] == pytest.approx(-sign * singles.mean().item(), abs=1e-5)
+
+
+# Logs
+
+
+@pytest.mark.parametrize("kind", ["npo", "grad_diff"])
+def test_logs_tell_both_losses_and_accuracies_and_the_selected_gradient_norm(kind, make_trainer, small_mask):
+    trainer = make_trainer(kind, mask_config=small_mask, retain_weight=2.0)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    expected = {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "forget_loss",
+        "retain_loss",
+        "forget_token_accuracy",
+        "retain_token_accuracy",
+        "selected_moved",
+        "num_tokens",
+    }
+    assert expected <= set(log)
+    assert log["loss"] == pytest.approx(log["forget_loss"] + 2.0 * log["retain_loss"], rel=1e-5)
+    assert log["grad_norm"] > 0
+    assert log["selected_moved"] > 0.95
+
+
+def test_logged_grad_norm_is_that_of_the_selected_gradients(
+    make_trainer, small_mask, tiny_model, log_probs_of, batches_of
+):
+    trainer = make_trainer("grad_diff", mask_config=small_mask, max_steps=1)
+    base, (forget, retain) = tiny_model(), batches_of(trainer)[0]
+    trainer.train()
+    losses = [-torch.cat([log_probs_of(base, row) for row in rows]).mean() for rows in (forget, retain)]
+    (losses[1] - losses[0]).backward()
+    selected = [p.grad[trainer.mask.dense(n)] for n, p in base.named_parameters() if n in trainer.mask.bits]
+    whole = torch.cat([p.grad.flatten() for p in base.parameters()]).norm()
+    norm = torch.cat(selected).norm()
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert norm < 0.9 * whole
+
+
+def test_token_accuracies_tell_forget_from_retain(learned, make_trainer, small_mask):
+    trainer = make_trainer(model=learned, mask_config=small_mask, max_steps=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["retain_token_accuracy"] > 0.95
+    assert log["forget_token_accuracy"] < 0.8
+
+
+@pytest.mark.parametrize("during_training", [True, False], ids=["during training", "on call"])
+def test_evaluation_names_the_metrics_of_each_split(
+    during_training, learned, make_trainer, small_mask, forget_rows, retain_rows, log_probs_of
+):
+    trainer = make_trainer(
+        model=learned,
+        mask_config=small_mask,
+        eval_dataset={"forget": forget_rows, "retain": retain_rows},
+        eval_strategy="epoch",
+        learning_rate=1e-9,
+        per_device_eval_batch_size=4,
+    )
+    if during_training:
+        trainer.train()
+        metrics = {key: value for log in trainer.state.log_history for key, value in log.items() if "eval_" in key}
+    else:
+        metrics = trainer.evaluate()
+    assert metrics["eval_retain_mean_token_accuracy"] > 0.95
+    assert metrics["eval_forget_mean_token_accuracy"] < 0.8
+    assert "eval_mean_token_accuracy" not in metrics
+    rows = trainer.eval_dataset["forget"]
+    loss = -torch.cat([log_probs_of(learned, row) for row in rows]).mean().item()
+    assert metrics["eval_forget_loss"] == pytest.approx(loss, rel=0.05)  # a mean over batches, not tokens
+    assert metrics["eval_retain_loss"] < 0.5 < metrics["eval_forget_loss"]
+
+
+# Data formats
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def in_format(name, rows, tokenizer):
+    def convert(row):
+        prompt, completion = row["prompt"], row["completion"]
+        user = [{"role": "user", "content": prompt}]
+        assistant = [{"role": "assistant", "content": completion.strip()}]
+        if name == "text":
+            return {"text": prompt + completion}
+        if name == "messages":
+            return {"messages": user + assistant}
+        if name == "conversational prompt-completion":
+            return {"prompt": user, "completion": assistant}
+        if name == "tokenized":
+            ids = tokenizer(prompt + completion)["input_ids"]
+            return {"input_ids": ids, "labels": [-100] * 5 + ids[5:]}
+        return row
+
+    return rows.map(convert, remove_columns=[] if name == "prompt-completion" else rows.column_names)
+
+
+FORMATS = ["text", "prompt-completion", "messages", "conversational prompt-completion", "tokenized"]
+
+
+@pytest.mark.parametrize("retain", FORMATS)
+@pytest.mark.parametrize("forget", FORMATS)
+def test_every_data_format_and_any_two_of_them_train(
+    forget, retain, make_trainer, tiny_tokenizer, forget_rows, retain_rows
+):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    trainer = make_trainer(
+        train_dataset=in_format(forget, forget_rows, tokenizer),
+        retain_dataset=in_format(retain, retain_rows, tokenizer),
+        processing_class=tokenizer,
+        max_steps=1,
+    )
+    trained_on = {
+        "text": "Question: Where does {} live?\nAnswer: {} lives in {}.</s>",
+        "prompt-completion": " {1} lives in {2}.</s>",
+        "messages": "<user>Question: Where does {} live?\nAnswer:</s><assistant>{} lives in {}.</s>",
+        "conversational prompt-completion": "{1} lives in {2}.</s>",
+    }
+    for name, prepared, person, town in (
+        (forget, trainer.train_dataset, "Ada", "Oslo"),
+        (retain, trainer.retain_dataset, "Gus", "Oslo"),
+    ):
+        labels = [label for label in prepared[0]["labels"] if label != -100]
+        if name == "tokenized":
+            assert prepared[0]["labels"] == [-100] * 5 + prepared[0]["input_ids"][5:]
+        else:
+            assert tokenizer.decode(labels) == trained_on[name].format(person, person, town)
+    trainer.train()
+    assert trainer.state.log_history[0]["forget_loss"] == pytest.approx(13.8629, abs=1e-3)
+
+
+def test_a_chat_template_with_todays_date_gives_the_same_tokens_every_day(
+    make_trainer, tiny_tokenizer, forget_rows, retain_rows, monkeypatch
+):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
+    rows = {
+        "train_dataset": in_format("messages", forget_rows, tokenizer),
+        "retain_dataset": in_format("conversational prompt-completion", retain_rows, tokenizer),
+    }
+
+    class FakeClock:
+        year = 1999
+
+        @classmethod
+        def now(cls):
+            import datetime
+
+            return datetime.datetime(cls.year, 1, 2)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", FakeClock)
+    rendered = tokenizer.apply_chat_template(rows["train_dataset"][0]["messages"], tokenize=False)
+    assert rendered.startswith("02 Jan 1999")
+    trainer = make_trainer(processing_class=tokenizer, **rows)
+    FakeClock.year = 2001
+    later = make_trainer(processing_class=tokenizer, **rows)
+    assert trainer.train_dataset["input_ids"] == later.train_dataset["input_ids"]
+    assert trainer.retain_dataset["input_ids"] == later.retain_dataset["input_ids"]
+    assert tokenizer.decode(trainer.train_dataset[0]["input_ids"]).startswith("26 Jul 2024")
+    assert tokenizer.chat_template.startswith("{{ strftime_now")
+
+
+# PEFT
+
+
+@pytest.fixture
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("kind", ["npo", "grad_diff"])
+def test_adapters_alone_train_with_peft(kind, make_trainer, tiny_model, snapshot, lora):
+    base = tiny_model()
+    before = snapshot(base)
+    trainer = make_trainer(kind, base, peft_config=lora)
+    trainer.train()
+    after = {name: p for name, p in trainer.model.get_base_model().named_parameters() if "lora_" not in name}
+    for name, value in before.items():
+        renamed = next(other for other in (name, name.replace(".weight", ".base_layer.weight")) if other in after)
+        assert torch.equal(after[renamed], value), name
+    assert all(bool(p.abs().sum() > 0) for name, p in trainer.model.named_parameters() if "lora_B" in name)
+
+
+def test_with_peft_a_mask_selects_adapter_weights(
+    make_trainer, tiny_model, snapshot, assert_only_selected_moved, lora, tmp_path
+):
+    trainer = make_trainer(peft_config=lora, mask_config=MaskConfig(mask_score="random", mask_density=0.5))
+    before = snapshot(trainer.model)
+    trainer.train()
+    assert all("lora_" in name for name in trainer.mask.bits)
+    # A selected weight of A has no gradient at the first step, as B starts at zero: weight decay moves it
+    assert assert_only_selected_moved(before, trainer.model, trainer.mask) > 0.95
+    trainer.save_model(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")
+    trained = snapshot(trainer.model)
+    for name, value in loaded.named_parameters():
+        assert torch.equal(value, trained[name]), name
+
+
+# Masks from files
+
+
+@pytest.mark.parametrize("form", ["object", "file", "folder"])
+def test_a_ready_mask_can_be_passed_as_an_object_a_file_or_a_folder(form, make_trainer, small_mask, tmp_path):
+    first = make_trainer(mask_config=small_mask, max_steps=1)
+    first.train()
+    file = first.mask.save(tmp_path / "masks")
+    source = {"object": first.mask, "file": str(file), "folder": tmp_path / "masks"}[form]
+    second = make_trainer(mask=source, max_steps=1)
+    assert second.mask == first.mask
+    second.train()
+    ours, theirs = dict(first.model.named_parameters()), dict(second.model.named_parameters())
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_output_directory_holds_model_mask_and_report(make_trainer, small_mask, tmp_path, tiny_model, snapshot):
+    trainer = make_trainer(mask_config=small_mask)
+    trainer.train()
+    trainer.save_model()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "config.json", "wagle_mask.safetensors", "wagle_report.json"} <= names
+    assert WeightMask.load(tmp_path / "out") == trainer.mask
+    loaded = type(trainer.model).from_pretrained(tmp_path / "out")
+    saved = snapshot(trainer.model)
+    assert all(torch.equal(p, saved[name]) for name, p in loaded.named_parameters())
+
+
+def test_checkpoints_hold_the_mask_and_the_reference(make_trainer, small_mask, tmp_path):
+    make_trainer(mask_config=small_mask, save_strategy="steps", save_steps=2).train()
+    names = {path.name for path in (tmp_path / "out" / "checkpoint-2").iterdir()}
+    assert {"wagle_mask.safetensors", "wagle_reference.safetensors", "optimizer.pt", "model.safetensors"} <= names
+
+
+# Configs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_sft_config_is_taken_and_its_options_kept(kind, make_trainer, tmp_path):
+    from trl import SFTConfig
+
+    args = SFTConfig(
+        output_dir=str(tmp_path / "out"),
+        learning_rate=3e-5,
+        max_steps=1,
+        max_length=99,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        lr_scheduler_type="cosine",
+        save_strategy="no",
+    )
+    trainer = make_trainer(kind, args=args)
+    assert type(trainer.args) is trainer.config_class
+    for name in ("output_dir", "learning_rate", "max_length", "bf16", "lr_scheduler_type", "max_steps"):
+        assert getattr(trainer.args, name) == getattr(args, name), name
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_without_args_the_output_directory_is_named_after_model_and_trainer(
+    tiny_model, tiny_tokenizer, forget_rows, retain_rows, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model()
+    model.config._name_or_path = "someone/tiny"
+    trainer = NPOTrainer(model, train_dataset=forget_rows, retain_dataset=retain_rows, processing_class=tiny_tokenizer)
+    assert trainer.args.output_dir == "tiny-NPO"

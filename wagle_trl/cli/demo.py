@@ -1,0 +1,31 @@
+"""`wagle demo`."""
+
+from dataclasses import dataclass, field
+
+import transformers
+from datasets.utils.logging import disable_progress_bar
+
+from ..demo.run import run_demo
+from .arguments import parse
+from .output import Output
+
+
+@dataclass
+class DemoArguments:
+    """Options of the demo."""
+
+    output_dir: str = field(default="demo-output", metadata={"help": "Folder for the model, mask, plot and report."})
+    seed: int = field(default=0, metadata={"help": "Seed of people, weights and batches."})
+
+
+def run(argv: list[str], command: str) -> Output:
+    (args,) = parse([DemoArguments], argv, command)
+    disable_progress_bar()  # of formatting a few hundred rows; training and evaluation keep theirs
+    transformers.logging.set_verbosity_error()
+    rows, tables = run_demo(args.output_dir, args.seed)
+    closing = (
+        f"Written to {args.output_dir}/: the unlearned model, wagle_mask.safetensors, wagle_mask.png, report.json; "
+        f"base/ and the data for your own runs:\n  wagle npo --model_name_or_path {args.output_dir}/base "
+        f"--forget_dataset {args.output_dir}/forget.jsonl --retain_dataset {args.output_dir}/retain.jsonl"
+    )
+    return Output({"output_dir": args.output_dir, "rows": rows}, [*tables, closing])

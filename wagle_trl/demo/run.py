@@ -1,0 +1,170 @@
+"""The demo: learn made-up people by heart, forget three of them, and show what else was lost."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.table import Table
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ..data import to_trl
+from ..evaluation.metrics import summarize
+from ..evaluation.tofu import evaluate_rows, write_records
+from ..files import write_json
+from ..mask_config import MaskConfig
+from ..report import plot_mask, report_tables
+from ..trainers.npo_config import NPOConfig
+from ..trainers.npo_trainer import NPOTrainer
+from .people import people_rows, split_rows
+from .tiny_model import build_model, build_tokenizer, train
+
+DENSITY = 0.05
+MASKS = {
+    "dense": None,
+    "random": MaskConfig(mask_score="random", mask_density=DENSITY),
+    "masked": MaskConfig(mask_score="fisher_ratio", mask_density=DENSITY),
+}
+# A twentieth of the weights needs a larger step than all of them
+LEARNING_RATES = {"dense": 3e-4, "random": 2e-3, "masked": 2e-3}
+STEPS = 120
+RETAIN_WEIGHT = 3.0
+_SETS = ("forget", "retain", "unseen_retain")
+
+
+def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[list[dict[str, Any]], list[Table]]:
+    """
+    Run the demo and write its folder: the unlearned model with mask, plot and reports, the base model, the data.
+
+    Args:
+        output_dir (`str` or `pathlib.Path`): Folder to write.
+        seed (`int`, *optional*, defaults to `0`): Seed of people, weights and batches.
+
+    Returns:
+        `tuple[list[dict], list[rich.table.Table]]`: One row a model, and tables to print.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = split_rows(people_rows(seed=seed))
+    for name, rows in splits.items():
+        write_records(rows, folder / f"{name}.jsonl")
+    known = splits["retain"] + splits["unseen_retain"]
+    tokenizer = build_tokenizer(
+        [f"Question: {r['question']}\nAnswer: {r['answer']}" for r in splits["forget"] + known]
+    )
+
+    demo = _Demo(folder, seed, tokenizer, splits)
+    base = demo.learn("base", splits["forget"] + known)
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    demo.start = {name: weight.clone() for name, weight in base.state_dict().items()}
+    demo.measure("base", base)
+    demo.measure("oracle", demo.learn("oracle", known))
+    trainers = {run: demo.unlearn(run) for run in MASKS}
+    masked = trainers["masked"]
+    masked.save_model(str(folder))
+    plot_mask(masked.mask, folder / "wagle_mask.png")
+    write_json(folder / "report.json", demo.rows)
+    return demo.rows, [*report_tables(masked.mask_report), comparison(demo.rows)]
+
+
+class _Demo:
+    """What the runs share, and the rows they add."""
+
+    def __init__(self, folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast, splits: dict[str, list[dict]]):
+        self.folder, self.seed, self.tokenizer, self.splits = folder, seed, tokenizer, splits
+        self.start: dict[str, torch.Tensor] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.costs: dict[str, dict[str, float]] = {}
+
+    def learn(self, run: str, rows: list[dict]) -> LlamaForCausalLM:
+        """A model trained on `rows` from scratch."""
+        begin = time.perf_counter()
+        model = build_model(self.tokenizer, self.seed)
+        trainer = train(model, self.tokenizer, rows, seed=self.seed, description=f"Training the {run} model")
+        self._cost(run, trainer.optimizer, begin)
+        return trainer.model
+
+    def unlearn(self, run: str) -> NPOTrainer:
+        """NPO from the base model with the mask of `run`."""
+        print(f"Unlearning: {run}")
+        model = build_model(self.tokenizer)
+        model.load_state_dict(self.start)
+        begin = time.perf_counter()
+        trainer = NPOTrainer(
+            model,
+            self._options(run),
+            train_dataset=self._dataset("forget"),
+            retain_dataset=self._dataset("retain"),
+            processing_class=self.tokenizer,
+            mask_config=MASKS[run],
+        )
+        trainer.train()
+        self._cost(run, trainer.optimizer, begin)
+        self.measure(run, model)
+        return trainer
+
+    def _options(self, run: str) -> NPOConfig:
+        return NPOConfig(
+            output_dir=str(self.folder),
+            learning_rate=LEARNING_RATES[run],
+            max_steps=STEPS,
+            retain_weight=RETAIN_WEIGHT,
+            per_device_train_batch_size=16,
+            weight_decay=0.0,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=10,
+            seed=self.seed,
+            dataloader_pin_memory=False,
+        )
+
+    def _dataset(self, split: str) -> Dataset:
+        return to_trl(Dataset.from_list(self.splits[split]), self.tokenizer)
+
+    def _cost(self, run: str, optimizer, begin: float) -> None:
+        self.costs[run] = {"optimizer_bytes": optimizer_bytes(optimizer), "seconds": time.perf_counter() - begin}
+
+    def measure(self, run: str, model: LlamaForCausalLM) -> None:
+        """Add the row of `run`."""
+        summary = {}
+        for name in _SETS:
+            summary |= summarize(
+                evaluate_rows(model, self.tokenizer, self.splits[name], name, batch_size=64, max_new_tokens=24)
+            )
+        self.rows.append(
+            {
+                "run": run,
+                **{f"{name}_probability": summary[f"{name}_prob"] for name in _SETS},
+                **{f"{name}_rougeL": summary[f"{name}_rougeL_recall"] for name in _SETS},
+                "weights_changed": weights_changed(self.start, model),
+                **self.costs[run],
+            }
+        )
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors that an optimizer keeps from step to step."""
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def weights_changed(start: dict[str, torch.Tensor], model: torch.nn.Module) -> float:
+    """Share of a model's weights that differ from `start`."""
+    parameters = dict(model.named_parameters())
+    changed = sum(int((parameter != start[name]).sum()) for name, parameter in parameters.items())
+    return changed / sum(parameter.numel() for parameter in parameters.values())
+
+
+def comparison(rows: list[dict[str, Any]]) -> Table:
+    """One line a run: probability and ROUGE-L on every set, and what the run cost."""
+    table = Table(title="Answer probability / ROUGE-L")
+    for column in ("run", "forget", "retain", "unseen retain", "weights changed", "optimizer state", "seconds"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for row in rows:
+        scores = [f"{row[f'{name}_probability']:.3f} / {row[f'{name}_rougeL']:.3f}" for name in _SETS]
+        cost = [f"{row['weights_changed']:.1%}", f"{row['optimizer_bytes'] / 1e6:.2f} MB", f"{row['seconds']:.1f}"]
+        table.add_row(row["run"], *scores, *cost)
+    return table

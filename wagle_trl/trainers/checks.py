@@ -1,0 +1,81 @@
+"""Checks of a trainer's arguments, before any long work."""
+
+import tempfile
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from torch import nn
+from trl import SFTConfig
+
+from ..attribution import scope_parameters
+from ..mask_config import MaskConfig
+from ..scores import get_score
+
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
+
+
+def check_rows(dataset: Dataset | None, name: str) -> None:
+    """The argument `name` must be a data set with rows."""
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f"`{name}` is a streaming data set; load it as a `Dataset` so that it has a length.")
+    if not isinstance(dataset, Dataset | None):
+        raise ValueError(f"`{name}` must be a `Dataset`, got {type(dataset).__name__}; pick one split of it.")
+    if dataset is not None and len(dataset) == 0:
+        raise ValueError(f"`{name}` is empty; pass at least one row.")
+
+
+def check_answers(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
+    """No row may lose its answer: TRL drops such rows silently, and a forget row dropped is not forgotten."""
+    blank = next((i for i, row in enumerate(raw) if not _has_answer(row)), None)
+    if blank is not None:
+        raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
+    if len(prepared) < len(raw):
+        raise ValueError(
+            f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
+            f"max_length={max_length}; raise it or shorten the prompts."
+        )
+
+
+def _has_answer(row: dict) -> bool:
+    for column in ("completion", "messages", "text"):
+        if column in row:
+            answer = row[column][-1]["content"] if isinstance(row[column], list) else row[column]
+            return bool(answer and answer.strip())
+    return "labels" not in row or any(label != -100 for label in row["labels"])
+
+
+def check_writable(output_dir: str) -> None:
+    """`output_dir` must be a folder that files can be written to; it is made if need be."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error
+
+
+def check_supported(args: SFTConfig, optimizers) -> None:
+    """The options must be such that a mask can be trained."""
+    if args.fp16:
+        raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
+    if args.deepspeed_plugin is not None:
+        raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
+    if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
+    if args.optim not in _ADAMW or optimizers[0] is not None:
+        raise ValueError(
+            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim}') "
+            "and pass no optimizer."
+        )
+
+
+def check_mask_config(config: MaskConfig, model: nn.Module, args: SFTConfig, retain: Dataset | None) -> None:
+    """It must be possible to compute the mask of `config`, as far as one can tell without data."""
+    scope_parameters(model, config.mask_scope, config.mask_exclude)
+    if get_score(config.mask_score).uses_retain and retain is None:
+        raise ValueError(
+            f"mask_score '{config.mask_score}' needs `retain_dataset`; pass one or choose a score of the training "
+            "rows alone."
+        )
+    if args.packing or args.padding_free:
+        raise ValueError("Attribution needs one row a sample; set `packing=False` and `padding_free=False`.")
