@@ -32,10 +32,15 @@ def mask_report(mask: WeightMask, scored: Scored) -> dict[str, Any]:
         scored ([`~selection.Scored`]): What it was selected from; gives the overlaps.
 
     Returns:
-        `dict`: `num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer`, `density_by_module`, and
-        `jaccard`: the overlap with simpler scores at the same k, of those whose statistics were accumulated (root
-        mean squares stand for gradients after `fisher_ratio`). Near 1.0, the score has degenerated to that one.
+        `dict`: [`mask_anatomy`] and `jaccard`: the overlap with simpler scores at the same k, of those whose statistics
+        were accumulated (root mean squares stand for gradients after `fisher_ratio`). Near 1.0, the score has
+        degenerated to that one.
     """
+    return {**mask_anatomy(mask), "jaccard": rival_overlaps(mask, scored)}
+
+
+def mask_anatomy(mask: WeightMask) -> dict[str, Any]:
+    """`num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer` and `density_by_module`."""
     return {
         "num_selected": mask.num_selected,
         "numel": mask.numel,
@@ -43,7 +48,6 @@ def mask_report(mask: WeightMask, scored: Scored) -> dict[str, Any]:
         "info": mask.info,
         "density_by_layer": mask.density_by("layer"),
         "density_by_module": mask.density_by("module"),
-        "jaccard": rival_overlaps(mask, scored),
     }
 
 

@@ -350,7 +350,7 @@ LARGE_CALLS = {
     "score_histogram": lambda x, bits: [
         wagle_kernels.score_histogram(torch.zeros(2**16, dtype=torch.int64), x, x, x, SPEC, shift=s) for s in (0, 16)
     ],
-    "score_threshold": lambda x, bits: wagle_kernels.score_threshold(x, x, x, SPEC, key=5, ties=NUMEL),
+    "score_threshold": lambda x, bits: wagle_kernels.score_threshold(x, x, x, SPEC, key=0, ties=NUMEL),
     "pack": lambda x, bits: wagle_kernels.pack(x.view(torch.bool)),
     "unpack": lambda x, bits: wagle_kernels.unpack(bits, NUMEL),
     "popcount": lambda x, bits: wagle_kernels.popcount(x.view(torch.uint8)),

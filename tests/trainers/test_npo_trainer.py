@@ -66,7 +66,7 @@ def test_for_small_beta_a_step_goes_the_way_of_gradient_ascent(
     trainer.train()
     model = trainer.model
     model.zero_grad()
-    forget, retain = batches_of(trainer)[0]
+    forget, _ = batches_of(trainer)[0]
     batch = next(iter(trainer.get_train_dataloader()))
     model.train()
     trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor([2, 9, 9])).backward()
@@ -86,8 +86,9 @@ def test_unlearning_lowers_the_forget_probability_and_keeps_the_retain_one(
         train_dataset=retain_rows.select(range(4)),
         retain_dataset=retain_rows.select(range(4, 10)),
         mask_config=MaskConfig(mask_density=0.3),
-        max_steps=20,
-        learning_rate=2e-3,
+        max_steps=30,
+        learning_rate=5e-3,
+        retain_weight=5.0,
         per_device_train_batch_size=4,
     )
 
@@ -96,7 +97,7 @@ def test_unlearning_lowers_the_forget_probability_and_keeps_the_retain_one(
 
     forget, retain = probability(trainer.train_dataset), probability(trainer.retain_dataset)
     trainer.train()
-    assert probability(trainer.train_dataset) < 0.5 * forget
+    assert probability(trainer.train_dataset) < 0.05 * forget
     assert probability(trainer.retain_dataset) > 0.9 * retain
 
 

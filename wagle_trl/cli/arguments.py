@@ -92,9 +92,13 @@ def require_model(model_args: ModelConfig) -> str:
 
 def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of the model."""
-    return AutoTokenizer.from_pretrained(
-        require_model(model_args), revision=model_args.model_revision, trust_remote_code=trust_remote_code
-    )
+    name = require_model(model_args)
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
+    except OSError as error:  # not every message of transformers names the model
+        raise ValueError(f"Cannot load '{name}': {error}") from error
 
 
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:

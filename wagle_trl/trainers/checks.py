@@ -24,11 +24,15 @@ def check_rows(dataset: Dataset | None, name: str) -> None:
         raise ValueError(f"`{name}` is empty; pass at least one row.")
 
 
-def check_answers(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
-    """No row may lose its answer: TRL drops such rows silently, and a forget row dropped is not forgotten."""
-    blank = next((i for i, row in enumerate(raw) if not _has_answer(row)), None)
+def check_answers(dataset: Dataset, name: str) -> None:
+    """Every row of the set `name` must have an answer."""
+    blank = next((i for i, row in enumerate(dataset) if not _has_answer(row)), None)
     if blank is not None:
         raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
+
+
+def check_none_dropped(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
+    """TRL drops rows whose answer was cut off silently; a forget row dropped is not forgotten."""
     if len(prepared) < len(raw):
         raise ValueError(
             f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
@@ -64,7 +68,7 @@ def check_supported(args: SFTConfig, optimizers) -> None:
         raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
     if args.optim not in _ADAMW or optimizers[0] is not None:
         raise ValueError(
-            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim}') "
+            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
 

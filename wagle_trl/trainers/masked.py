@@ -19,7 +19,14 @@ from ..data import pin_date
 from ..mask import WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
-from .checks import check_answers, check_mask_config, check_rows, check_supported, check_writable
+from .checks import (
+    check_answers,
+    check_mask_config,
+    check_none_dropped,
+    check_rows,
+    check_supported,
+    check_writable,
+)
 from .masked_sft_config import MaskedSFTConfig
 from .moved import MovedShare
 from .run_report import write_run_report
@@ -109,13 +116,15 @@ class MaskedTrainer(SFTTrainer):
     # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, Dataset):
+            check_answers(dataset, dataset_name)
         template = self.chat_template or getattr(processing_class, "chat_template", None)
         self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
         if args.completion_only_loss is None:  # of each data set, where TRL decides by the training rows for all
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(prepared, Dataset) and not packing:
-            check_answers(dataset, prepared, dataset_name, args.max_length)
+            check_none_dropped(dataset, prepared, dataset_name, args.max_length)
         return prepared
 
     def _batches(self, dataset: Dataset) -> DataLoader:

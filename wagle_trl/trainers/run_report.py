@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..files import write_json
+from ..report import mask_anatomy
 
 REPORT_FILE = "wagle_report.json"
 _OPTIONS = (
@@ -44,13 +45,14 @@ def write_run_report(trainer, folder: str) -> Path:
 def run_report(trainer) -> dict[str, Any]:
     """The content of the report: objective, base model, options, mask, logs, peak memory, versions."""
     args = trainer.args.to_dict()
+    loaded = None if trainer.mask is None else mask_anatomy(trainer.mask)
     return {
         "objective": trainer._name,
         "base_model": trainer.model.config._name_or_path,
         "num_train_rows": len(trainer.train_dataset),
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "options": {name: args[name] for name in _OPTIONS if name in args},
-        "mask": trainer.mask_report,
+        "mask": trainer.mask_report or loaded,
         "log_history": trainer.state.log_history,
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": {name: version(name) for name in _PACKAGES},

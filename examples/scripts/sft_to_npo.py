@@ -1,0 +1,67 @@
+"""
+An SFT script of TRL, turned into an unlearning script: two things changed, both marked below.
+
+```bash
+python examples/scripts/sft_to_npo.py \
+    --model_name_or_path meta-llama/Llama-3.2-1B-Instruct \
+    --dtype bfloat16 \
+    --dataset_name data/forget \
+    --retain_dataset_name data/retain \
+    --learning_rate 1e-5 \
+    --num_train_epochs 5 \
+    --per_device_train_batch_size 4 \
+    --output_dir Llama-3.2-1B-Instruct-unlearned
+```
+
+`data/forget` and `data/retain` are folders of JSON lines, or names of data sets on the Hub, in any format that
+`SFTTrainer` takes. `--use_peft` unlearns in adapters.
+"""
+
+from dataclasses import dataclass, field
+
+from datasets import load_dataset
+from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser, get_peft_config, get_quantization_config
+
+from wagle_trl import MaskConfig, NPOTrainer
+
+
+# Changed: the rows to keep. The rows to forget stay where the training rows were, in `--dataset_name`.
+@dataclass
+class UnlearningScriptArguments(ScriptArguments):
+    retain_dataset_name: str | None = field(default=None, metadata={"help": "Path or name of the rows to keep."})
+
+
+def main(script_args: UnlearningScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    retain_dataset = load_dataset(script_args.retain_dataset_name, split=script_args.dataset_train_split)
+
+    # Changed, from
+    #     trainer = SFTTrainer(
+    #         model=model_args.model_name_or_path,
+    #         args=training_args,
+    #         train_dataset=dataset[script_args.dataset_train_split],
+    #         ...
+    trainer = NPOTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=dataset[script_args.dataset_train_split],
+        retain_dataset=retain_dataset,
+        mask_config=MaskConfig(mask_density=0.05),
+        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+if __name__ == "__main__":
+    parser = TrlParser((UnlearningScriptArguments, SFTConfig, ModelConfig))
+    main(*parser.parse_args_and_config())

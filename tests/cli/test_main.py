@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from wagle_trl.cli.main import COMMANDS, main
+
+
+def test_without_a_command_the_usage_is_shown_and_the_exit_code_is_2(capsys):
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_help_exits_with_0(capsys):
+    assert main(["--help"]) == 0
+    assert "usage: wagle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["npo", "graddiff", "sft", "mask", "eval", "demo"])
+def test_help_of_a_command_lists_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    options = [line for line in text.splitlines() if line.startswith("  --")]
+    assert len(options) == text.count("(default:")
+    assert len(options) >= 2
+
+
+@pytest.mark.parametrize(
+    "option", ["--mask_score", "--mask_gamma", "--mask_scope", "--beta", "--retain_weight", "--mask"]
+)
+def test_npo_has_the_options_of_masks_and_of_the_objective(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["npo", "--help"])
+    assert f"  {option} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fly"], "unknown command; expected one of demo, mask, npo"),
+        (["npo"], "No model: give --model_name_or_path"),
+        (["npo", "--model_name_or_path", "nowhere/at-all", "--forget", "forget10"], "nowhere/at-all"),
+        (["npo", "--no_such_option", "1"], "--no_such_option"),
+        (["npo", "--beta", "many"], "invalid float value: 'many' (see `wagle npo --help`)"),
+        (["npo", "--mask_density", "2"], "mask_density must be in (0, 1], got 2.0."),
+        (["npo", "--mask_score", "luck"], "Unknown mask_score 'luck'; expected one of wagle, gradient"),
+        (["npo", "--config", "missing.yaml"], "missing.yaml"),
+        (["eval"], "No data: give --forget_dataset"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith(f"wagle {argv[0]}: error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in captured.err and captured.out == ""
+
+
+def test_debug_shows_the_error_itself():
+    with pytest.raises(ValueError, match="No model"):
+        main(["npo", "--debug"])
+
+
+def test_env_as_json_is_one_object_with_versions(capsys):
+    assert main(["env", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["trl"] and content["torch"] and content["device"]
+
+
+def test_env_prints_a_table(capsys):
+    assert main(["env"]) == 0
+    assert "transformers" in capsys.readouterr().out

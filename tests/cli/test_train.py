@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wagle_trl import WeightMask
+from wagle_trl.cli.main import main
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def run_json(capsys, *argv):
+    code = main([*argv, "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out)
+
+
+@pytest.mark.parametrize("command", ["npo", "graddiff"])
+def test_unlearning_writes_model_mask_plot_and_report_and_moves_selected_weights_only(
+    command, saved_model, data, quick, tmp_path, capsys
+):
+    content = run_json(capsys, command, "--model_name_or_path", saved_model, *data, *quick, "--weight_decay", "0.1")
+    out = tmp_path / "out"
+    assert content["output_dir"] == str(out) and "forget_loss" in content and "selected_moved" in content
+    for name in ("model.safetensors", "wagle_mask.safetensors", "wagle_mask.png", "wagle_report.json", "config.json"):
+        assert (out / name).stat().st_size > 0
+    before, after, mask = weights(saved_model), weights(out), WeightMask.load(out)
+    assert mask.num_selected == round(0.05 * mask.numel) == content["num_selected"]
+    moved = 0
+    for name, old in before.items():
+        changed = after[name] != old
+        moved += int(changed.sum())
+        assert not (changed & ~mask.dense(name)).any() if name in mask.bits else not changed.any()
+    assert moved > 0
+
+
+def test_a_yaml_file_sets_options_and_the_command_line_wins(saved_model, data, quick, tmp_path, capsys):
+    config = tmp_path / "npo.yaml"
+    config.write_text("mask_density: 0.5\nbeta: 0.2\nmask_score: gradient\n")
+    run_json(
+        capsys, "npo", "--config", str(config), "--model_name_or_path", saved_model, *data, *quick, "--beta", "0.3"
+    )
+    report = json.loads((tmp_path / "out" / "wagle_report.json").read_text())
+    assert report["options"]["beta"] == 0.3
+    assert report["mask"]["info"]["score"] == "gradient"
+    assert report["mask"]["density"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_saved_mask_is_used_as_it_is(saved_model, data, quick, tmp_path, capsys):
+    folder = str(tmp_path / "mask")
+    run_json(
+        capsys,
+        "mask",
+        "--model_name_or_path",
+        saved_model,
+        *data,
+        *quick,
+        "--output_dir",
+        folder,
+        "--mask_score",
+        "wagle",
+    )
+    run_json(capsys, "npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", folder)
+    assert WeightMask.load(tmp_path / "out") == WeightMask.load(folder)
+
+
+def test_mask_none_trains_all_weights(saved_model, data, quick, tmp_path, capsys):
+    run_json(capsys, "npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", "none")
+    assert not (tmp_path / "out" / "wagle_mask.safetensors").exists()
+    before, after = weights(saved_model), weights(tmp_path / "out")
+    assert all((after[name] != old).any() for name, old in before.items())
+
+
+def test_sft_trains_on_dataset_name(saved_model, data, quick, tmp_path, capsys):
+    options = ["--dataset_name", data[1], "--mask_score", "gradient"]
+    content = run_json(capsys, "sft", "--model_name_or_path", saved_model, *options, *quick)
+    assert "mean_token_accuracy" in content
+    assert (tmp_path / "out" / "wagle_mask.safetensors").exists()
+
+
+def test_question_and_answer_rows_are_understood(saved_model, quick, write_jsonl, capsys):
+    rows = [{"question": f"what is {i}", "answer": f"it is {i}"} for i in range(8)]
+    files = ["--forget_dataset", write_jsonl("f", rows[:2]), "--retain_dataset", write_jsonl("r", rows[2:])]
+    assert "retain_loss" in run_json(capsys, "npo", "--model_name_or_path", saved_model, *files, *quick)
+
+
+def test_evaluation_while_training_names_both_sets(saved_model, data, quick, capsys):
+    options = ["--eval_strategy", "steps", "--eval_steps", "1"]
+    content = run_json(capsys, "npo", "--model_name_or_path", saved_model, *data, *quick, *options)
+    assert {"eval_forget_loss", "eval_retain_loss", "eval_forget_mean_token_accuracy"} <= set(content)
+
+
+def test_without_json_tables_are_printed(saved_model, data, quick, capsys):
+    assert main(["npo", "--model_name_or_path", saved_model, *data, *quick]) == 0
+    out = capsys.readouterr().out
+    assert "Jaccard overlap" in out and "Selected share by module" in out
+
+
+def test_a_mask_of_other_weights_is_refused_before_training(saved_model, data, quick, tmp_path, tiny_model, capsys):
+    mask = WeightMask.from_dense(
+        {name: torch.ones_like(p, dtype=torch.bool) for name, p in tiny_model().named_parameters()},
+        {"fingerprint": "0" * 16},
+    )
+    mask.save(tmp_path / "other")
+    code = main(["npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", str(tmp_path / "other")])
+    assert code == 2
+    assert "The mask was made for other weights" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_resume_from_the_last_checkpoint(saved_model, data, quick, tmp_path, capsys):
+    options = [
+        "npo",
+        "--model_name_or_path",
+        saved_model,
+        *data,
+        *quick,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+    ]
+    run_json(capsys, *options)
+    whole = weights(tmp_path / "out")
+    (tmp_path / "out" / "checkpoint-2").rename(tmp_path / "gone")
+    run_json(capsys, *options, "--resume_from_checkpoint", "true")
+    resumed = weights(tmp_path / "out")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -1,0 +1,137 @@
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from wagle_kernels import ScoreSpec
+from wagle_trl.mask import WeightMask
+from wagle_trl.report import mask_report, plot_mask, report_tables, rival_overlaps
+from wagle_trl.selection import Scored, select
+
+SHAPES = {f"model.layers.{i}.{part}.weight": (20, 9) for i in range(3) for part in ("mlp.up_proj", "self_attn.q_proj")}
+SHAPES["model.norm.weight"] = (11,)
+SELF = {"gradient": "|g_f|", "snip": "|theta*g_f|", "product": "|g_f*g_r|", "magnitude": "|theta|"}
+INFO = {"score": "wagle", "scale": "0.05"}
+
+
+def scored_by(formula, scale=1.0, forget=True, retain=True, seed=0):
+    generator = torch.Generator().manual_seed(0)
+    theta, f, r = ({n: torch.randn(s, generator=generator) for n, s in SHAPES.items()} for _ in range(3))
+    return Scored(theta, ScoreSpec(formula, scale, seed), f if forget else None, r if retain else None)
+
+
+@pytest.fixture
+def mask():
+    return select(scored_by("wagle", scale=0.5), 0.1, INFO)
+
+
+@pytest.mark.parametrize(("formula", "label"), SELF.items())
+def test_a_score_overlaps_wholly_with_itself_and_little_with_chance(formula, label):
+    scored = scored_by(formula)
+    overlaps = rival_overlaps(select(scored, 0.1), scored)
+    assert overlaps[label] == 1.0
+    assert 0 < overlaps["random"] < 0.2  # 0.053 expected
+    assert all(overlap < 0.7 for rival, overlap in overlaps.items() if rival != label)
+
+
+def test_a_degenerate_gamma_shows():
+    scored = scored_by("wagle", scale=1e-9)
+    assert rival_overlaps(select(scored, 0.1), scored)["|g_f*g_r|"] == 1.0
+
+
+def test_a_random_mask_is_compared_with_another_seed():
+    scored = scored_by("random", seed=3)
+    assert rival_overlaps(select(scored, 0.1), scored)["random"] < 0.2
+
+
+def test_overlaps_are_those_of_masks_of_the_same_size(mask):
+    scored = scored_by("wagle", scale=0.5)
+    rival = select(scored_by("snip"), 0.1)
+    assert rival.num_selected == mask.num_selected
+    assert mask_report(mask, scored)["jaccard"]["|theta*g_f|"] == mask.jaccard(rival)
+
+
+@pytest.mark.parametrize("density", [0.003, 1 / 3, 0.5, 1.0])
+def test_rivals_have_exactly_as_many_bits_at_any_density(density):
+    scored = scored_by("gradient")
+    assert rival_overlaps(select(scored, density), scored)["|g_f|"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("statistics", "labels"),
+    [
+        ({"forget": False, "retain": False}, ["|theta|", "random"]),
+        ({"retain": False}, ["|g_f|", "|theta*g_f|", "|theta|", "random"]),
+        ({}, ["|g_f|", "|theta*g_f|", "|g_f*g_r|", "|theta|", "random"]),
+    ],
+    ids=["none", "forget", "both"],
+)
+def test_only_rivals_whose_statistics_are_there_are_compared(statistics, labels):
+    scored = scored_by("magnitude", **statistics)
+    assert list(rival_overlaps(select(scored, 0.1), scored)) == labels
+
+
+def test_a_report_has_its_fields_and_is_json(mask):
+    report = mask_report(mask, scored_by("wagle", scale=0.5))
+    assert report == json.loads(json.dumps(report))
+    fields = {"num_selected", "numel", "density", "info", "density_by_layer", "density_by_module", "jaccard"}
+    assert set(report) == fields
+    assert (report["num_selected"], report["numel"]) == (109, 6 * 180 + 11)
+    assert report["density"] == 109 / 1091
+    assert report["info"] == mask.info
+    assert list(report["density_by_layer"]) == ["0", "1", "2", "-"]
+    assert list(report["density_by_module"]) == ["mlp.up_proj.weight", "self_attn.q_proj.weight", "model.norm.weight"]
+
+
+def test_tables_print_what_the_report_holds(mask):
+    report = mask_report(mask, scored_by("wagle", scale=0.5))
+    console = Console(width=100, record=True, file=io.StringIO())
+    for table in report_tables(report):
+        console.print(table)
+    text = console.export_text()
+    assert "Mask 'wagle' (scale 0.05)" in text
+    for label, overlap in report["jaccard"].items():
+        assert label in text and f"{overlap:.3f}" in text
+    for part in ("module", "layer"):
+        for name, density in report[f"density_by_{part}"].items():
+            assert name in text and f"{density:.4f}" in text
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_plot_is_a_png_that_shows_the_mask(mask, tmp_path):
+    path = plot_mask(mask, tmp_path / "mask.png")
+    picture = pixels(path)
+    assert min(picture.shape[:2]) > 100
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert os.listdir(tmp_path) == ["mask.png"]
+    other = pixels(plot_mask(~mask, tmp_path / "other"))  # any name is a PNG
+    assert other.shape != picture.shape or (other != picture).any()
+
+
+def test_an_interrupted_plot_leaves_the_old_one(mask, tmp_path, monkeypatch):
+    path = plot_mask(mask, tmp_path / "mask.png")
+    before = path.read_bytes()
+
+    def fail(*paths):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        plot_mask(~mask, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["mask.png"]
+
+
+def test_a_mask_of_one_bias_can_be_plotted(tmp_path):
+    mask = WeightMask.from_dense({"bias": torch.tensor([True, False])})
+    assert pixels(plot_mask(mask, tmp_path / "mask.png")).size

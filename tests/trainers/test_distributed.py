@@ -1,0 +1,89 @@
+"""Two processes on one machine, over gloo."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+SCRIPT = """
+import sys
+import torch
+from datasets import load_from_disk
+from transformers import AutoTokenizer, LlamaForCausalLM
+from wagle_trl import MaskConfig, NPOConfig, NPOTrainer
+
+folder, name, masked, checkpoint = sys.argv[1], sys.argv[2], sys.argv[3] == "masked", sys.argv[4:]
+torch.set_num_threads(1)
+args = NPOConfig(
+    output_dir=f"{folder}/{name}", use_cpu=True, ddp_backend="gloo", max_steps=5, learning_rate=1e-3,
+    adam_epsilon=1e-3, weight_decay=0.1, max_grad_norm=0.5, per_device_train_batch_size=1,
+    gradient_accumulation_steps=2, logging_steps=1, save_strategy="steps", save_steps=1, report_to="none",
+    gradient_checkpointing=False, bf16=False, disable_tqdm=True, dataloader_pin_memory=False,
+)
+trainer = NPOTrainer(
+    LlamaForCausalLM.from_pretrained(f"{folder}/model"), args,
+    train_dataset=load_from_disk(f"{folder}/forget"), retain_dataset=load_from_disk(f"{folder}/retain"),
+    processing_class=AutoTokenizer.from_pretrained(f"{folder}/model"),
+    mask_config=MaskConfig(mask_density=0.3) if masked else None,
+)
+trainer.train(*checkpoint)
+rank = trainer.args.process_index
+torch.save(
+    {"weights": trainer.model.state_dict(), "log": trainer.state.log_history}, f"{folder}/{name}-{rank}.pt"
+)
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run_two(tiny_model, tiny_tokenizer, forget_rows, retain_rows, tmp_path):
+    """`run_two(name, "masked" | "dense", [checkpoint])`: what both ranks saved."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    forget_rows.save_to_disk(tmp_path / "forget")
+    retain_rows.save_to_disk(tmp_path / "retain")
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(name: str, *arguments: str) -> list[dict]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command = [*launcher, str(tmp_path / "script.py"), str(tmp_path), name, *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["masked", "dense"])
+def test_two_processes_equal_one_of_twice_the_batch_and_resume(kind, run_two, make_trainer, tmp_path):
+    from wagle_trl import MaskConfig
+
+    first, second = run_two("whole", kind)
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    single = make_trainer(
+        model=LlamaForCausalLM.from_pretrained(tmp_path / "model"),
+        mask_config=MaskConfig(mask_density=0.3) if kind == "masked" else None,
+        max_steps=5,
+        lr_scheduler_type="linear",
+        adam_epsilon=1e-3,
+        max_grad_norm=0.5,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    single.train()
+    differences = [(value - first["weights"][name]).abs().max() for name, value in single.model.state_dict().items()]
+    print("largest difference", float(max(differences)))
+    assert max(differences) < 1e-6
+    for ours, theirs in zip(first["log"], single.state.log_history[:5]):
+        for key in ("loss", "grad_norm"):
+            assert float(ours[key]) == pytest.approx(float(theirs[key]), rel=1e-3), key
+
+    # checkpoint-1 is in the middle of the first epoch (3 micro-batches a process, 2 to a step), checkpoint-3 of the next
+    for step in (1, 3):
+        resumed, _ = run_two("again", kind, str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert all(torch.equal(value, resumed["weights"][name]) for name, value in first["weights"].items())

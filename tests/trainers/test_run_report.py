@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from wagle_trl import MaskConfig
+from wagle_trl.trainers.run_report import REPORT_FILE, peak_memory_bytes, run_report, write_run_report
+
+
+def test_the_report_tells_what_was_done(make_trainer, tmp_path):
+    trainer = make_trainer(mask_config=MaskConfig(mask_density=0.1), beta=0.2)
+    trainer.train()
+    trainer.save_model()
+    report = json.loads((tmp_path / "out" / REPORT_FILE).read_text())
+    assert report["objective"] == "NPO"
+    assert (report["num_train_rows"], report["num_retain_rows"]) == (6, 10)
+    assert report["options"]["beta"] == 0.2
+    assert report["options"]["max_steps"] == 3
+    assert report["mask"]["num_selected"] == trainer.mask.num_selected
+    assert report["mask"]["info"]["score"] == "fisher_ratio"
+    assert report["log_history"][0]["forget_loss"] == pytest.approx(13.8629 / 2, abs=1e-3)
+    assert report["peak_memory_bytes"] > 2**20
+    assert {"wagle-trl", "torch", "transformers", "trl"} <= set(report["versions"])
+
+
+@pytest.mark.parametrize("kind, objective", [("grad_diff", "GradDiff"), ("masked_sft", "Masked SFT")])
+def test_a_report_can_be_written_before_training_and_without_a_mask(kind, objective, make_trainer, tmp_path):
+    trainer = make_trainer(kind, retain_dataset=None) if kind == "masked_sft" else make_trainer(kind)
+    path = write_run_report(trainer, tmp_path / "new" / "folder")
+    report = json.loads(path.read_text())
+    assert report["objective"] == objective
+    assert report["mask"] is None
+    assert report["num_retain_rows"] == (None if kind == "masked_sft" else 10)
+
+
+@pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "ready mask"])
+def test_a_mask_that_was_loaded_is_reported_too(resumed, make_trainer, small_mask, tmp_path):
+    first = make_trainer(mask_config=small_mask, save_strategy="steps", save_steps=2)
+    first.train()
+    if resumed:
+        second = make_trainer(mask_config=small_mask)
+        second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    else:
+        second = make_trainer(mask=first.mask)
+    mask = run_report(second)["mask"]
+    assert mask["num_selected"] == first.mask.num_selected
+    assert mask["density"] == first.mask.density
+    assert mask["info"]["score"] == "random"
+
+
+def test_peak_memory_is_in_bytes():
+    assert 10 * 2**20 < peak_memory_bytes() < 2**43
