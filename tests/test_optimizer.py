@@ -230,7 +230,7 @@ def test_hooks_change_no_bit_and_free_the_gradients(dtype):
     assert all(p.grad is not None for p in models[0].parameters())
 
 
-def test_hooks_attached_twice_collect_once():
+def test_hooks_attached_twice_collect_once_and_are_removed_at_once():
     model, plain = make_model(), make_model()
     mask = make_mask(model)
     optimizer, other = (MaskedAdamW(m.named_parameters(), mask) for m in (model, plain))
@@ -239,6 +239,9 @@ def test_hooks_attached_twice_collect_once():
     for m in (model, plain):
         loss_of(m, 0).backward()
     assert optimizer.clip_grad_norm_(1e9) == other.clip_grad_norm_(1e9) > 0
+    optimizer.remove_hooks()
+    loss_of(model, 1).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1e9, float("inf")])

@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from wagle_trl import MaskConfig, NPOTrainer
@@ -76,6 +77,13 @@ def test_resuming_between_two_epochs_or_in_a_later_one_gives_bit_identical_weigh
 @pytest.mark.parametrize("kind", ["grad_diff", "masked_sft"])
 def test_the_other_trainers_resume_bit_identically_with_a_mask(kind, run_and_resume, small_mask):
     assert_same_weights(*run_and_resume(kind, mask_config=small_mask))
+
+
+def test_adapters_resume_bit_identically_with_a_mask(run_and_resume, small_mask):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    whole, resumed = run_and_resume(mask_config=small_mask, peft_config=lora)
+    assert all("lora_" in name for name in resumed.mask.bits)
+    assert_same_weights(whole, resumed)
 
 
 def test_dense_unlearning_resumes_bit_identically_with_the_reference_of_the_checkpoint(run_and_resume, tmp_path):

@@ -92,6 +92,36 @@ def test_padding_is_not_counted_in_the_loss(make_trainer, tiny_model, log_probs_
         assert trainer.state.log_history[0][f"{stream}_loss"] == pytest.approx(-sign * singles.mean().item(), abs=1e-5)
 
 
+# Pairing
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["at once", "resumed"])
+def test_every_epoch_has_its_own_order_and_retain_rows_go_on(resume, make_trainer, tmp_path):
+    options = dict(max_steps=9, save_strategy="steps", save_steps=4)
+    trainer = make_trainer(**options)
+    if resume:
+        trainer.train()
+        trainer = make_trainer(**options)
+    batches = []
+    collator = trainer.data_collator
+    trainer.data_collator = lambda rows: batches.append([row["input_ids"] for row in rows]) or collator(rows)
+    trainer.prepare_training(None)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4") if resume else None)
+    batches = batches[-5:] if resume else batches[-9:]
+    ids = {"forget": list(trainer.train_dataset["input_ids"]), "retain": list(trainer.retain_dataset["input_ids"])}
+    forget = [ids["forget"].index(row) for rows in batches for row in rows[:2]]
+    retain = [ids["retain"].index(row) for rows in batches for row in rows[2:]]
+    pairs = []
+    for epoch in range(3):
+        trainer._pair_sampler.epoch = epoch
+        pairs += list(trainer._pair_sampler)
+    assert list(zip(forget, retain)) == pairs[8:] if resume else pairs
+    assert sorted(forget[-6:]) == list(range(6))
+    assert forget[-6:] != forget[-12:-6]
+    if not resume:
+        assert sorted(retain[:10]) == list(range(10))
+
+
 # Logs
 
 

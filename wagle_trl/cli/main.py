@@ -65,6 +65,8 @@ def _run(command: str, argv: list[str], as_json: bool) -> Output:
     warnings.filterwarnings("ignore", category=FutureWarning)  # deprecations inside TRL and transformers
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # dataloader workers fork after it was used
+    if command == "demo":  # before huggingface_hub is imported: the demo must not wait for a network it does not need
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
     if as_json:  # trainers print their logs to stdout, which belongs to the JSON object
         with redirect_stdout(sys.stderr):

@@ -54,7 +54,6 @@ class UnlearningTrainer(MaskedTrainer):
     """
 
     config_class = UnlearningConfig
-    loss_is_scaled_for_ga = True  # both terms are divided by the counts of the whole optimizer step
 
     def __init__(self, model, args=None, *positional, train_dataset=None, retain_dataset=None, **kwargs):
         if train_dataset is None or retain_dataset is None:
@@ -66,6 +65,9 @@ class UnlearningTrainer(MaskedTrainer):
         super().__init__(
             model, args, *positional, train_dataset=train_dataset, retain_dataset=retain_dataset, **kwargs
         )
+        # Both terms are divided by the counts of the whole optimizer step, so nothing is left to divide. Not said by
+        # `loss_is_scaled_for_ga`: before transformers 5.19, TRL answers it with a `compute_loss_func` that is no function
+        self.model_accepts_loss_kwargs = True
         check_disjoint(self.train_dataset, self.retain_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), seed)
