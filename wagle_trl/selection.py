@@ -81,6 +81,16 @@ class Scored:
                 )
 
 
+def num_to_select(density: float, numel: int) -> int:
+    """`round(density * numel)`; a `ValueError` if the density is not in (0, 1] or selects nothing."""
+    if not 0 < density <= 1:
+        raise ValueError(f"mask_density must be in (0, 1], got {density}.")
+    k = round(density * numel)
+    if k == 0:
+        raise ValueError(f"mask_density {density} of {numel} weights selects none; raise it.")
+    return k
+
+
 def find_threshold(scored: Scored, k: int) -> Threshold:
     """
     Exact key of the k-th largest score by radix selection: a histogram of the highest digit of all keys, then of the
@@ -113,12 +123,7 @@ def select(scored: Scored, density: float, info: Mapping[str, str] | None = None
     Returns:
         [`WeightMask`]: On the device of each parameter.
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"mask_density must be in (0, 1], got {density}.")
-    k = round(density * scored.numel)
-    if k == 0:
-        raise ValueError(f"mask_density {density} of {scored.numel} weights selects none; raise it.")
-    threshold = find_threshold(scored, k)
+    threshold = find_threshold(scored, num_to_select(density, scored.numel))
     bits, shapes, ties = {}, {}, threshold.ties
     for name, offset, tensors in scored.pieces():
         bits[name], used = wagle_kernels.score_threshold(*tensors, key=threshold.key, ties=ties, offset=offset)

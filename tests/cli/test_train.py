@@ -83,6 +83,18 @@ def test_sft_trains_on_dataset_name(saved_model, data, quick, tmp_path, capsys):
     assert (tmp_path / "out" / "wagle_mask.safetensors").exists()
 
 
+def test_sft_without_dataset_name_trains_on_the_retain_rows_the_weights_of_the_forget_rows(
+    saved_model, data, quick, tmp_path, capsys
+):
+    assert "loss" in run_json(capsys, "sft", "--model_name_or_path", saved_model, *data, *quick)
+    report = json.loads((tmp_path / "out" / "wagle_report.json").read_text())
+    assert report["num_train_rows"] == report["num_retain_rows"]
+    run_json(
+        capsys, "mask", "--model_name_or_path", saved_model, *data, *quick, "--output_dir", str(tmp_path / "mask")
+    )
+    assert WeightMask.load(tmp_path / "out") == WeightMask.load(tmp_path / "mask")
+
+
 def test_question_and_answer_rows_are_understood(saved_model, quick, write_jsonl, capsys):
     rows = [{"question": f"what is {i}", "answer": f"it is {i}"} for i in range(8)]
     files = ["--forget_dataset", write_jsonl("f", rows[:2]), "--retain_dataset", write_jsonl("r", rows[2:])]

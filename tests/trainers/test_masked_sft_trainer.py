@@ -2,7 +2,7 @@ import pytest
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from wagle_trl import MaskConfig, WeightMask
+from wagle_trl import MaskConfig, MaskedSFTConfig, MaskedSFTTrainer, WeightMask
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["mask of all ones", "no mask"])
@@ -75,3 +75,14 @@ def test_packing_trains_with_a_ready_mask(make_trainer, small_mask, snapshot, as
     before = snapshot(trainer.model)
     trainer.train()
     assert assert_only_selected_moved(before, trainer.model, mask) > 0.95
+
+
+def test_forget_rows_choose_the_weights_and_are_not_trained_on(
+    tiny_model, tiny_tokenizer, forget_rows, retain_rows, tmp_path
+):
+    options = {"retain_dataset": retain_rows, "processing_class": tiny_tokenizer, "mask_config": MaskConfig()}
+    args = MaskedSFTConfig(str(tmp_path), max_steps=1, report_to="none", gradient_checkpointing=False)
+    chosen = MaskedSFTTrainer(tiny_model(), args, train_dataset=retain_rows, forget_dataset=forget_rows, **options)
+    direct = MaskedSFTTrainer(tiny_model(), args, train_dataset=forget_rows, **options)
+    assert chosen.compute_mask() == direct.compute_mask()
+    assert len(chosen.train_dataset) == len(retain_rows)

@@ -51,18 +51,54 @@ class UnlearningData:
         default=None, metadata={"help": "TOFU split to forget: 'forget01', 'forget05' or 'forget10'. Fills both sets."}
     )
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
-        """The forget and the retain set, in a form that TRL trains on."""
-        if self.tofu_dir is not None or self.forget is not None:
-            rows = load_tofu(self.forget or "forget10", self.tofu_dir)
-        elif self.forget_dataset is None or self.retain_dataset is None:
+    eval_names = {"train_dataset": "forget", "retain_dataset": "retain"}
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        """The data sets as trainers take them, in a form that TRL trains on."""
+        forget, retain = self.rows()
+        if forget is None or retain is None:
             raise ValueError(
                 "No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU (with --tofu_dir "
                 "for a local copy)."
             )
-        else:
-            rows = load_rows(self.forget_dataset), load_rows(self.retain_dataset)
-        return to_trl(rows[0], tokenizer), to_trl(rows[1], tokenizer)
+        return {"train_dataset": to_trl(forget, tokenizer), "retain_dataset": to_trl(retain, tokenizer)}
+
+    def rows(self) -> tuple[Dataset | None, Dataset | None]:
+        """Forget and retain rows as they are, where the options name them."""
+        if self.tofu_dir is not None or self.forget is not None:
+            return load_tofu(self.forget or "forget10", self.tofu_dir)
+        sources = self.forget_dataset, self.retain_dataset
+        return tuple(None if source is None else load_rows(source) for source in sources)
+
+
+@dataclass
+class FineTuningData(UnlearningData):
+    """
+    Rows to train on, and the rows that say which weights to train.
+
+    Args:
+        dataset_name (`str`, *optional*): As in [`~wagle_trl.data.load_rows`]; by default the retain rows.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows to train on, in the same forms; by default the retain rows. Forget and retain rows then say "
+            "which weights to train: without forget rows, those that matter for the rows to train on."
+        },
+    )
+
+    eval_names = {"train_dataset": "train", "forget_dataset": "forget", "retain_dataset": "retain"}
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        forget, retain = self.rows()
+        train = retain if self.dataset_name is None else load_rows(self.dataset_name)
+        if train is None:
+            raise ValueError(
+                "No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a .jsonl file."
+            )
+        datasets = {"train_dataset": train, "forget_dataset": forget, "retain_dataset": retain}
+        return {name: to_trl(rows, tokenizer) for name, rows in datasets.items() if rows is not None}
 
 
 @dataclass

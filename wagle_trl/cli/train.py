@@ -1,44 +1,28 @@
 """`wagle npo`, `wagle graddiff`, `wagle sft`."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..data import load_rows, to_trl
 from ..mask_config import MaskConfig
 from ..report import plot_mask, report_tables
 from ..trainers.grad_diff_trainer import GradDiffTrainer
 from ..trainers.masked_sft_trainer import MaskedSFTTrainer
 from ..trainers.npo_trainer import NPOTrainer
-from .arguments import MaskSource, UnlearningData, load_tokenizer, model_init_kwargs, parse, require_model
+from .arguments import (
+    FineTuningData,
+    MaskSource,
+    UnlearningData,
+    load_tokenizer,
+    model_init_kwargs,
+    parse,
+    require_model,
+)
 from .output import Output, key_value_table
 
 TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
 PLOT_FILE = "wagle_mask.png"
-
-
-@dataclass
-class FineTuningData:
-    """Rows to train on; the counterpart of [`UnlearningData`] for `wagle sft`."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Rows to train on: a Hub data set (`name` or `name:config`), a folder, or a .jsonl file with "
-            "prompt/completion, question/answer, messages, text, or input_ids/labels."
-        },
-    )
-    retain_dataset: str | None = field(
-        default=None, metadata={"help": "Rows that the mask should spare, for scores that compare two sets."}
-    )
-
-    def load(self, tokenizer):
-        if self.dataset_name is None:
-            raise ValueError("No data: give --dataset_name a Hub name, a folder or a .jsonl file.")
-        retain = None if self.retain_dataset is None else to_trl(load_rows(self.retain_dataset), tokenizer)
-        return to_trl(load_rows(self.dataset_name), tokenizer), retain
 
 
 def run(argv: list[str], command: str) -> Output:
@@ -63,13 +47,12 @@ def build_trainer(trainer_class, data_args, training_args, model_args: ModelConf
     model = require_model(model_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
-    train_dataset, retain_dataset = data_args.load(tokenizer)
-    evaluated = {"forget": train_dataset, "retain": retain_dataset} if retain_dataset else train_dataset
+    datasets = data_args.load(tokenizer)
+    evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()}
     return trainer_class(
         model,
         training_args,
-        train_dataset=train_dataset,
-        retain_dataset=retain_dataset,
+        **datasets,
         eval_dataset=evaluated if training_args.eval_strategy != "no" else None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),

@@ -10,6 +10,7 @@ from trl import SFTConfig
 from ..attribution import scope_parameters
 from ..mask_config import MaskConfig
 from ..scores import get_score
+from ..selection import num_to_select
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused")
 
@@ -75,7 +76,8 @@ def check_supported(args: SFTConfig, optimizers) -> None:
 
 def check_mask_config(config: MaskConfig, model: nn.Module, args: SFTConfig, retain: Dataset | None) -> None:
     """It must be possible to compute the mask of `config`, as far as one can tell without data."""
-    scope_parameters(model, config.mask_scope, config.mask_exclude)
+    scope = scope_parameters(model, config.mask_scope, config.mask_exclude)
+    num_to_select(config.mask_density, sum(parameter.numel() for parameter in scope.values()))
     if get_score(config.mask_score).uses_retain and retain is None:
         raise ValueError(
             f"mask_score '{config.mask_score}' needs `retain_dataset`; pass one or choose a score of the training "

@@ -88,11 +88,7 @@ class MaskedTrainer(SFTTrainer):
             raise ValueError("A mask cannot be trained with FSDP yet; run on one process or with DDP.")
         if mask_config is not None:
             check_mask_config(mask_config, self.model, args, retain_dataset)
-        if retain_dataset is not None:
-            retain_dataset = self._prepare_dataset(
-                retain_dataset, self.processing_class, args, args.packing, self._formatting_func, "retain"
-            )
-        self.retain_dataset = retain_dataset
+        self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
         self.mask_config = mask_config
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         if self.mask is not None:
@@ -126,6 +122,12 @@ class MaskedTrainer(SFTTrainer):
         if isinstance(prepared, Dataset) and not packing:
             check_none_dropped(dataset, prepared, dataset_name, args.max_length)
         return prepared
+
+    def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
+        """Prepare a data set that `SFTTrainer` knows nothing of as it prepares `train_dataset`."""
+        return self._prepare_dataset(
+            dataset, self.processing_class, self.args, self.args.packing, self._formatting_func, name
+        )
 
     def _batches(self, dataset: Dataset) -> DataLoader:
         """Plain batches of a prepared data set, in order."""
@@ -165,11 +167,16 @@ class MaskedTrainer(SFTTrainer):
             self.compute_mask()
         self.mask = self.mask.to(self.args.device)
 
+    @property
+    def attributed_dataset(self) -> Dataset:
+        """Prepared rows whose weights the mask looks for: the training rows."""
+        return self.train_dataset
+
     def compute_mask(self) -> WeightMask:
         """Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`."""
         self.mask, self.mask_report = compute_mask(
             self.model,
-            self._batches(self.train_dataset),
+            self._batches(self.attributed_dataset),
             None if self.retain_dataset is None else self._batches(self.retain_dataset),
             self.mask_config,
             losses=_fused_sample_losses,
