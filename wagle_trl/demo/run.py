@@ -28,8 +28,8 @@ MASKS = {
 }
 # A twentieth of the weights needs a larger step than all of them
 LEARNING_RATES = {"dense": 3e-4, "random": 2e-3, "masked": 2e-3}
-STEPS = 120
-RETAIN_WEIGHT = 3.0
+STEPS = 200
+RETAIN_WEIGHT = 5.0
 _SETS = ("forget", "retain", "unseen_retain")
 
 
@@ -116,7 +116,7 @@ class _Demo:
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",
-            logging_steps=10,
+            logging_steps=50,
             seed=self.seed,
             dataloader_pin_memory=False,
         )
