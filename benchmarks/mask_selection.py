@@ -2,7 +2,8 @@
 
 The published way scores every parameter, concatenates all scores, ranks them by two argsorts and cuts the ranks into
 boolean masks. Both sides start from the same weights and gradients (WAGLE score, fp32) and must select the same
-weights, up to ties. Each round runs in a fresh process, so that a peak is that side's own.
+weights, up to ties, which is checked once on at most 20 M weights. Each round runs in a fresh process, so that a peak
+is that side's own.
 
     python -m benchmarks.mask_selection --millions 200
 """
@@ -24,6 +25,7 @@ from wagle_kernels import ScoreSpec
 from wagle_trl.mask import WeightMask
 from wagle_trl.selection import Scored, select
 
+CHECKED_MILLIONS = 20  # the check holds both sides' temporaries in one process
 RESULT = Path(__file__).parent / "results" / "mask_selection.json"
 PARAMETER = 5_000_000
 DENSITY = 0.05
@@ -42,9 +44,14 @@ def ours(theta: dict, forget: dict, retain: dict) -> dict[str, torch.Tensor]:
     return mask.bits
 
 
+def score(theta: torch.Tensor, forget: torch.Tensor, retain: torch.Tensor) -> torch.Tensor:
+    """The WAGLE score as the published code writes it."""
+    return ((theta - retain / GAMMA) * forget).abs()
+
+
 def published(theta: dict, forget: dict, retain: dict) -> dict[str, torch.Tensor]:
     """Two argsorts over the concatenated negated scores, boolean masks from the ranks."""
-    scores = torch.cat([-((theta[name] - retain[name] / GAMMA) * forget[name]).abs().flatten() for name in theta])
+    scores = torch.cat([-score(theta[name], forget[name], retain[name]).flatten() for name in theta])
     ranks = torch.argsort(torch.argsort(scores))
     cut = round(len(scores) * DENSITY)
     masks, start = {}, 0
@@ -72,8 +79,20 @@ def measure(side: str, millions: int) -> dict[str, float]:
     }
 
 
+def masks_equal(millions: int) -> float:
+    """Jaccard overlap of the two masks; a `RuntimeError` where they differ in more than the choice among equal scores."""
+    theta, forget, retain = inputs(millions)
+    first = WeightMask(ours(theta, forget, retain), {name: weight.shape for name, weight in theta.items()})
+    second = WeightMask.from_dense(published(theta, forget, retain))
+    differs = {name: first.dense(name) != second.dense(name) for name in theta}
+    tied = torch.cat([score(theta[name], forget[name], retain[name])[where] for name, where in differs.items()])
+    if first.num_selected != second.num_selected or tied.unique().numel() > 1:
+        raise RuntimeError(f"The two masks differ in {tied.numel()} weights whose scores are not equal.")
+    return first.jaccard(second)
+
+
 class _PeakMemory:
-    """Peak resident memory, sampled every 2 ms: the process's own high-water mark would count the inputs' making."""
+    """Peak resident memory, sampled every 20 ms: the process's own high-water mark would count the inputs' making."""
 
     def __enter__(self):
         self.bytes, self._done = _resident_bytes(), threading.Event()
@@ -95,6 +114,12 @@ def _resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
+def _run_round(side: str, millions: int) -> dict[str, float]:
+    """[`measure`] in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.mask_selection", "--side", side, "--millions", str(millions)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--millions", type=int, default=200, help="weights, in millions")
@@ -105,19 +130,11 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure(args.side, args.millions)))
         return
+    equal = masks_equal(min(args.millions, CHECKED_MILLIONS))
     rounds = {"ours": [], "published": []}
     for _ in range(args.rounds):  # in turn, so that a drift of the machine meets both
         for side, results in rounds.items():
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.mask_selection",
-                "--side",
-                side,
-                "--millions",
-                str(args.millions),
-            ]
-            results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            results.append(_run_round(side, args.millions))
     medians = {
         side: {key: statistics.median(r[key] for r in results) for key in results[0]}
         for side, results in rounds.items()
@@ -125,6 +142,7 @@ def main() -> None:
     summary = {
         "weights": args.millions * 1_000_000,
         "density": DENSITY,
+        "masks_equal": equal,
         "median": medians,
         "speedup": medians["published"]["seconds"] / medians["ours"]["seconds"],
         "temporaries_bytes": medians["ours"]["extra_peak_bytes"] - medians["ours"]["result_bytes"],

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import write_result
+from benchmarks.environment import environment, write_result
 from wagle_trl.cli.main import main as wagle
 from wagle_trl.data import read_jsonl
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
@@ -37,7 +37,7 @@ MASKS = {
     "wagle-0.95": ("wagle", 0.95),
     "random-0.05": ("random", 0.05),
 }
-GRID = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4, 1e-3)
 
 
 def prepare(tofu_dir: Path, cache: Path) -> None:
@@ -46,8 +46,9 @@ def prepare(tofu_dir: Path, cache: Path) -> None:
     splits = {"forget": rows[-60:], "retain": rows[:360], "unseen_retain": rows[360:720]}
     for name, part in splits.items():
         write_records(part, cache / f"{name}.jsonl")
-    if (cache / "base" / "config.json").exists():
+    if (cache / "base" / "environment.json").exists():
         return
+    shutil.rmtree(cache / "base", ignore_errors=True)
     everything = [row for part in splits.values() for row in part]
     tokenizer = build_tokenizer([f"{row['question']} {row['answer']}" for row in everything], vocab_size=4096)
     model = build_model(
@@ -60,108 +61,81 @@ def prepare(tofu_dir: Path, cache: Path) -> None:
     )
     start = time.perf_counter()
     train(model, tokenizer, everything, epochs=26, learning_rate=1e-3, max_length=256, description="base")
-    model.save_pretrained(cache / "base.part")
-    tokenizer.save_pretrained(cache / "base.part")
-    (cache / "base.part" / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
-    (cache / "base.part").rename(cache / "base")
+    seconds = time.perf_counter() - start
+    model.save_pretrained(cache / "base")
+    tokenizer.save_pretrained(cache / "base")
+    (cache / "base" / "seconds.json").write_text(json.dumps(seconds))
+    stamp(cache / "base")
 
 
-def run_wagle(*arguments: str) -> None:
-    code = wagle([str(argument) for argument in arguments])
-    if code != 0:
-        raise SystemExit(f"wagle {arguments[0]} exited with {code}")
+def stamp(folder: Path) -> None:
+    """Note beside a finished step which commit and versions made it: a resumed benchmark may mix several."""
+    (folder / "environment.json").write_text(json.dumps(environment()))
+
+
+def run_wagle(command: str, output_dir: Path, **options) -> None:
+    """`wagle command`, unless `output_dir` holds its finished result."""
+    if (output_dir / "environment.json").exists():
+        return
+    shutil.rmtree(output_dir, ignore_errors=True)
+    argv = [command, "--output_dir", str(output_dir)]
+    for name, value in options.items():
+        argv += [f"--{name}", str(value)]
+    if (code := wagle(argv)) != 0:
+        raise SystemExit(f"wagle {command} exited with {code}")
+    stamp(output_dir)
 
 
 def evaluate(model: Path, cache: Path, output: Path, *, generate: bool) -> dict[str, float]:
     """Summary of `wagle eval` on the three sets."""
-    summary = output / "wagle_eval.json"
-    if not summary.exists():
-        data = [
-            x
-            for name, flag in zip(SETS, ("forget", "retain", "unseen"))
-            for x in (f"--{flag}_dataset", cache / f"{name}.jsonl")
-        ]
-        run_wagle(
-            "eval",
-            "--model_name_or_path",
-            model,
-            "--output_dir",
-            output,
-            *data,
-            "--batch_size",
-            60,
-            "--max_new_tokens",
-            100,
-            "--generate",
-            str(generate).lower(),
-        )
-    return json.loads(summary.read_text())
+    run_wagle(
+        "eval",
+        output,
+        model_name_or_path=model,
+        forget_dataset=cache / "forget.jsonl",
+        retain_dataset=cache / "retain.jsonl",
+        unseen_dataset=cache / "unseen_retain.jsonl",
+        batch_size=60,
+        max_new_tokens=100,
+        generate=generate,
+    )
+    return json.loads((output / "wagle_eval.json").read_text())
 
 
-def data_options(cache: Path) -> list:
-    return [
-        "--model_name_or_path",
-        cache / "base",
-        "--forget_dataset",
-        cache / "forget.jsonl",
-        "--retain_dataset",
-        cache / "retain.jsonl",
-        "--gradient_checkpointing",
-        "false",
-        "--report_to",
-        "none",
-    ]
+def shared_options(cache: Path) -> dict:
+    return {
+        "model_name_or_path": cache / "base",
+        "forget_dataset": cache / "forget.jsonl",
+        "retain_dataset": cache / "retain.jsonl",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+    }
 
 
 def compute_mask(name: str, cache: Path) -> Path:
-    folder = cache / "masks" / name
-    score, density = MASKS[name]
-    if not (folder / "wagle_report.json").exists():
-        run_wagle(
-            "mask",
-            *data_options(cache),
-            "--mask_score",
-            score,
-            "--mask_density",
-            density,
-            "--output_dir",
-            folder,
-            "--per_device_train_batch_size",
-            20,
-        )
+    folder, (score, density) = cache / "masks" / name, MASKS[name]
+    options = {"mask_score": score, "mask_density": density, "per_device_train_batch_size": 20}
+    run_wagle("mask", folder, **shared_options(cache), **options)
     return folder
 
 
 def unlearn(command: str, mask: str, learning_rate: float, cache: Path) -> Path:
     """Folder of the unlearned model."""
     folder = cache / "runs" / f"{command}-{mask}-{learning_rate:g}"
-    if not (folder / "wagle_report.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        source = "none" if mask == "dense" else compute_mask(mask, cache)
-        run_wagle(
-            command,
-            *data_options(cache),
-            "--mask",
-            source,
-            "--output_dir",
-            folder,
-            "--max_steps",
-            STEPS,
-            "--learning_rate",
-            learning_rate,
-            "--lr_scheduler_type",
-            "constant_with_warmup",
-            "--warmup_steps",
-            5,
-            "--per_device_train_batch_size",
-            12,
-            "--save_strategy",
-            "no",
-            "--logging_steps",
-            10,
-            "--seed",
-            0,
-        )
+    run_wagle(
+        command,
+        folder,
+        **shared_options(cache),
+        mask="none" if mask == "dense" else compute_mask(mask, cache),
+        max_steps=STEPS,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=5,
+        per_device_train_batch_size=12,
+        save_strategy="no",
+        logging_steps=10,
+        seed=0,
+    )
     return folder
 
 
@@ -180,6 +154,7 @@ def arm(command: str, mask: str, cache: Path) -> dict:
         "target_reached": summary["forget_prob"] <= TARGET,
         "selected_moved": moved[-1] if moved else None,
         "training_seconds": logs[-1]["train_runtime"],
+        "commit": json.loads((folder / "environment.json").read_text())["commit"],
     }
 
 

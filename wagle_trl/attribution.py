@@ -23,7 +23,7 @@ from wagle_kernels import ScoreSpec
 
 from .mask import WeightMask, model_fingerprint
 from .mask_config import MaskConfig
-from .report import mask_report
+from .report import mask_report, rival_overlaps
 from .scores import get_score, parse_gamma, score_scale
 from .selection import Scored, select
 
@@ -91,7 +91,8 @@ def compute_mask(
     mask = select(scored, config.mask_density, _info(model, config, scale))
     if score.statistic == "fisher":
         _to_root_mean_square(forget_statistic, retain_statistic)
-    return mask, mask_report(mask, scored)
+    mask.info["jaccard"] = json.dumps(rival_overlaps(mask, scored))
+    return mask, mask_report(mask)
 
 
 def scope_parameters(
@@ -268,8 +269,8 @@ def _mean_abs(tensors: Iterable[Tensor]) -> float:
     for tensor in tensors:
         numel += tensor.numel()
         for piece in tensor.detach().reshape(-1).split(wagle_kernels.CHUNK):
-            total += piece.float().abs().sum(dtype=torch.float64)
-    return float(total) / numel
+            total += float(piece.float().abs().sum(dtype=torch.float64))
+    return total / numel
 
 
 def _to_root_mean_square(*statistics: Mapping[str, Tensor]) -> None:

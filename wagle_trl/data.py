@@ -14,7 +14,8 @@ TOFU_HUB_NAME = "locuslab/TOFU"
 TOFU_FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
 TOFU_RETAIN_SPLIT = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 _ROW_FORMATS = (("input_ids",), ("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
-_PINNED_DATE = "26 Jul 2024"  # the date that Llama 3 templates fall back to
+# The date is the one that Llama 3 templates fall back to
+_FIXED_CLOCK = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 # Loading
@@ -32,7 +33,7 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".json"):
-        dataset = Dataset.from_list(read_jsonl(path))
+        dataset = _to_dataset(read_jsonl(path), path)
     elif path.is_dir():
         dataset = _load_folder(path, split)
     else:
@@ -48,7 +49,20 @@ def _load_folder(path: Path, split: str) -> Dataset:
     if not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
         return load_dataset(str(path), split=split)
     dataset = load_from_disk(str(path))
-    return dataset[split] if isinstance(dataset, DatasetDict) else dataset
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise ValueError(f"The data set '{path}' has no split '{split}'; it has {', '.join(dataset)}.")
+    return dataset[split]
+
+
+def _to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
+    """A data set with the columns of all rows: `Dataset.from_list` alone takes those of the first row."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+    except (TypeError, ValueError) as error:  # pyarrow raises either where text meets numbers
+        raise ValueError(f"{path}: a column has values of different types ({error}).") from error
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -57,16 +71,26 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"No such data file: {path}.")
     text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not a valid JSON list ({error}).") from error
-    rows = []
+    rows = _list_items(text, path) if text.lstrip().startswith("[") else _lines(text, path)
+    for place, row in rows.items():
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, {place}: not a JSON object but {json.dumps(row)[:80]}.")
+    return list(rows.values())
+
+
+def _list_items(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return {f"row {number}": row for number, row in enumerate(json.loads(text), 1)}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a valid JSON list ({error}).") from error
+
+
+def _lines(text: str, path: Path) -> dict[str, Any]:
+    rows = {}
     for number, line in enumerate(text.split("\n"), 1):  # not `splitlines`: JSON strings may hold U+2028
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows[f"line {number}"] = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error}).") from error
     return rows
@@ -80,19 +104,20 @@ def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = Non
         forget (`str`, *optional*, defaults to `"forget10"`): `"forget01"`, `"forget05"` or `"forget10"`.
         tofu_dir (`str`, *optional*): Folder with `full.jsonl` of the Hub's `locuslab/TOFU`; `None` asks the Hub.
     """
-    if forget not in TOFU_FORGET_ROWS:
-        raise ValueError(f"Unknown TOFU split '{forget}'; expected one of {', '.join(TOFU_FORGET_ROWS)}.")
+    _check_tofu_split(forget)
     if tofu_dir is None:
         return load_rows(f"{TOFU_HUB_NAME}:{forget}"), load_rows(f"{TOFU_HUB_NAME}:{TOFU_RETAIN_SPLIT[forget]}")
-    rows = read_jsonl(Path(tofu_dir) / "full.jsonl")
+    path = Path(tofu_dir) / "full.jsonl"
+    rows = read_jsonl(path)
     cut = len(rows) - TOFU_FORGET_ROWS[forget]
-    return Dataset.from_list(rows[cut:]), Dataset.from_list(rows[:cut])
+    return _to_dataset(rows[cut:], path), _to_dataset(rows[:cut], path)
 
 
 def load_tofu_evaluation(
     forget: str = "forget10", tofu_dir: str | os.PathLike | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """The four sets of the TOFU evaluation, with paraphrased and perturbed answers: set name -> rows."""
+    _check_tofu_split(forget)
     files = {
         "forget": f"{forget}_perturbed",
         "retain": "retain_perturbed",
@@ -105,6 +130,11 @@ def load_tofu_evaluation(
     files["forget"] = "forget10_perturbed"
     rows = {name: read_jsonl(Path(tofu_dir) / f"{file}.jsonl") for name, file in files.items()}
     return rows | {"forget": rows["forget"][-TOFU_FORGET_ROWS[forget] :]}
+
+
+def _check_tofu_split(forget: str) -> None:
+    if forget not in TOFU_FORGET_ROWS:
+        raise ValueError(f"Unknown TOFU split '{forget}'; expected one of {', '.join(TOFU_FORGET_ROWS)}.")
 
 
 # Formats
@@ -125,12 +155,20 @@ def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
 
     With a chat template both are message lists, else plain text `Question: ...\\nAnswer: ...`.
     """
+    for name in ("question", "answer"):
+        _require_text(row[name], name, row)
     if tokenizer.chat_template:
         return {
             "prompt": [{"role": "user", "content": row["question"]}],
             "completion": [{"role": "assistant", "content": row["answer"]}],
         }
     return {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"}
+
+
+def _require_text(value: Any, name: str, row: Mapping[str, Any]) -> None:
+    """`value` must be text that is not blank: formatted into a template, a null would be trained on as "None"."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"A row has no {name}: {str(dict(row))[:200]}; remove it or fill it in.")
 
 
 def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -151,9 +189,12 @@ def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     prompt.
     """
     row = maybe_convert_to_chatml(dict(row))
-    match row_format(list(row), "the row"):
+    names = row_format(list(row), "the row")
+    if not row[names[-1]] or isinstance(row[names[-1]], str):  # a list of messages may say something without text
+        _require_text(row[names[-1]], "answer", row)
+    match names:
         case ("messages",):
-            return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+            return split_last_message(row)
         case ("prompt", "completion"):
             return {"prompt": row["prompt"], "completion": row["completion"]}
         case ("question", "answer"):
@@ -163,13 +204,19 @@ def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     raise ValueError("A tokenized row has no text to split into prompt and completion.")
 
 
+def split_last_message(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A conversation as prompt and completion, its last message."""
+    return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+
+
 def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """
     Token ids and labels of a row as `SFTTrainer` makes them with `completion_only_loss`: an end-of-sequence token
     after plain text, `-100` on the prompt.
     """
-    if "input_ids" in row:
-        return {"input_ids": list(row["input_ids"]), "labels": list(row.get("labels", row["input_ids"]))}
+    if row.get("input_ids") is not None:
+        labels = row["input_ids"] if row.get("labels") is None else row["labels"]
+        return {"input_ids": list(row["input_ids"]), "labels": list(labels)}
     example = split_prompt(row, tokenizer)
     prompt_ids, input_ids = prompt_token_ids(example, tokenizer), _full_token_ids(example, tokenizer)
     start = common_prefix_length(prompt_ids, input_ids)
@@ -200,8 +247,8 @@ def pin_date(chat_template: str | None) -> str | None:
     A chat template that renders the same text every day.
 
     Some templates write today's date into the prompt, so that rows tokenized on two days differ, and neither is what
-    the model was trained on. A macro shadows the clock with a fixed date.
+    the model was trained on. A macro shadows the clock with a fixed date. A pinned template stays as it is.
     """
     if chat_template is None or "strftime_now" not in chat_template:
         return chat_template
-    return "{%- macro strftime_now(format) -%}" + _PINNED_DATE + "{%- endmacro -%}" + chat_template
+    return _FIXED_CLOCK + chat_template.removeprefix(_FIXED_CLOCK)

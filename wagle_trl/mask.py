@@ -97,14 +97,17 @@ class WeightMask:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WeightMask):
             return NotImplemented
-        return self.shapes == other.shapes and all(torch.equal(b, other.bits[name]) for name, b in self.bits.items())
+        return self.shapes == other.shapes and all(
+            torch.equal(bits, other.bits[name].to(bits.device)) for name, bits in self.bits.items()
+        )
 
     __hash__ = None
 
     def _combine(self, other: "WeightMask", op) -> "WeightMask":
         if self.shapes != other.shapes:
             raise ValueError("The two masks cover different parameters; combine masks of the same model and scope.")
-        return WeightMask({name: op(bits, other.bits[name]) for name, bits in self.bits.items()}, self.shapes)
+        other = {name: other.bits[name].to(bits.device) for name, bits in self.bits.items()}
+        return WeightMask({name: op(bits, other[name]) for name, bits in self.bits.items()}, self.shapes)
 
     def jaccard(self, other: "WeightMask") -> float:
         """Overlap `|a & b| / |a | b|` with a mask of the same scope, 1.0 for two empty masks."""

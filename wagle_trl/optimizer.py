@@ -120,7 +120,13 @@ class MaskedAdamW(Optimizer):
             for parameters in _alike(group):
                 self._arenas.append(self._allocate(group, parameters, mask))
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
-        self._has_gradient = False
+        self._has_gradient = self._is_finite = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Used by the constructor alone: the arenas are laid out once."""
+        if self._arenas:
+            raise ValueError("Parameters cannot be added later; make a new MaskedAdamW with all groups.")
+        super().add_param_group(param_group)
 
     def _allocate(self, group: dict[str, Any], parameters: dict[str, nn.Parameter], mask: WeightMask) -> _Arena:
         slices, stop = [], 0
@@ -159,7 +165,7 @@ class MaskedAdamW(Optimizer):
         target = arena.grad[item.start : item.stop]
         wagle_kernels.compress(parameter.grad.reshape(-1), item.packed, target, accumulate=True)
         parameter.grad = None
-        self._has_gradient = True
+        self._has_gradient, self._is_finite = True, False
 
     def _collect_all(self) -> None:
         for parameter in self._slices:
@@ -188,6 +194,7 @@ class MaskedAdamW(Optimizer):
         norm = torch.linalg.vector_norm(torch.stack(norms))
         if not norm.isfinite():
             raise ValueError(self._non_finite_message())
+        self._is_finite = True
         return norm
 
     def _non_finite_message(self) -> str:
@@ -203,7 +210,7 @@ class MaskedAdamW(Optimizer):
         super().zero_grad(set_to_none)
         for arena in self._arenas:
             arena.grad.zero_()
-        self._has_gradient = False
+        self._has_gradient = self._is_finite = False
 
     # Update
 
@@ -219,9 +226,11 @@ class MaskedAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._grad_norm()
+        self._collect_all()
         if not self._has_gradient:
             return loss
+        if not self._is_finite:  # clipping has looked already
+            self._grad_norm()
         for arena in self._arenas:
             arena.step += 1
             for run in _runs(arena.slices):
@@ -323,10 +332,15 @@ def _check_options(lr, betas, eps, weight_decay, master) -> None:
         raise ValueError(f"master must be 'split' or None, got '{master}'.")
 
 
+def check_dtype(name: str, parameter: nn.Parameter) -> None:
+    """Raise a `ValueError` unless a mask can train the parameter: it must be bf16 or fp32."""
+    if parameter.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"'{name}' is {parameter.dtype}; load the model in bfloat16 or float32.")
+
+
 def _check_parameter(name: str, parameter: nn.Parameter, mask: WeightMask) -> None:
     if tuple(parameter.shape) != mask.shapes[name]:
         raise ValueError(f"'{name}' has shape {tuple(parameter.shape)}, its mask {mask.shapes[name]}.")
-    if parameter.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"'{name}' is {parameter.dtype}; load the model in bfloat16 or float32.")
+    check_dtype(name, parameter)
     if not parameter.is_contiguous():
         raise ValueError(f"'{name}' is not contiguous; call `.contiguous()` on it before training.")

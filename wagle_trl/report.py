@@ -1,5 +1,6 @@
 """The anatomy of a mask: where its bits are, and which simpler scores would have chosen the same."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from wagle_kernels import ScoreSpec
 
 from .files import atomic_path
 from .mask import WeightMask, layer_of, module_of
+from .scores import SCORES
 from .selection import Scored, select
 
 # label -> formula, and whether it reads the forget and the retain statistic
@@ -23,58 +25,69 @@ _RIVALS = {
 }
 
 
-def mask_report(mask: WeightMask, scored: Scored) -> dict[str, Any]:
+def mask_report(mask: WeightMask) -> dict[str, Any]:
     """
     What a mask selected.
 
     Args:
         mask ([`WeightMask`]): The mask.
-        scored ([`~selection.Scored`]): What it was selected from; gives the overlaps.
 
     Returns:
-        `dict`: [`mask_anatomy`] and `jaccard`: the overlap with simpler scores at the same k, of those whose statistics
-        were accumulated (root mean squares stand for gradients after `fisher_ratio`). Near 1.0, the score has
-        degenerated to that one.
+        `dict`: `num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer`, `density_by_module`, and
+        `jaccard`, the overlaps of [`rival_overlaps`] that [`~attribution.compute_mask`] left in the mask.
     """
-    return {**mask_anatomy(mask), "jaccard": rival_overlaps(mask, scored)}
-
-
-def mask_anatomy(mask: WeightMask) -> dict[str, Any]:
-    """`num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer` and `density_by_module`."""
+    info = dict(mask.info)
     return {
         "num_selected": mask.num_selected,
         "numel": mask.numel,
         "density": mask.density,
-        "info": mask.info,
         "density_by_layer": mask.density_by("layer"),
         "density_by_module": mask.density_by("module"),
+        "jaccard": json.loads(info.pop("jaccard", "{}")),
+        "info": info,
     }
 
 
-def rival_overlaps(mask: WeightMask, scored: Scored) -> dict[str, float]:
-    """Jaccard overlap with every rival score of the same k whose statistics `scored` holds."""
+def rival_overlaps(mask: WeightMask, scored: Scored) -> dict[str, float | None]:
+    """
+    Jaccard overlap with simpler scores at the same k. Near 1.0, the score has degenerated to that one.
+
+    Args:
+        mask ([`WeightMask`]): The mask.
+        scored ([`~selection.Scored`]): Weights and statistics that it was selected from.
+
+    Returns:
+        `dict[str, float | None]`: By label; `None` where the score did not need the statistics of the rival, so that
+        they were not accumulated.
+    """
     overlaps = {}
     for label, (formula, needs_forget, needs_retain) in _RIVALS.items():
         if (needs_forget and scored.forget is None) or (needs_retain and scored.retain is None):
-            continue
-        rival = replace(scored, spec=ScoreSpec(formula, seed=scored.spec.seed + 1))
-        overlaps[label] = mask.jaccard(select(rival, mask.density))
+            overlaps[label] = None
+        else:
+            rival = replace(scored, spec=ScoreSpec(formula, seed=scored.spec.seed + 1))
+            overlaps[label] = mask.jaccard(select(rival, mask.density))
     return overlaps
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
     """Tables of a report for the terminal: overlaps, density by module type and by layer."""
-    info = report["info"]
-    overlaps = Table("score", "Jaccard overlap", title=f"Mask '{info['score']}' (scale {float(info['scale']):.3g})")
+    score = report["info"].get("score", "")
+    selected = f"{report['num_selected']:,} of {report['numel']:,} weights selected by '{score}'"
+    overlaps = Table("score", "Jaccard overlap", title=selected, min_width=len(selected))
     for label, overlap in report["jaccard"].items():
-        overlaps.add_row(label, f"{overlap:.3f}")
-    tables = [overlaps]
-    for part in ("module", "layer"):
-        table = Table(part, "density", title=f"Selected share by {part}")
-        for name, density in report[f"density_by_{part}"].items():
-            table.add_row(name, f"{density:.4f}")
-        tables.append(table)
-    return tables
+        overlaps.add_row(label, "not computed" if overlap is None else f"{overlap:.3f}")
+    if score in SCORES and SCORES[score].statistic == "fisher":
+        overlaps.caption = "g: root mean square over samples"
+    return [overlaps, *(_density_table(part, report[f"density_by_{part}"]) for part in ("module", "layer"))]
+
+
+def _density_table(part: str, densities: dict[str, float]) -> Table:
+    title = f"Selected share by {part}"
+    table = Table(part, "density", title=title, min_width=len(title))
+    for name, density in densities.items():
+        table.add_row(name, f"{density:.4f}")
+    return table
 
 
 def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:

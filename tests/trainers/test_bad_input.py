@@ -1,13 +1,16 @@
 """Bad input gets an error that says what and how to mend it, where possible before any long work."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from datasets import Dataset, DatasetDict
 
-from wagle_trl import MaskConfig, NPOConfig, WeightMask
+from wagle_trl import MaskConfig, NPOConfig, NPOTrainer, WeightMask
 from wagle_trl.trainers import masked
+from wagle_trl.trainers.checks import check_accelerator
 
 KINDS = ["npo", "grad_diff"]
 
@@ -225,9 +228,31 @@ def test_fp16_is_refused_with_a_mask(make_trainer, make_config, small_mask):
 
 
 def test_a_model_in_fp16_is_refused_with_a_mask(make_trainer, small_mask, tiny_model):
-    trainer = make_trainer(model=tiny_model(dtype=torch.float16), mask_config=small_mask)
     with pytest.raises(ValueError, match=r"'model\..*' is torch.float16; load the model in bfloat16 or float32"):
-        trainer.train()
+        make_trainer(model=tiny_model(dtype=torch.float16), mask_config=small_mask)
+
+
+def test_fp16_from_the_launcher_is_refused_with_a_mask():
+    with pytest.raises(
+        ValueError, match="fp16 training scales gradients, which a mask cannot follow; launch with bf16"
+    ):
+        check_accelerator(SimpleNamespace(mixed_precision="fp16", distributed_type=DistributedType.NO))
+
+
+def test_fsdp_is_refused_with_a_mask():
+    with pytest.raises(ValueError, match="A mask cannot be trained with FSDP yet"):
+        check_accelerator(SimpleNamespace(mixed_precision="no", distributed_type=DistributedType.FSDP))
+
+
+@pytest.mark.parametrize("option", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
+def test_options_of_another_loss_are_refused_for_unlearning(option, tmp_path):
+    with pytest.raises(ValueError, match="Unlearning has a loss of its own; leave `loss_type`"):
+        NPOConfig(output_dir=str(tmp_path), bf16=False, **option)
+
+
+def test_a_loss_function_is_refused_for_unlearning(tiny_model, forget_rows, retain_rows):
+    with pytest.raises(ValueError, match="Unlearning has a loss of its own; subclass and override `forget_loss`"):
+        NPOTrainer(tiny_model(), train_dataset=forget_rows, retain_dataset=retain_rows, compute_loss_func=max)
 
 
 def test_an_optimizer_of_the_users_own_is_refused_with_a_mask(make_trainer, small_mask, tiny_model):

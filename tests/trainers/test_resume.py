@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from wagle_trl import MaskConfig, NPOTrainer
 
@@ -110,8 +111,45 @@ def test_true_resumes_from_the_last_checkpoint_of_the_output_directory(
 def test_resuming_with_other_forget_rows_is_refused(make_trainer, small_mask, forget_rows, tmp_path):
     make_trainer(mask_config=small_mask, **OPTIONS).train()
     trainer = make_trainer(mask_config=small_mask, train_dataset=forget_rows.select(range(4)), **OPTIONS)
-    with pytest.raises(ValueError, match="made with 6 forget rows, `train_dataset` has 4; resume with the same data"):
+    with pytest.raises(ValueError, match="The forget rows, or their order, are not those of the checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_resuming_with_the_forget_rows_in_another_order_is_refused(make_trainer, small_mask, forget_rows, tmp_path):
+    make_trainer(mask_config=small_mask, **OPTIONS).train()
+    trainer = make_trainer(mask_config=small_mask, train_dataset=forget_rows.select([1, 0, 2, 3, 4, 5]), **OPTIONS)
+    with pytest.raises(ValueError, match="The forget rows, or their order, are not those of the checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_resuming_a_masked_checkpoint_without_a_mask_is_refused(make_trainer, small_mask, tmp_path):
+    make_trainer(mask_config=small_mask, **OPTIONS).train()
+    with pytest.raises(ValueError, match="checkpoint-2 was trained with a mask; pass `mask` or `mask_config`"):
+        make_trainer(**OPTIONS).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_the_moved_share_counts_from_the_original_weights_after_a_resume(make_trainer, small_mask, tmp_path):
+    whole = make_trainer(mask_config=small_mask, **OPTIONS)
+    whole.train()
+    resumed = make_trainer(mask_config=small_mask, **OPTIONS)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert resumed._moved.share() == whole._moved.share() > 0
+
+
+def test_gradients_of_an_interrupted_run_do_not_reach_the_next(make_trainer, small_mask):
+    class Interrupt(TrainerCallback):
+        def on_substep_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    options = OPTIONS | {"gradient_accumulation_steps": 2, "max_steps": 1, "save_strategy": "no"}
+    trainer, fresh = (make_trainer(mask_config=small_mask, **options) for _ in range(2))
+    trainer.add_callback(Interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Interrupt)
+    trainer.train()
+    fresh.train()
+    assert trainer._grad_norm == fresh._grad_norm
 
 
 @pytest.mark.parametrize(

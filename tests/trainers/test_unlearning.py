@@ -245,7 +245,7 @@ def test_every_data_format_and_any_two_of_them_train(
     trained_on = {
         "text": "Question: Where does {} live?\nAnswer: {} lives in {}.</s>",
         "prompt-completion": " {1} lives in {2}.</s>",
-        "messages": "<user>Question: Where does {} live?\nAnswer:</s><assistant>{} lives in {}.</s>",
+        "messages": "{1} lives in {2}.</s>",  # of a conversation, the last message
         "conversational prompt-completion": "{1} lives in {2}.</s>",
     }
     for name, prepared, person, town in (

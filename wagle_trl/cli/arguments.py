@@ -23,6 +23,16 @@ def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:
     return parser.parse_args_and_config(argv)
 
 
+def asks_for_tofu(options) -> bool:
+    """Whether the options name TOFU; a `ValueError` if they name rows of their own, too."""
+    tofu = [name for name in ("forget", "tofu_dir") if getattr(options, name) is not None]
+    rows = ("forget_dataset", "retain_dataset", "unseen_dataset")
+    own = [name for name in rows if getattr(options, name, None) is not None]
+    if tofu and own:
+        raise ValueError(f"Give either --{own[0]} or --{tofu[0]}, not both.")
+    return bool(tofu)
+
+
 @dataclass
 class UnlearningData:
     """
@@ -65,7 +75,7 @@ class UnlearningData:
 
     def rows(self) -> tuple[Dataset | None, Dataset | None]:
         """Forget and retain rows as they are, where the options name them."""
-        if self.tofu_dir is not None or self.forget is not None:
+        if asks_for_tofu(self):
             return load_tofu(self.forget or "forget10", self.tofu_dir)
         sources = self.forget_dataset, self.retain_dataset
         return tuple(None if source is None else load_rows(source) for source in sources)
@@ -109,24 +119,25 @@ class MaskSource:
         default="auto",
         metadata={
             "help": "'auto' computes a mask from the mask_* options, 'none' trains all weights, anything else is the "
-            "path of a saved mask."
+            "path of a saved mask. With use_peft 'auto' means 'none': a mask of adapters comes from `wagle mask` or "
+            "Python, and is given by its path."
         },
     )
 
-    def trainer_arguments(self, config: MaskConfig) -> dict:
-        if self.mask == "auto":
-            return {"mask_config": config}
-        return {} if self.mask == "none" else {"mask": self.mask}
+    def trainer_arguments(self, config: MaskConfig, use_peft: bool) -> dict:
+        if self.mask == "none" or (self.mask == "auto" and use_peft):
+            return {}
+        return {"mask_config": config} if self.mask == "auto" else {"mask": self.mask}
 
 
-def require_model(model_args: ModelConfig) -> str:
+def require_model(model_args) -> str:
     """Name or path of the model; a `ValueError` if there is none."""
     if model_args.model_name_or_path is None:
         raise ValueError("No model: give --model_name_or_path a Hub name or a folder.")
     return model_args.model_name_or_path
 
 
-def load_tokenizer(model_args: ModelConfig, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_args, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of the model."""
     name = require_model(model_args)
     try:

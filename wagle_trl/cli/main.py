@@ -11,6 +11,8 @@ from rich.console import Console
 
 from .output import Output
 
+EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
+
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
 COMMANDS = {
     "demo": ("demo", "Train a tiny model, make it forget, and compare with dense and random masks"),
@@ -34,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         argv (`list[str]`, *optional*): Arguments after `wagle`; by default those of the process.
 
     Returns:
-        `int`: 0 done, 1 a check failed, 2 bad input or usage.
+        `int`: 0 done, 1 a check failed, 2 bad input or usage, 70 an error that nobody foresaw (`EX_SOFTWARE`), 130
+        interrupted. Python's own 1 for a traceback would look like a failed check.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -49,14 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     as_json, debug = _pop_flag(argv, "--json"), _pop_flag(argv, "--debug")
     try:
         return _show(_run(command, argv, as_json), as_json)
-    except (ValueError, OSError) as error:
-        if debug:
-            raise
-        print(f"wagle {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"wagle {command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(command, error)
 
 
 def _run(command: str, argv: list[str], as_json: bool) -> Output:
@@ -72,6 +74,17 @@ def _run(command: str, argv: list[str], as_json: bool) -> Output:
         with redirect_stdout(sys.stderr):
             return module.run(argv, command)
     return module.run(argv, command)
+
+
+def _explain(command: str, error: Exception) -> int:
+    """One line about an error on stderr; the exit code."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError)):  # ImportError: an optional package such as bitsandbytes
+        print(f"wagle {command}: error: {text}", file=sys.stderr)
+        return 2
+    advice = "run again with --debug for the traceback"
+    print(f"wagle {command}: unexpected {type(error).__name__}: {text}; {advice}", file=sys.stderr)
+    return EX_SOFTWARE
 
 
 def _show(output: Output, as_json: bool) -> int:

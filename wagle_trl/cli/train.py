@@ -26,20 +26,23 @@ PLOT_FILE = "wagle_mask.png"
 
 
 def run(argv: list[str], command: str) -> Output:
-    trainer_class = TRAINERS[command]
-    data = FineTuningData if command == "sft" else UnlearningData
-    types = [data, MaskSource, MaskConfig, trainer_class.config_class, ModelConfig]
-    data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
-    trainer = build_trainer(
-        trainer_class, data_args, training_args, model_args, **mask_source.trainer_arguments(mask_config)
-    )
-    trainer.train(resume_from_checkpoint=_checkpoint(training_args.resume_from_checkpoint))
+    data_args, mask_source, mask_config, training_args, model_args = parse(option_types(command), argv, command)
+    checkpoint = _checkpoint(training_args.resume_from_checkpoint)
+    mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
+    trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.mask is not None:
         plot_mask(trainer.mask, Path(training_args.output_dir) / PLOT_FILE)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return _summary(trainer)
+
+
+def option_types(command: str) -> list[type]:
+    """The dataclasses that `command` reads its options into."""
+    data = FineTuningData if command == "sft" else UnlearningData
+    return [data, MaskSource, MaskConfig, TRAINERS[command].config_class, ModelConfig]
 
 
 def build_trainer(trainer_class, data_args, training_args, model_args: ModelConfig, **kwargs):
@@ -62,7 +65,14 @@ def build_trainer(trainer_class, data_args, training_args, model_args: ModelConf
 
 
 def _checkpoint(value: str | None) -> str | bool | None:
-    return {"true": True, "false": None}.get(value.lower(), value) if value else None
+    """What `--resume_from_checkpoint` names: `True` for the last checkpoint, or a folder, which must be there."""
+    if not value or value.lower() == "false":
+        return None
+    if value.lower() == "true":
+        return True
+    if not Path(value).is_dir():
+        raise ValueError(f"No checkpoint at '{value}': the folder does not exist.")
+    return value
 
 
 def _summary(trainer) -> Output:

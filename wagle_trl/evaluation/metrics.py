@@ -218,6 +218,12 @@ def truth_ratios(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(num_records,)`.
     """
+    lacking = sum(not {"avg_paraphrased_loss", "average_perturb_loss"} <= set(record) for record in records)
+    if lacking:
+        raise ValueError(
+            f"{lacking} of {len(records)} records have no losses of perturbed answers, which truth ratios are made of; "
+            "evaluate rows that have `perturbed_answer`."
+        )
     return np.array([truth_ratio(r["avg_paraphrased_loss"], r["average_perturb_loss"]) for r in records])
 
 

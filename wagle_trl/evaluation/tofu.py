@@ -184,7 +184,7 @@ class _Sample(NamedTuple):
 
 
 def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase) -> Row:
-    if "question" in row:
+    if row.get("question") is not None:
         return {**row, "answer": answer}
     example = split_prompt(row, tokenizer)
     is_text = isinstance(example["completion"], str)
@@ -201,9 +201,9 @@ def _prompt_part(tokenized: Tokenized) -> list[int]:
 
 
 def _question_and_answer(row: Row, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    if "question" in row:
+    if row.get("question") is not None:
         return row["question"], row["answer"]
-    if "input_ids" not in row:
+    if row.get("input_ids") is None:
         example = split_prompt(row, tokenizer)
         return _content(example["prompt"]), _content(example["completion"])
     answer = [label for label in tokenized["labels"] if label != _IGNORED]
@@ -211,17 +211,24 @@ def _question_and_answer(row: Row, tokenized: Tokenized, tokenizer: PreTrainedTo
 
 
 def _prepare(row: Row, index: int, set_name: str, tokenizer: PreTrainedTokenizerBase) -> _Sample:
+    try:
+        return _sample(row, {"set": set_name, "index": index}, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"Row {index} of the set '{set_name}' cannot be evaluated. {error}") from error
+
+
+def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> _Sample:
     tokenized = tokenize_row(row, tokenizer)
     if all(label == _IGNORED for label in tokenized["labels"][1:]):
-        raise ValueError(f"Row {index} of the set '{set_name}' has no answer: all its labels are {_IGNORED}.")
+        raise ValueError(f"It has no answer: all its labels are {_IGNORED}.")
     question, answer = _question_and_answer(row, tokenized, tokenizer)
     if not answer.strip():
-        raise ValueError(f"Row {index} of the set '{set_name}' has an empty answer.")
+        raise ValueError("Its answer is empty.")
     # `datasets` fills a column that a row lacks with None
     perturbed = row.get("perturbed_answer") or []
     paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
     others = [tokenize_row(_with_answer(row, text, tokenizer), tokenizer) for text in [*paraphrased, *perturbed]]
-    record = {"set": set_name, "index": index, "question": question.strip(), "answer": answer.strip()}
+    record |= {"question": question.strip(), "answer": answer.strip()}
     return _Sample(record, [tokenized, *others], bool(paraphrased))
 
 

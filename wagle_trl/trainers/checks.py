@@ -3,12 +3,14 @@
 import tempfile
 from pathlib import Path
 
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from torch import nn
 from trl import SFTConfig
 
 from ..attribution import scope_parameters
 from ..mask_config import MaskConfig
+from ..optimizer import check_dtype
 from ..scores import get_score
 from ..selection import num_to_select
 
@@ -44,9 +46,17 @@ def check_none_dropped(raw: Dataset, prepared: Dataset, name: str, max_length: i
 def _has_answer(row: dict) -> bool:
     for column in ("completion", "messages", "text"):
         if column in row:
-            answer = row[column][-1]["content"] if isinstance(row[column], list) else row[column]
-            return bool(answer and answer.strip())
-    return "labels" not in row or any(label != -100 for label in row["labels"])
+            if not row[column]:
+                return False
+            return row[column].strip() != "" if isinstance(row[column], str) else _says_something(row[column][-1])
+    # The first label is never predicted: there is nothing before it to predict it from
+    return "labels" not in row or any(label != -100 for label in row["labels"][1:])
+
+
+def _says_something(message: dict) -> bool:
+    """Text, content parts of a multimodal message, or a tool call."""
+    content = message.get("content")
+    return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
 
 
 def check_writable(output_dir: str) -> None:
@@ -59,7 +69,7 @@ def check_writable(output_dir: str) -> None:
         raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error
 
 
-def check_supported(args: SFTConfig, optimizers) -> None:
+def check_supported(args: SFTConfig, has_optimizer: bool) -> None:
     """The options must be such that a mask can be trained."""
     if args.fp16:
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
@@ -67,16 +77,26 @@ def check_supported(args: SFTConfig, optimizers) -> None:
         raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
     if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
-    if args.optim not in _ADAMW or optimizers[0] is not None:
+    if args.optim not in _ADAMW or has_optimizer:
         raise ValueError(
             f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
 
 
+def check_accelerator(accelerator: Accelerator) -> None:
+    """What the launcher chose must be such that a mask can be trained."""
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("fp16 training scales gradients, which a mask cannot follow; launch with bf16 or no mixing.")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("A mask cannot be trained with FSDP yet; run on one process or with DDP.")
+
+
 def check_mask_config(config: MaskConfig, model: nn.Module, args: SFTConfig, retain: Dataset | None) -> None:
     """It must be possible to compute the mask of `config`, as far as one can tell without data."""
     scope = scope_parameters(model, config.mask_scope, config.mask_exclude)
+    for name, parameter in scope.items():
+        check_dtype(name, parameter)
     num_to_select(config.mask_density, sum(parameter.numel() for parameter in scope.values()))
     if get_score(config.mask_score).uses_retain and retain is None:
         raise ValueError(

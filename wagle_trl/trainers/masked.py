@@ -16,10 +16,12 @@ from trl import SFTConfig, SFTTrainer
 
 from ..attribution import Batch, compute_mask, per_sample_mean
 from ..data import pin_date
-from ..mask import WeightMask
+from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
+from ..report import mask_report
 from .checks import (
+    check_accelerator,
     check_answers,
     check_mask_config,
     check_none_dropped,
@@ -62,6 +64,7 @@ class MaskedTrainer(SFTTrainer):
         mask_config: MaskConfig | None = None,
         mask: WeightMask | str | os.PathLike | None = None,
         optimizers=(None, None),
+        optimizer_cls_and_kwargs=None,
         **kwargs,
     ):
         if mask is not None and mask_config is not None:
@@ -73,7 +76,8 @@ class MaskedTrainer(SFTTrainer):
             check_rows(retain_dataset, "retain_dataset")
         check_writable(args.output_dir)
         if masked:
-            check_supported(args, optimizers)
+            check_supported(args, optimizers[0] is not None or optimizer_cls_and_kwargs is not None)
+        self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         super().__init__(
             model,
             args,
@@ -82,18 +86,17 @@ class MaskedTrainer(SFTTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             **kwargs,
         )
-        if masked and self.is_fsdp_enabled:
-            raise ValueError("A mask cannot be trained with FSDP yet; run on one process or with DDP.")
+        if masked:
+            check_accelerator(self.accelerator)
         if mask_config is not None:
             check_mask_config(mask_config, self.model, args, retain_dataset)
         self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
         self.mask_config = mask_config
-        self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         if self.mask is not None:
             self.mask.check(self.model)
-        self.mask_report: dict | None = None
         self.add_callback(_MaskedTraining(self))
 
     @classmethod
@@ -159,6 +162,8 @@ class MaskedTrainer(SFTTrainer):
             checkpoint (`str`, *optional*): Checkpoint that training will resume from.
         """
         if self.mask is None and self.mask_config is None:
+            if checkpoint is not None and (Path(checkpoint) / MASK_FILE).is_file():
+                raise ValueError(f"{checkpoint} was trained with a mask; pass `mask` or `mask_config` to resume it.")
             return
         if checkpoint is not None:
             self.mask = WeightMask.load(checkpoint)
@@ -166,6 +171,12 @@ class MaskedTrainer(SFTTrainer):
         elif self.mask is None:
             self.compute_mask()
         self.mask = self.mask.to(self.args.device)
+        self._moved = MovedShare(self.model, self.mask)  # here the weights are still the original ones
+
+    @property
+    def mask_report(self) -> dict | None:
+        """Report of the mask as [`~report.mask_report`] makes it; `None` without a mask."""
+        return None if self.mask is None else mask_report(self.mask)
 
     @property
     def attributed_dataset(self) -> Dataset:
@@ -174,7 +185,7 @@ class MaskedTrainer(SFTTrainer):
 
     def compute_mask(self) -> WeightMask:
         """Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`."""
-        self.mask, self.mask_report = compute_mask(
+        self.mask, _ = compute_mask(
             self.model,
             self._batches(self.attributed_dataset),
             None if self.retain_dataset is None else self._batches(self.retain_dataset),
@@ -182,6 +193,10 @@ class MaskedTrainer(SFTTrainer):
             losses=_fused_sample_losses,
             progress=not self.args.disable_tqdm,
         )
+        if self.accelerator.num_processes > 1:  # gradients may differ in the last bit between processes
+            self.mask = self.mask.to(self.args.device)
+            for bits in self.mask.bits.values():
+                torch.distributed.broadcast(bits, src=0)
         if self.args.should_save:
             self.mask.save(self.args.output_dir)
         return self.mask
@@ -257,7 +272,7 @@ class MaskedTrainer(SFTTrainer):
 
 
 class _MaskedTraining(TrainerCallback):
-    """Hooks, clipping and the watch on moved weights, at their places in the training loop."""
+    """Hooks and clipping, at their places in the training loop."""
 
     def __init__(self, trainer: MaskedTrainer):
         self.trainer = trainer
@@ -266,7 +281,7 @@ class _MaskedTraining(TrainerCallback):
         optimizer = self.trainer._masked_optimizer
         if optimizer is None:
             return
-        self.trainer._moved = MovedShare(self.trainer.model, self.trainer.mask)
+        optimizer.zero_grad()  # an interrupted run may have left gradients in the accumulators
         # DDP reduces gradients after these hooks would have freed them: there, `step` compresses
         if args.world_size == 1:
             optimizer.attach_hooks()

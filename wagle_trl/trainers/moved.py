@@ -20,9 +20,8 @@ class MovedShare:
     """
 
     def __init__(self, model: nn.Module, mask: WeightMask):
-        stride = (
-            max(1, mask.num_selected // SAMPLE_SIZE) | 1
-        )  # odd, so that it does not fall in step with a row length
+        # Odd, so that it does not fall in step with a row length
+        stride = max(1, mask.num_selected // SAMPLE_SIZE) | 1
         parameters = dict(model.named_parameters())
         self._samples: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         for name, bits in mask.bits.items():
@@ -36,5 +35,5 @@ class MovedShare:
 
     def share(self) -> float:
         """Moved share, between 0 and 1."""
-        moved = sum((self._values(p, indices) != start).sum() for p, indices, start in self._samples)
-        return float(moved) / max(1, sum(len(indices) for _, indices, _ in self._samples))
+        moved = sum(int((self._values(p, indices) != start).sum()) for p, indices, start in self._samples)
+        return moved / max(1, sum(len(indices) for _, indices, _ in self._samples))

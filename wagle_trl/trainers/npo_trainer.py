@@ -1,7 +1,10 @@
+import hashlib
+import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -90,13 +93,16 @@ class NPOTrainer(UnlearningTrainer):
     def _load_reference(self, path: Path) -> list[float]:
         if not path.is_file():
             raise ValueError(f"No reference log-probabilities at {path}; resume from a checkpoint of this trainer.")
-        values = load_file(path)[REFERENCE_COLUMN]
-        if len(values) != len(self.train_dataset):
-            raise ValueError(
-                f"The checkpoint was made with {len(values)} forget rows, `train_dataset` has {len(self.train_dataset)}; "
-                "resume with the same data."
-            )
-        return values.tolist()
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("rows") != self._rows_digest():
+                raise ValueError(
+                    "The forget rows, or their order, are not those of the checkpoint; resume with the same data."
+                )
+            return file.get_tensor(REFERENCE_COLUMN).tolist()
+
+    def _rows_digest(self) -> str:
+        """Short hash of the tokenized forget rows, which the reference belongs to."""
+        return hashlib.sha256(json.dumps(list(self.train_dataset["input_ids"])).encode()).hexdigest()[:16]
 
 
 class _ReferenceSaver(TrainerCallback):
@@ -109,4 +115,4 @@ class _ReferenceSaver(TrainerCallback):
         if args.should_save:
             values = torch.tensor(self.trainer.train_dataset[REFERENCE_COLUMN])
             with atomic_path(Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE_FILE) as path:
-                save_file({REFERENCE_COLUMN: values}, path)
+                save_file({REFERENCE_COLUMN: values}, path, {"rows": self.trainer._rows_digest()})

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..files import write_json
-from ..report import mask_anatomy
 
 REPORT_FILE = "wagle_report.json"
 _OPTIONS = (
@@ -30,29 +29,29 @@ _OPTIONS = (
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
 
-def write_run_report(trainer, folder: str) -> Path:
+def write_run_report(trainer, folder: str | Path, objective: str | None = None) -> Path:
     """
     Write the report of `trainer` into `folder`.
 
     Args:
         trainer ([`~trainers.MaskedTrainer`]): Trainer, before or after training.
         folder (`str`): Existing or new folder.
+        objective (`str`, *optional*): What was done, where that was not training.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return write_json(Path(folder) / REPORT_FILE, run_report(trainer))
+    return write_json(Path(folder) / REPORT_FILE, run_report(trainer, objective))
 
 
-def run_report(trainer) -> dict[str, Any]:
+def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
     """The content of the report: objective, base model, options, mask, logs, peak memory, versions."""
-    args = trainer.args.to_dict()
-    loaded = None if trainer.mask is None else mask_anatomy(trainer.mask)
+    args = {} if objective else trainer.args.to_dict()
     return {
-        "objective": trainer._name,
+        "objective": objective or trainer._name,
         "base_model": trainer.model.config._name_or_path,
         "num_train_rows": len(trainer.train_dataset),
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "options": {name: args[name] for name in _OPTIONS if name in args},
-        "mask": trainer.mask_report or loaded,
+        "mask": trainer.mask_report,
         "log_history": trainer.state.log_history,
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": {name: version(name) for name in _PACKAGES},

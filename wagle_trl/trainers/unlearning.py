@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ..data import split_last_message
 from ..objectives import cross_entropy
 from ..pairing import PairCollator, PairedRows, PairSampler, check_disjoint
+from .checks import check_answers
 from .masked import MaskedTrainer
 from .masked_sft_config import MaskedSFTConfig
 
@@ -35,6 +37,8 @@ class UnlearningConfig(MaskedSFTConfig):
             raise ValueError(f"retain_weight must not be negative, got {self.retain_weight}.")
         if self.packing or self.padding_free:
             raise ValueError("Unlearning needs one row a sample; set `packing=False` and `padding_free=False`.")
+        if self.loss_type != "nll" or self.label_smoothing_factor:
+            raise ValueError("Unlearning has a loss of its own; leave `loss_type` and `label_smoothing_factor` alone.")
 
 
 class Counts(NamedTuple):
@@ -62,6 +66,8 @@ class UnlearningTrainer(MaskedTrainer):
                 f"`{missing}` is required: pass the rows to forget as `train_dataset` and the rows to "
                 "keep as `retain_dataset`."
             )
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("Unlearning has a loss of its own; subclass and override `forget_loss` for another.")
         super().__init__(
             model, args, *positional, train_dataset=train_dataset, retain_dataset=retain_dataset, **kwargs
         )
@@ -83,6 +89,17 @@ class UnlearningTrainer(MaskedTrainer):
             inputs (`dict`): The extra forget columns of the batch.
             counts ([`Counts`]): What to divide by.
         """
+
+    def _prepare_dataset(self, dataset, processing_class, args, *others):
+        """Of a conversation the last message is the answer, as for every other format and in the evaluation."""
+        if (
+            "messages" in dataset.column_names
+            and not args.assistant_only_loss
+            and args.completion_only_loss is not False
+        ):
+            check_answers(dataset, others[-1])
+            dataset = dataset.map(split_last_message, remove_columns="messages", desc="Splitting conversations")
+        return super()._prepare_dataset(dataset, processing_class, args, *others)
 
     @property
     def forget_columns(self) -> list[str]:
