@@ -73,6 +73,8 @@ def test_a_saved_data_set_loads_from_its_folder(tmp_path):
     DatasetDict(splits).save_to_disk(tmp_path / "splits")
     assert len(load_rows(tmp_path / "splits")) == 3
     assert len(load_rows(str(tmp_path / "splits"), split="held_out")) == 1
+    with pytest.raises(ValueError, match=r"splits' has no split 'test'; it has train, held_out\."):
+        load_rows(tmp_path / "splits", split="test")
 
 
 def test_a_folder_of_data_files_loads(tmp_path, monkeypatch):
@@ -100,6 +102,30 @@ def test_a_broken_json_list_is_named(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"text": "a"}')
     with pytest.raises(ValueError, match=r"rows\.json: not a valid JSON list"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize(
+    "content, place",
+    [('{"text": "a"}\n[1, 2]\n', "line 2"), ('{"text": "a"}\n\n7\n', "line 3"), ('[{"text": "a"}, [1]]', "row 2")],
+)
+def test_a_row_that_is_not_an_object_is_named(content, place, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, {place}: not a JSON object but "):
+        load_rows(path)
+
+
+def test_columns_that_the_first_row_lacks_are_kept(tmp_path):
+    rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", "perturbed_answer": ["b", "c"]}]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    assert load_rows(path).to_list() == [rows[0] | {"perturbed_answer": None}, rows[1]]
+
+
+@pytest.mark.parametrize("answers", [("a", 1), (1, "a"), ("a", ["b"])])
+def test_a_column_of_mixed_types_is_refused(answers, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"question": "q", "answer": answer} for answer in answers])
+    with pytest.raises(ValueError, match=r"rows\.jsonl: a column has values of different types"):
         load_rows(path)
 
 
@@ -160,11 +186,13 @@ def test_tofu_is_cut_into_the_last_rows_and_the_rest(forget, count, small_tofu):
     }
 
 
-def test_an_unknown_tofu_split_is_refused():
+@pytest.mark.parametrize("folder", [None, "tofu"])
+@pytest.mark.parametrize("loader", [load_tofu, load_tofu_evaluation])
+def test_an_unknown_tofu_split_is_refused(loader, folder):
     with pytest.raises(
         ValueError, match="Unknown TOFU split 'forget20'; expected one of forget01, forget05, forget10"
     ):
-        load_tofu("forget20")
+        loader("forget20", folder)
 
 
 @pytest.mark.parametrize("loader", [load_tofu, load_tofu_evaluation])
@@ -207,6 +235,24 @@ def test_question_and_answer_become_plain_text_without_a_chat_template(tiny_toke
 def test_question_and_answer_become_messages_with_a_chat_template(chat_tokenizer):
     row = to_prompt_completion({"question": "Where?", "answer": "Oslo."}, chat_tokenizer)
     assert row == {"prompt": [USER], "completion": [ASSISTANT]}
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", 7])
+@pytest.mark.parametrize("name", ["question", "answer"])
+def test_a_row_without_question_or_answer_is_shown(name, value, tiny_tokenizer):
+    row = {"question": "Where?", "answer": "Oslo."} | {name: value}
+    with pytest.raises(ValueError, match=rf"A row has no {name}: .*{name}.*; remove it or fill it in\."):
+        to_prompt_completion(row, tiny_tokenizer)
+    with pytest.raises(ValueError, match=f"A row has no {name}"):
+        to_trl(Dataset.from_list([row]), tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "Where?", "completion": None}, {"text": None}, {"messages": None}, {"messages": []}]
+)
+def test_a_row_without_answer_is_not_split(row, tiny_tokenizer):
+    with pytest.raises(ValueError, match="A row has no answer"):
+        split_prompt(row, tiny_tokenizer)
 
 
 def test_only_questions_and_answers_are_converted_for_trl(tiny_tokenizer):
@@ -283,6 +329,11 @@ def test_tokenize_row_scores_the_last_message_where_sft_trainer_trains_on_all(ti
     assert tokenized["input_ids"][-len(answer) :] == answer
 
 
+def test_labels_that_only_other_rows_have_are_the_tokens_themselves(tiny_tokenizer):
+    row = {"input_ids": [5, 6], "labels": None, "text": None}
+    assert tokenize_row(row, tiny_tokenizer) == {"input_ids": [5, 6], "labels": [5, 6]}
+
+
 def test_prompt_tokens_are_a_prefix_of_the_row(chat_tokenizer):
     for name in ("prompt/completion", "question/answer", "messages", "conversational prompt/completion"):
         prompt = prompt_token_ids(split_prompt(copy.deepcopy(ROWS[name]), chat_tokenizer), chat_tokenizer)
@@ -308,6 +359,10 @@ def test_a_dated_template_renders_a_fixed_date(chat_tokenizer):
     pinned = chat_tokenizer.apply_chat_template([USER], tokenize=False, chat_template=pin_date(DATED))
     assert pinned == "26 Jul 2024" + today[len("26 Jul 2024") :]
     assert not today.startswith("26 Jul 2024")
+
+
+def test_pinning_twice_is_pinning_once():
+    assert pin_date(pin_date(DATED)) == pin_date(DATED)
 
 
 def test_a_template_that_asks_whether_there_is_a_clock_renders_the_fixed_date(chat_tokenizer):

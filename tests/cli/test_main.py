@@ -47,6 +47,8 @@ def test_npo_has_the_options_of_masks_and_of_the_objective(option, capsys):
         (["npo", "--mask_density", "2"], "mask_density must be in (0, 1], got 2.0."),
         (["npo", "--mask_score", "luck"], "Unknown mask_score 'luck'; expected one of wagle, gradient"),
         (["npo", "--config", "missing.yaml"], "missing.yaml"),
+        (["eval", "--unseen_dataset", "a", "--tofu_dir", "b"], "Give either --unseen_dataset or --tofu_dir, not"),
+        (["npo", "--resume_from_checkpoint", "missing"], "No checkpoint at 'missing': the folder does not exist."),
         (["eval"], "No data: give --forget_dataset"),
     ],
 )
@@ -73,3 +75,31 @@ def test_env_as_json_is_one_object_with_versions(capsys):
 def test_env_prints_a_table(capsys):
     assert main(["env"]) == 0
     assert "transformers" in capsys.readouterr().out
+
+
+@pytest.fixture
+def broken_env(monkeypatch):
+    """Lets `wagle env` fail with a given exception."""
+
+    def fail_with(error):
+        def run(argv, command):
+            raise error
+
+        monkeypatch.setattr("wagle_trl.cli.env.run", run)
+
+    return fail_with
+
+
+def test_a_missing_package_is_bad_usage(broken_env, capsys):
+    broken_env(ImportError("No package metadata was found for bitsandbytes"))
+    assert main(["env"]) == 2
+    assert "wagle env: error: No package metadata was found for bitsandbytes" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_one_line_and_never_looks_like_a_failed_check(broken_env, capsys):
+    broken_env(KeyError("some\nthing"))
+    assert main(["env"]) == 70
+    expected = "wagle env: unexpected KeyError: 'some\\nthing'; run again with --debug for the traceback\n"
+    assert capsys.readouterr().err == expected
+    with pytest.raises(KeyError):
+        main(["env", "--debug"])

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from wagle_trl import WeightMask
 from wagle_trl.cli.main import main
 
@@ -32,3 +34,13 @@ def test_scope_and_exclude_take_several_patterns(saved_model, data, quick, tmp_p
     names = set(WeightMask.load(tmp_path / "out").bits)
     assert names and all("mlp" in name or "self_attn" in name for name in names)
     assert not any("down_proj" in name for name in names)
+
+
+@pytest.mark.parametrize("source", ["none", "auto", "some/mask"])
+def test_a_yaml_file_of_npo_that_says_where_the_mask_comes_from_serves(source, saved_model, data, quick, tmp_path):
+    config = tmp_path / "npo.yaml"
+    config.write_text(f"mask: {source}\nmask_density: 0.5\nlearning_rate: 1.0e-4\n")
+    assert main(["mask", "--config", str(config), "--model_name_or_path", saved_model, *data, *quick]) == 0
+    assert WeightMask.load(tmp_path / "out").density == pytest.approx(0.5, abs=1e-3)
+    report = json.loads((tmp_path / "out" / "wagle_report.json").read_text())
+    assert report["objective"] == "mask" and report["options"] == {}

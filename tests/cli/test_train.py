@@ -6,7 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 from wagle_trl import WeightMask
+from wagle_trl.cli.arguments import FineTuningData, UnlearningData, parse
 from wagle_trl.cli.main import main
+from wagle_trl.cli.train import option_types
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 
 
 def weights(folder):
@@ -143,3 +147,39 @@ def test_resume_from_the_last_checkpoint(saved_model, data, quick, tmp_path, cap
     run_json(capsys, *options, "--resume_from_checkpoint", "true")
     resumed = weights(tmp_path / "out")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_every_example_has_options_that_its_command_knows(path):
+    _, command, *argv = path.read_text().splitlines()[0].removeprefix("# ").split()
+    assert argv == ["--config", f"examples/{path.name}"]
+    parse(option_types("npo" if command == "mask" else command), ["--config", str(path)], command)
+
+
+LORA = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
+
+
+def test_adapters_train_without_a_mask_unless_it_is_given_by_its_path(saved_model, data, quick, tmp_path, capsys):
+    options = ["--model_name_or_path", saved_model, *data, *quick, *LORA]
+    run_json(capsys, "npo", *options)
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "wagle_mask.safetensors").exists()
+    run_json(capsys, "mask", *options, "--output_dir", str(tmp_path / "mask"), "--mask_density", "0.5")
+    run_json(capsys, "npo", *options, "--mask", str(tmp_path / "mask"))
+    mask = WeightMask.load(tmp_path / "out")
+    assert mask == WeightMask.load(tmp_path / "mask") and all("lora" in name for name in mask.bits)
+
+
+@pytest.mark.parametrize("options", [UnlearningData, FineTuningData])
+@pytest.mark.parametrize("rows", ["forget_dataset", "retain_dataset"])
+@pytest.mark.parametrize("tofu", ["forget", "tofu_dir"])
+def test_rows_of_ones_own_do_not_go_with_tofu(options, rows, tofu):
+    with pytest.raises(ValueError, match=f"Give either --{rows} or --{tofu}, not both."):
+        options(**{rows: "rows.jsonl", tofu: "forget10"}).rows()
+
+
+def test_rows_to_train_on_go_with_tofu(tmp_path, write_jsonl):
+    rows = [{"question": f"q{i}", "answer": "a"} for i in range(41)]
+    write_jsonl("full", rows)
+    forget, retain = FineTuningData(forget="forget01", tofu_dir=str(tmp_path), dataset_name="any").rows()
+    assert (len(forget), len(retain)) == (40, 1)

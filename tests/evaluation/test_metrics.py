@@ -222,3 +222,8 @@ class TestBadInput:
     def test_model_utility_of_another_number_of_values_is_refused(self):
         with pytest.raises(ValueError, match="9 values"):
             model_utility([0.5] * 8)
+
+    def test_truth_ratios_of_records_without_perturbed_answers_are_refused(self):
+        records = [make_record("forget"), {"set": "forget", "avg_gt_loss": 1.0}]
+        with pytest.raises(ValueError, match="1 of 2 records have no losses of perturbed answers"):
+            truth_ratios(records)

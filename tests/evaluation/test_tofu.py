@@ -344,14 +344,26 @@ class TestEvaluateRows:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"question": "Who?", "answer": " "}, "Row 1 of the set 'forget' has an empty answer"),
-            ({"input_ids": [5, 6], "labels": [-100, -100]}, "Row 1 of the set 'forget' has no answer"),
+            ({"question": "Who?", "answer": " "}, "A row has no answer: .*'Who"),
+            ({"question": "Who?", "answer": None}, "A row has no answer: .*'Who"),
+            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [None]}, "A row has no answer: .*'Who"),
+            ({"prompt": "Who?", "completion": None}, "A row has no answer: .*'Who"),
+            ({"input_ids": [5, 6], "labels": [-100, -100]}, "It has no answer: all its labels are -100"),
+            ({"input_ids": [5, 1], "labels": [-100, 1]}, "Its answer is empty"),
         ],
-        ids=["empty text", "no labels"],
+        ids=["empty text", "null", "null among the perturbed", "null completion", "no labels", "only a special token"],
     )
     def test_a_row_without_answer_is_named(self, model, tokenizer, row, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"Row 1 of the set 'forget' cannot be evaluated. {message}"):
             evaluate_rows(model, tokenizer, [ROWS[0], row], "forget", progress=False)
+
+    def test_columns_that_a_row_lacks_may_be_none(self, model, tokenizer):
+        columns = ("question", "answer", "paraphrased_answer", "perturbed_answer", "prompt")
+        pair = {"prompt": "Bo writes", "completion": " poems.", "perturbed_answer": [" plays."]}
+        rows = [*ROWS, pair]
+        filled = [*({name: row.get(name) for name in columns} for row in ROWS), pair | {"question": None}]
+        plain = evaluate_rows(model, tokenizer, rows, "forget", generate=False, progress=False)
+        assert evaluate_rows(model, tokenizer, filled, "forget", generate=False, progress=False) == plain
 
     @needs_tofu
     def test_the_four_tofu_sets_give_all_thirteen_aggregates(self, model, tokenizer):

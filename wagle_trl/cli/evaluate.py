@@ -143,9 +143,7 @@ def run(argv: list[str], command: str) -> Output:
 
 def _evaluate(args: EvalArguments, sets: dict[str, list[dict[str, Any]]], model, tokenizer) -> list[dict[str, Any]]:
     options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "generate": args.generate}
-    return [
-        record for name, rows in sets.items() for record in evaluate_rows(model, tokenizer, rows, name, **options)
-    ]
+    return [record for name, rows in sets.items() for record in evaluate_rows(model, tokenizer, rows, name, **options)]
 
 
 def _reference_ratios(path: str, sets: dict[str, list[dict[str, Any]]]) -> np.ndarray:

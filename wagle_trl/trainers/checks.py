@@ -50,7 +50,7 @@ def _has_answer(row: dict) -> bool:
                 return False
             return row[column].strip() != "" if isinstance(row[column], str) else _says_something(row[column][-1])
     # The first label is never predicted: there is nothing before it to predict it from
-    return "labels" not in row or any(label != -100 for label in row["labels"][1:])
+    return "labels" not in row or any(label != -100 for label in (row["labels"] or [])[1:])
 
 
 def _says_something(message: dict) -> bool:
