@@ -26,6 +26,7 @@ LAYERS = {
         "wagle_trl.evaluation.metrics",
     ),
     2: (
+        "wagle_trl.arena",
         "wagle_trl.attribution",
         "wagle_trl.selection",
         "wagle_trl.optimizer",

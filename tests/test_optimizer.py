@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from wagle_kernels import join_split
-from wagle_trl import optimizer as optimizer_module
+from wagle_trl import arena as arena_module
 from wagle_trl.mask import WeightMask
 from wagle_trl.optimizer import MaskedAdamW
 
@@ -187,7 +187,7 @@ def test_moments_lie_in_one_arena_in_model_order():
 def test_updates_in_many_runs_are_those_in_one(monkeypatch):
     models = make_model(), make_model()
     for model, run in zip(models, (2**22, 40)):
-        monkeypatch.setattr(optimizer_module, "_RUN", run)
+        monkeypatch.setattr(arena_module, "_RUN", run)
         train(model, MaskedAdamW(model.named_parameters(), make_mask(model), lr=1e-2), range(3))
     assert_same_bits(*map(weights, models))
 

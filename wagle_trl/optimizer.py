@@ -1,55 +1,15 @@
 """`MaskedAdamW`: AdamW that keeps state for selected weights only and never touches the others."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import wagle_kernels
-
+from .arena import Arena, allocate_arenas
 from .mask import WeightMask
-
-_RUN = 2**22  # selected elements updated together: bounds the temporary copy of their weights
-
-
-@dataclass
-class _Slice:
-    """A parameter's selected elements: its mask bits and where they lie in the arenas of its group."""
-
-    name: str
-    parameter: nn.Parameter
-    packed: Tensor
-    start: int
-    stop: int
-
-    @property
-    def weights(self) -> Tensor:
-        return self.parameter.detach().view(-1)
-
-
-@dataclass
-class _Arena:
-    """
-    State of the parameters of one group (and dtype and device, should these differ), one flat tensor a kind; every
-    parameter owns a slice, in model order, its selected elements in rising flat order.
-    """
-
-    group: dict[str, Any]
-    slices: list[_Slice]
-    step: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    remainder: Tensor | None
-
-    @property
-    def states(self) -> dict[str, Tensor]:
-        kinds = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "remainder": self.remainder}
-        return {kind: arena for kind, arena in kinds.items() if arena is not None}
 
 
 class MaskedAdamW(Optimizer):
@@ -104,7 +64,7 @@ class MaskedAdamW(Optimizer):
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._arenas: list[_Arena] = []
+        self._arenas: list[Arena] = []
         groups = [
             {**group, "params": [(n, p) for n, p in group["params"] if n in mask.bits and mask.num_selected_of(n)]}
             for group in groups
@@ -117,9 +77,9 @@ class MaskedAdamW(Optimizer):
         )
         for group in self.param_groups:
             group["mask"] = _mask_digest(mask, group["param_names"])
-            for parameters in _alike(group):
-                self._arenas.append(self._allocate(group, parameters, mask))
+            self._arenas += allocate_arenas(group, mask)
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
+        self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
         self._has_gradient = self._is_finite = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -127,22 +87,6 @@ class MaskedAdamW(Optimizer):
         if self._arenas:
             raise ValueError("Parameters cannot be added later; make a new MaskedAdamW with all groups.")
         super().add_param_group(param_group)
-
-    def _allocate(self, group: dict[str, Any], parameters: dict[str, nn.Parameter], mask: WeightMask) -> _Arena:
-        slices, stop = [], 0
-        for name, parameter in parameters.items():
-            _check_parameter(name, parameter, mask)
-            start, stop = stop, stop + mask.num_selected_of(name)
-            slices.append(_Slice(name, parameter, mask.bits[name].to(parameter.device), start, stop))
-        grad, exp_avg, exp_avg_sq = (torch.zeros(stop, device=parameter.device) for _ in range(3))
-        remainder = None
-        if parameter.dtype == torch.bfloat16 and group["master"] == "split":
-            remainder = torch.zeros(stop, dtype=torch.int16, device=parameter.device)
-        arena = _Arena(group, slices, torch.tensor(0.0), grad, exp_avg, exp_avg_sq, remainder)
-        for item in slices:
-            views = {kind: values[item.start : item.stop] for kind, values in arena.states.items()}
-            self.state[item.parameter] = {"step": arena.step, **views}
-        return arena
 
     # Gradients
 
@@ -162,8 +106,7 @@ class MaskedAdamW(Optimizer):
         if parameter.grad is None:
             return
         item, arena = self._slices[parameter]
-        target = arena.grad[item.start : item.stop]
-        wagle_kernels.compress(parameter.grad.reshape(-1), item.packed, target, accumulate=True)
+        arena.collect(item, parameter.grad)
         parameter.grad = None
         self._has_gradient, self._is_finite = True, False
 
@@ -232,33 +175,9 @@ class MaskedAdamW(Optimizer):
         if not self._is_finite:  # clipping has looked already
             self._grad_norm()
         for arena in self._arenas:
-            arena.step += 1
-            for run in _runs(arena.slices):
-                self._update(arena, run)
+            arena.update()
         self.zero_grad()
         return loss
-
-    def _update(self, arena: _Arena, run: list[_Slice]) -> None:
-        group = arena.group
-        start, stop = run[0].start, run[-1].stop
-        weights = torch.empty(stop - start, dtype=run[0].parameter.dtype, device=arena.grad.device)
-        for item in run:
-            wagle_kernels.compress(item.weights, item.packed, weights[item.start - start : item.stop - start])
-        wagle_kernels.adamw(
-            weights,
-            None if arena.remainder is None else arena.remainder[start:stop],
-            arena.grad[start:stop],
-            arena.exp_avg[start:stop],
-            arena.exp_avg_sq[start:stop],
-            step=int(arena.step),
-            lr=float(group["lr"]),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
-        for item in run:
-            wagle_kernels.scatter(item.weights, item.packed, weights[item.start - start : item.stop - start])
 
     # State
 
@@ -289,25 +208,6 @@ class MaskedAdamW(Optimizer):
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _alike(group: dict[str, Any]) -> Iterable[dict[str, nn.Parameter]]:
-    """The named parameters of a group, split by dtype and device."""
-    kinds: dict[tuple, dict[str, nn.Parameter]] = {}
-    for name, parameter in zip(group["param_names"], group["params"], strict=True):
-        kinds.setdefault((parameter.dtype, parameter.device), {})[name] = parameter
-    return kinds.values()
-
-
-def _runs(slices: list[_Slice]) -> Iterator[list[_Slice]]:
-    """Consecutive parameters with at most `_RUN` selected elements together (one larger parameter runs alone)."""
-    run: list[_Slice] = []
-    for item in slices:
-        if run and item.stop - run[0].start > _RUN:
-            yield run
-            run = []
-        run.append(item)
-    yield run
-
-
 def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
     """Short hash of the selection, which a checkpoint of the optimizer carries instead of its bits."""
     digest = hashlib.sha256()
@@ -330,17 +230,3 @@ def _check_options(lr, betas, eps, weight_decay, master) -> None:
         raise ValueError(f"betas must lie in [0, 1), got {betas}.")
     if master not in ("split", None):
         raise ValueError(f"master must be 'split' or None, got '{master}'.")
-
-
-def check_dtype(name: str, parameter: nn.Parameter) -> None:
-    """Raise a `ValueError` unless a mask can train the parameter: it must be bf16 or fp32."""
-    if parameter.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"'{name}' is {parameter.dtype}; load the model in bfloat16 or float32.")
-
-
-def _check_parameter(name: str, parameter: nn.Parameter, mask: WeightMask) -> None:
-    if tuple(parameter.shape) != mask.shapes[name]:
-        raise ValueError(f"'{name}' has shape {tuple(parameter.shape)}, its mask {mask.shapes[name]}.")
-    check_dtype(name, parameter)
-    if not parameter.is_contiguous():
-        raise ValueError(f"'{name}' is not contiguous; call `.contiguous()` on it before training.")

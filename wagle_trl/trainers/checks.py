@@ -8,9 +8,9 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from trl import SFTConfig
 
+from ..arena import check_dtype
 from ..attribution import scope_parameters
 from ..mask_config import MaskConfig
-from ..optimizer import check_dtype
 from ..scores import get_score
 from ..selection import num_to_select
 
