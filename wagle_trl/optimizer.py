@@ -26,7 +26,7 @@ class MaskedAdamW(Optimizer):
 
     Args:
         named_parameters (iterable of `(str, torch.nn.Parameter)`, or of groups whose `params` hold such pairs):
-            Parameters; those without selected weights are left out.
+            Parameters; those that the mask does not name are left out.
         mask ([`WeightMask`]):
             The selection, by parameter name.
         lr (`float`, *optional*, defaults to `1e-3`):
@@ -65,12 +65,9 @@ class MaskedAdamW(Optimizer):
             groups = [{"params": groups}]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._arenas: list[Arena] = []
-        groups = [
-            {**group, "params": [(n, p) for n, p in group["params"] if n in mask.bits and mask.num_selected_of(n)]}
-            for group in groups
-        ]
+        groups = [{**group, "params": [(n, p) for n, p in group["params"] if n in mask.bits]} for group in groups]
         if not any(group["params"] for group in groups):
-            raise ValueError("The mask selects no weight of the given parameters; check that their names match.")
+            raise ValueError("The mask names none of the given parameters; check that their names match.")
         super().__init__(
             [group for group in groups if group["params"]],
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "master": master},

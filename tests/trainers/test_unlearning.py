@@ -32,6 +32,14 @@ def test_unselected_weights_stay_bit_identical(
     assert len(embeddings) == (0 if scope is None else 1 if tied else 2)
 
 
+def test_a_mask_of_zeros_leaves_every_bit_as_it_was(make_trainer, tiny_model, snapshot):
+    model = tiny_model()
+    before = snapshot(model)
+    mask = WeightMask.from_dense({n: torch.zeros_like(p, dtype=torch.bool) for n, p in model.named_parameters()})
+    make_trainer(model=model, mask=mask, learning_rate=0.1).train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
 def test_attribution_and_training_touch_only_what_the_default_mask_selects(
     make_trainer, snapshot, assert_only_selected_moved
 ):

@@ -203,11 +203,11 @@ class MaskedTrainer(SFTTrainer):
 
     @contextmanager
     def _only_masked_weights_trainable(self) -> Iterator[None]:
-        """Freeze parameters without selected weights, so that the backward pass computes no gradients for them."""
+        """Freeze parameters outside the mask, so that the backward pass computes no gradients for them."""
         frozen = [
             parameter
             for name, parameter in self.model.named_parameters()
-            if self.mask is not None and parameter.requires_grad and not self._selects(name)
+            if self.mask is not None and parameter.requires_grad and name not in self.mask.bits
         ]
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -217,9 +217,6 @@ class MaskedTrainer(SFTTrainer):
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
-    def _selects(self, name: str) -> bool:
-        return name in self.mask.bits and self.mask.num_selected_of(name) > 0
-
     # Optimizer
 
     _masked_optimizer: MaskedAdamW | None = None
@@ -228,7 +225,7 @@ class MaskedTrainer(SFTTrainer):
         if self.mask is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         decayed = set(self.get_decay_parameter_names(self.model))
-        named = [(name, p) for name, p in self.model.named_parameters() if self._selects(name)]
+        named = [(name, p) for name, p in self.model.named_parameters() if name in self.mask.bits]
         groups = [
             {"params": [(name, p) for name, p in named if name in decayed], "weight_decay": self.args.weight_decay},
             {"params": [(name, p) for name, p in named if name not in decayed], "weight_decay": 0.0},
