@@ -104,7 +104,8 @@ def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
     figure = Figure(figsize=(2.5 + 0.55 * len(modules), 2.2 + 0.28 * len(layers)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    axes.set_xticks(range(len(modules)), modules, rotation=60, ha="right", fontsize=8)
+    labels = [module.removesuffix(".weight") for module in modules]
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=8)
     axes.set_ylabel("layer")
     axes.set_title(f"{mask.info.get('score', 'mask')}: {mask.num_selected:,} of {mask.numel:,} weights", fontsize=10)
