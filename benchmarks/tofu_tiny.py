@@ -37,7 +37,7 @@ MASKS = {
     "wagle-0.95": ("wagle", 0.95),
     "random-0.05": ("random", 0.05),
 }
-GRID = (1e-4, 3e-4, 1e-3)
+GRID = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
 
 
 def prepare(tofu_dir: Path, cache: Path) -> None:
