@@ -1,9 +1,10 @@
 """Unlearning real data end to end with a Llama of about 5 M parameters, through the `wagle` command.
 
 The model memorises the last 60 rows of TOFU (three authors, to be forgotten) and the first 720. Rows 0-359 serve
-attribution and retain training; rows 360-719 take no part in unlearning, so they show what else was lost. For every
-arm the same rule picks the learning rate: the smallest of a grid that brings the mean forget probability to 0.2 or
-below.
+attribution and retain training; rows 360-719 take no part in unlearning, so they show what else was lost. The same
+rule picks the learning rate of every arm: of the two smallest of a grid that end with a mean forget probability of 0.2
+or below, the one that keeps more of the retain rows it trains on. (The smallest alone often stops halfway: the retain
+term mends with more steps what the forget term broke.)
 
     python -m benchmarks.tofu_tiny --tofu_dir PATH/TO/tofu
 
@@ -29,7 +30,7 @@ RESULT = Path(__file__).parent / "results" / "tofu_tiny.json"
 SETS = ("forget", "retain", "unseen_retain")
 TARGET = 0.2
 STEPS = 60
-# (score, density) of every mask, and the learning rates to try, from the smallest
+# (score, density) of every mask
 MASKS = {
     "fisher_ratio-0.05": ("fisher_ratio", 0.05),
     "fisher_ratio-0.95": ("fisher_ratio", 0.95),
@@ -140,18 +141,22 @@ def unlearn(command: str, mask: str, learning_rate: float, cache: Path) -> Path:
 
 
 def arm(command: str, mask: str, cache: Path) -> dict:
-    """The row of an objective and a mask, at the first learning rate of the grid that forgets."""
+    """The row of an objective and a mask, at the learning rate that the rule picks."""
+    tried = []
     for learning_rate in GRID:
         folder = unlearn(command, mask, learning_rate, cache)
-        quick = evaluate(folder, cache, folder / "quick", generate=False)
-        if quick["forget_prob"] <= TARGET:
+        summary = evaluate(folder, cache, folder / "quick", generate=False)
+        tried.append({"learning_rate": learning_rate, **{name: summary[f"{name}_prob"] for name in SETS}})
+        reached = [run for run in tried if run["forget"] <= TARGET]
+        if len(reached) == 2:
             break
-    summary = evaluate(folder, cache, folder / "full", generate=True)
+    learning_rate = max(reached, key=lambda run: run["retain"], default=tried[-1])["learning_rate"]
+    folder = unlearn(command, mask, learning_rate, cache)
     logs = json.loads((folder / "wagle_report.json").read_text())["log_history"]
     moved = [entry["selected_moved"] for entry in logs if "selected_moved" in entry]
-    return row(f"{command} {mask}", summary) | {
+    return row(f"{command} {mask}", evaluate(folder, cache, folder / "full", generate=True)) | {
         "learning_rate": learning_rate,
-        "target_reached": summary["forget_prob"] <= TARGET,
+        "tried": tried,
         "selected_moved": moved[-1] if moved else None,
         "training_seconds": logs[-1]["train_runtime"],
         "commit": json.loads((folder / "environment.json").read_text())["commit"],
