@@ -25,7 +25,7 @@ def run(argv: list[str], command: str) -> Output:
     rows, tables = run_demo(args.output_dir, args.seed)
     closing = (
         f"Written to {args.output_dir}/: the unlearned model, wagle_mask.safetensors, wagle_mask.png, report.json; "
-        f"base/ and the data for your own runs:\n  wagle npo --model_name_or_path {args.output_dir}/base "
+        f"base/ and the data for your own runs:\nwagle npo --model_name_or_path {args.output_dir}/base "
         f"--forget_dataset {args.output_dir}/forget.jsonl --retain_dataset {args.output_dir}/retain.jsonl"
     )
     return Output({"output_dir": args.output_dir, "rows": rows}, [*tables, closing])

@@ -93,7 +93,7 @@ def _show(output: Output, as_json: bool) -> int:
     else:
         console = Console(width=None if sys.stdout.isatty() else 120)
         for table in output.tables:
-            console.print(table)
+            console.print(table, soft_wrap=isinstance(table, str))  # a command stays one line to copy
     return output.exit_code
 
 
