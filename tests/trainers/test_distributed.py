@@ -1,17 +1,21 @@
 """Two processes on one machine, over gloo."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 SCRIPT = """
+import json
 import sys
 import torch
 from datasets import load_from_disk
+from safetensors.torch import save_model
 from transformers import AutoTokenizer, LlamaForCausalLM
 from wagle_trl import MaskConfig, NPOConfig, NPOTrainer
 
@@ -31,9 +35,9 @@ trainer = NPOTrainer(
 )
 trainer.train(*checkpoint)
 rank = trainer.args.process_index
-torch.save(
-    {"weights": trainer.model.state_dict(), "log": trainer.state.log_history}, f"{folder}/{name}-{rank}.pt"
-)
+save_model(trainer.model, f"{folder}/{name}-{rank}.safetensors")
+with open(f"{folder}/{name}-{rank}.json", "w") as file:
+    json.dump(trainer.state.log_history, file)
 """
 
 pytestmark = pytest.mark.slow
@@ -54,7 +58,14 @@ def run_two(tiny_model, tiny_tokenizer, forget_rows, retain_rows, tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
-        return [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
+        saved = [tmp_path / f"{name}-{rank}" for rank in range(2)]
+        return [
+            {
+                "weights": load_file(path.with_suffix(".safetensors")),
+                "log": json.loads(path.with_suffix(".json").read_text()),
+            }
+            for path in saved
+        ]
 
     return run
 
