@@ -72,8 +72,7 @@ class MaskedTrainer(SFTTrainer):
         masked = mask is not None or mask_config is not None
         args = self._to_config(args, model)
         check_rows(train_dataset, "train_dataset")
-        if retain_dataset is not None:
-            check_rows(retain_dataset, "retain_dataset")
+        check_rows(retain_dataset, "retain_dataset")
         check_writable(args.output_dir)
         if masked:
             check_supported(args, optimizers[0] is not None or optimizer_cls_and_kwargs is not None)
@@ -106,7 +105,7 @@ class MaskedTrainer(SFTTrainer):
             return args
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
-            return cls.config_class(f"{Path(name).name}-{cls._name}")
+            return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
         hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by to_dict
         values = args.to_dict() | hidden
         known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
@@ -151,7 +150,7 @@ class MaskedTrainer(SFTTrainer):
             try:
                 return super().train(checkpoint, *args, **kwargs)
             finally:
-                if isinstance(self._masked_optimizer, MaskedAdamW):
+                if self._masked_optimizer is not None:
                     self._masked_optimizer.remove_hooks()
 
     def prepare_training(self, checkpoint: str | None) -> None:
