@@ -1,16 +1,16 @@
 """Where and on what a result was measured. Every benchmark writes its results through `write_result`."""
 
-import json
 import os
 import platform
 import subprocess
-import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from wagle_trl.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -28,19 +28,9 @@ def environment() -> dict[str, Any]:
 
 
 def write_result(path: str | os.PathLike, payload: dict[str, Any]) -> Path:
-    """Write `{"environment": ..., **payload}` as JSON, under a temporary name first, and return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"environment": environment(), **payload}, indent=2) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    """Write `{"environment": ..., **payload}` as JSON, atomically, and return the path."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return write_json(path, {"environment": environment(), **payload})
 
 
 def _commit() -> str | None:

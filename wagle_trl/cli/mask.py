@@ -20,4 +20,5 @@ def run(argv: list[str], command: str) -> Output:
     folder = Path(training_args.output_dir)
     plot_mask(mask, folder / PLOT_FILE)
     write_run_report(trainer, str(folder), objective="mask")
-    return Output(trainer.mask_report | {"output_dir": str(folder)}, report_tables(trainer.mask_report))
+    report = trainer.mask_report
+    return Output(report | {"output_dir": str(folder)}, report_tables(report))

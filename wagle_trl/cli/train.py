@@ -81,8 +81,8 @@ def _summary(trainer) -> Output:
         logs |= entry
     content = {"output_dir": trainer.args.output_dir, **logs}
     tables = [key_value_table(f"{trainer._name}: {trainer.args.output_dir}", content)]
-    if trainer.mask is not None:
-        content = content | {"num_selected": trainer.mask.num_selected, "mask_density": trainer.mask.density}
-    if trainer.mask_report is not None:
-        tables = report_tables(trainer.mask_report) + tables
+    report = trainer.mask_report
+    if report is not None:
+        content |= {"num_selected": report["num_selected"], "mask_density": report["density"]}
+        tables = report_tables(report) + tables
     return Output(content, tables)
