@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from wagle_kernels import join_split
-from wagle_trl import arena as arena_module
+from wagle_kernels import RANK_GROUP, join_split
+from wagle_kernels.reference import compaction
 from wagle_trl.mask import WeightMask
 from wagle_trl.optimizer import MaskedAdamW
 
@@ -197,8 +197,8 @@ def test_moments_lie_in_one_arena_in_model_order():
 
 def test_updates_in_many_runs_are_those_in_one(monkeypatch):
     models = make_model(), make_model()
-    for model, run in zip(models, (2**22, 40)):
-        monkeypatch.setattr(arena_module, "_RUN", run)
+    for model, tiles in zip(models, (512, 1)):
+        monkeypatch.setattr(compaction, "RUN_TILES", tiles)
         train(model, MaskedAdamW(model.named_parameters(), make_mask(model), lr=1e-2), range(3))
     assert_same_bits(*map(weights, models))
 
@@ -397,7 +397,7 @@ OTHER_STATES = {
     ),
     "no master": (
         lambda m: MaskedAdamW(m.named_parameters(), make_mask(m), master=None),
-        r"state of '0\.weight' does not fit: it has another dtype or master",
+        r"state of '0\.weight' does not fit: it has another dtype, master or number of state bits",
     ),
     "torch's own": (lambda m: torch.optim.AdamW(m.parameters()), "belongs to another mask"),
 }
@@ -507,13 +507,14 @@ def reachable(root):
     return found
 
 
+@pytest.mark.parametrize("state_bits", [32, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_state_takes_its_share_of_the_selected_weights(dtype, allocations, record_property):
+def test_state_takes_its_share_of_the_selected_weights(dtype, state_bits, allocations, record_property):
     numel, density = 4 * 1000 * 1000, 0.05
     parameters = [(f"{i}.weight", nn.Parameter(torch.zeros(1000, 1000, dtype=dtype))) for i in range(4)]
     mask = WeightMask.from_dense({name: torch.rand(1000, 1000) < density for name, _ in parameters})
     with allocations:
-        optimizer = MaskedAdamW(parameters, mask)
+        optimizer = MaskedAdamW(parameters, mask, state_bits=state_bits)
     optimizer.attach_hooks()
     sum((p * 1.0).sum() for _, p in parameters).backward()
     optimizer.step()
@@ -524,11 +525,13 @@ def test_state_takes_its_share_of_the_selected_weights(dtype, allocations, recor
     selected = mask.num_selected
     record_property("bytes", {"walked": measured, "peak of construction": allocations.peak})
     assert selected == pytest.approx(density * numel, rel=0.01)
-    assert measured <= density * 1.01 * numel * (8 + 4 + 2) + numel / 8 + 2**20
-    assert allocations.peak <= density * 1.01 * numel * (8 + 4 + 2) + 2**20  # the mask's bits were there before
-    per_weight = 4 + 8 + (2 if dtype == torch.bfloat16 else 0)
-    assert optimizer.state_bytes == selected * per_weight
-    assert measured >= selected * per_weight + numel / 8  # the walk found the arenas and the bits
+    per_weight = 4 + 2 * state_bits / 8 + (2 if dtype == torch.bfloat16 else 0)
+    positions = 2  # bytes of an index; the mask's bits were there before
+    assert measured <= density * 1.01 * numel * (per_weight + positions) + 2**20
+    assert allocations.peak <= density * 1.01 * numel * (per_weight + positions) + 2**20
+    exponents = 0 if state_bits == 32 else 2 * selected / RANK_GROUP
+    assert optimizer.state_bytes == pytest.approx(selected * per_weight + exponents, rel=0.01)
+    assert measured >= selected * (per_weight + positions)  # the walk found the arenas and the positions
     assert all(p.grad is None for _, p in parameters)
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wagle_kernels import ScoreSpec, reference
+from wagle_kernels import ScoreSpec
+from wagle_kernels.reference import chunking
 from wagle_trl.selection import Scored, find_threshold, select
 
 # Few distinct values, so that most scores are tied: zeros, subnormals, neighbours, the largest finite
@@ -34,7 +35,7 @@ def bits_of(mask):
 
 def check(scored, density, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference.chunks, "__defaults__", (chunk,))
+        patch.setattr(chunking.chunks, "__defaults__", (chunk,))
         mask = select(scored, density)
     k = round(density * scored.numel)
     assert mask.num_selected == k

@@ -1,6 +1,5 @@
 """Compact state of a masked optimizer: flat tensors that hold the selected elements of many parameters."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,21 +7,22 @@ import torch
 from torch import Tensor, nn
 
 import wagle_kernels
+from wagle_kernels import INDEX_DENSITY, Layout
 
 from .mask import WeightMask
 
-_RUN = 2**22  # selected elements updated together: bounds the temporary copy of their weights
+_MIN_NUMEL_8_BIT = 4096  # smaller tensors and vectors (norms, biases) keep 32-bit state
 
 
 @dataclass
 class Slice:
-    """A parameter's selected elements: its mask bits and where they lie in the arena."""
+    """A parameter's place in the arena: its number in the layout, and its selected elements."""
 
     name: str
     parameter: nn.Parameter
-    packed: Tensor
-    start: int
-    stop: int
+    number: int
+    selected: slice
+    is_collected: bool = False
 
     @property
     def weights(self) -> Tensor:
@@ -32,99 +32,121 @@ class Slice:
 @dataclass
 class Arena:
     """
-    AdamW state of parameters of one group, dtype and device, one flat tensor a kind; every parameter owns a slice, in
-    model order, its selected elements in rising flat order.
+    AdamW state of parameters that are alike, one flat tensor a kind; every parameter owns a slice, in model order, its
+    selected elements in rising flat order.
 
     Args:
         group (`dict`): Parameter group of the optimizer; holds the options.
+        layout ([`~wagle_kernels.Layout`]): Positions of the selected elements.
         slices (`list[Slice]`): Parameters.
         step (`torch.Tensor`): Number of updates so far, a scalar.
-        grad, exp_avg, exp_avg_sq (`torch.Tensor` of shape `(selected,)`, fp32): Gradient accumulator and moments.
-        remainder (`torch.Tensor` of shape `(selected,)`, int16, *optional*): Low bits of the fp32 master.
+        grad (`torch.Tensor` of shape `(selected,)`, fp32): Gradient accumulator.
+        squares (`torch.Tensor` of shape `(tiles,)`, fp32): Sums of the squares of `grad` by tile of the layout.
+        states (`dict[str, torch.Tensor]`):
+            What lasts from step to step, by kind: `exp_avg` and `exp_avg_sq` of shape `(selected,)`, fp32, or int8 and
+            uint8 with `exp_avg_exponent` and `exp_avg_sq_exponent` of shape `(groups,)`, uint8; and for bf16 weights
+            `remainder` of shape `(selected,)`, int16, the low bits of the fp32 master.
     """
 
     group: dict[str, Any]
+    layout: Layout
     slices: list[Slice]
     step: Tensor
     grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    remainder: Tensor | None
+    squares: Tensor
+    states: dict[str, Tensor]
 
     @classmethod
     def allocate(cls, group: dict[str, Any], parameters: dict[str, nn.Parameter], mask: WeightMask) -> "Arena":
-        """Zeroed state for named parameters that are alike in dtype and device."""
-        slices, stop = [], 0
-        for name, parameter in parameters.items():
-            _check_parameter(name, parameter, mask)
-            start, stop = stop, stop + mask.num_selected_of(name)
-            slices.append(Slice(name, parameter, mask.bits[name].to(parameter.device), start, stop))
-        grad, exp_avg, exp_avg_sq = (torch.zeros(stop, device=parameter.device) for _ in range(3))
-        remainder = None
-        if parameter.dtype == torch.bfloat16 and group["master"] == "split":
-            remainder = torch.zeros(stop, dtype=torch.int16, device=parameter.device)
-        return cls(group, slices, torch.tensor(0.0), grad, exp_avg, exp_avg_sq, remainder)
+        """Zeroed state for named parameters that are alike in dtype, device, state bits and coding."""
+        first = next(iter(parameters.values()))
+        packed = [mask.bits[name].to(first.device) for name in parameters]
+        layout = Layout.of(packed, [parameter.numel() for parameter in parameters.values()])
+        slices = [Slice(name, p, i, layout.selected_of(i)) for i, (name, p) in enumerate(parameters.items())]
 
-    @property
-    def states(self) -> dict[str, Tensor]:
-        """What lasts from step to step, by kind."""
-        kinds = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "remainder": self.remainder}
-        return {kind: values for kind, values in kinds.items() if values is not None}
+        def zeros(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=first.device)
+
+        selected = layout.num_selected
+        if _state_bits(group, first) == 8:
+            num_groups = int(layout.groups[-1])
+            states = {"exp_avg": zeros(selected, torch.int8), "exp_avg_sq": zeros(selected, torch.uint8)}
+            states |= {f"{kind}_exponent": zeros(num_groups, torch.uint8) for kind in tuple(states)}
+        else:
+            states = {"exp_avg": zeros(selected), "exp_avg_sq": zeros(selected)}
+        if first.dtype == torch.bfloat16 and group["master"] == "split":
+            states["remainder"] = zeros(selected, torch.int16)
+        return cls(group, layout, slices, torch.tensor(0.0), zeros(selected), zeros(layout.tiles[-1]), states)
 
     def state_of(self, item: Slice) -> dict[str, Tensor]:
         """Views of the state of one parameter, under torch's names."""
-        return {"step": self.step, **{kind: values[item.start : item.stop] for kind, values in self.states.items()}}
+        views = {
+            kind: values[self.layout.groups_of(item.number) if kind.endswith("_exponent") else item.selected]
+            for kind, values in self.states.items()
+        }
+        return {"step": self.step, **views}
 
     def collect(self, item: Slice, gradient: Tensor) -> None:
         """Add the selected part of a dense gradient to the accumulator."""
-        target = self.grad[item.start : item.stop]
-        wagle_kernels.compress(gradient.reshape(-1), item.packed, target, accumulate=True)
-
-    def update(self) -> None:
-        """One AdamW step of every selected weight."""
-        self.step += 1
-        for run in _runs(self.slices):
-            self._update_run(run)
-
-    def _update_run(self, run: list[Slice]) -> None:
-        group, start, stop = self.group, run[0].start, run[-1].stop
-        weights = torch.empty(stop - start, dtype=run[0].parameter.dtype, device=self.grad.device)
-        for item in run:
-            wagle_kernels.compress(item.weights, item.packed, weights[item.start - start : item.stop - start])
-        wagle_kernels.adamw(
-            weights,
-            None if self.remainder is None else self.remainder[start:stop],
-            self.grad[start:stop],
-            self.exp_avg[start:stop],
-            self.exp_avg_sq[start:stop],
-            step=int(self.step),
-            lr=float(group["lr"]),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
+        wagle_kernels.compress(
+            gradient.reshape(-1),
+            self.layout,
+            item.number,
+            self.grad[item.selected],
+            accumulate=item.is_collected,
+            squares=self.squares[self.layout.tiles_of(item.number)],
         )
-        for item in run:
-            wagle_kernels.scatter(item.weights, item.packed, weights[item.start - start : item.stop - start])
+        item.is_collected = True
+
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares of the collected gradients, fp64."""
+        return self.squares.sum(dtype=torch.float64)
+
+    def is_finite(self, item: Slice) -> bool:
+        """Whether the collected gradient of a parameter is."""
+        return not item.is_collected or bool(self.grad[item.selected].isfinite().all())
+
+    def clear(self) -> None:
+        """Forget the collected gradients; the next ones overwrite them."""
+        self.squares.zero_()
+        for item in self.slices:
+            item.is_collected = False
+
+    def update(self, grad_scale: float) -> None:
+        """One AdamW step of every selected weight, with the gradients times `grad_scale`."""
+        self.step += 1
+        for item in self.slices:
+            if not item.is_collected:
+                self.grad[item.selected].zero_()
+        wagle_kernels.adamw(
+            [item.weights for item in self.slices],
+            self.layout,
+            self.grad,
+            **self.states,
+            step=int(self.step),
+            lr=float(self.group["lr"]),
+            beta1=self.group["betas"][0],
+            beta2=self.group["betas"][1],
+            eps=self.group["eps"],
+            weight_decay=self.group["weight_decay"],
+            grad_scale=grad_scale,
+        )
 
 
 def allocate_arenas(group: dict[str, Any], mask: WeightMask) -> list[Arena]:
-    """Arenas of a parameter group, one for each dtype and device in it."""
+    """Arenas of a parameter group, one for each dtype, device, number of state bits and coding of positions in it."""
     kinds: dict[tuple, dict[str, nn.Parameter]] = {}
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
-        kinds.setdefault((parameter.dtype, parameter.device), {})[name] = parameter
+        _check_parameter(name, parameter, mask)
+        is_sparse = mask.num_selected_of(name) <= INDEX_DENSITY * parameter.numel()
+        kind = (parameter.dtype, parameter.device, _state_bits(group, parameter), is_sparse)
+        kinds.setdefault(kind, {})[name] = parameter
     return [Arena.allocate(group, parameters, mask) for parameters in kinds.values()]
 
 
-def _runs(slices: list[Slice]) -> Iterator[list[Slice]]:
-    """Consecutive parameters with at most `_RUN` selected elements together (one larger parameter runs alone)."""
-    run: list[Slice] = []
-    for item in slices:
-        if run and item.stop - run[0].start > _RUN:
-            yield run
-            run = []
-        run.append(item)
-    yield run
+def _state_bits(group: dict[str, Any], parameter: nn.Parameter) -> int:
+    is_small = parameter.dim() < 2 or parameter.numel() < _MIN_NUMEL_8_BIT
+    return 32 if is_small else group["state_bits"]
 
 
 def check_dtype(name: str, parameter: nn.Parameter) -> None:

@@ -37,6 +37,10 @@ class MaskedAdamW(Optimizer):
             Added to the denominator.
         weight_decay (`float`, *optional*, defaults to `1e-2`):
             Decoupled weight decay of the selected weights.
+        state_bits (`int`, *optional*, defaults to `32`):
+            `8` keeps the moments of matrices in 8 bits (small floating-point numbers with a shared exponent, see
+            `wagle_kernels.reference.eight_bit`); vectors and tensors below 4,096 elements stay at 32. A parameter
+            group may set its own.
         master (`"split"` or `None`, *optional*, defaults to `"split"`):
             `None` keeps no remainder: bf16 weights then round every update, and most small updates vanish.
 
@@ -57,9 +61,10 @@ class MaskedAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        state_bits: int = 32,
         master: str | None = "split",
     ):
-        _check_options(lr, betas, eps, weight_decay, master)
+        _check_options(lr, betas, eps, weight_decay, state_bits, master)
         groups = list(named_parameters)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
@@ -70,14 +75,21 @@ class MaskedAdamW(Optimizer):
             raise ValueError("The mask names none of the given parameters; check that their names match.")
         super().__init__(
             [group for group in groups if group["params"]],
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "master": master},
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "state_bits": state_bits,
+                "master": master,
+            },
         )
         for group in self.param_groups:
             group["mask"] = _mask_digest(mask, group["param_names"])
             self._arenas += allocate_arenas(group, mask)
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
         self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
-        self._has_gradient = self._is_finite = False
+        self._has_gradient, self._grad_scale = False, None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Used by the constructor alone: the arenas are laid out once."""
@@ -103,9 +115,10 @@ class MaskedAdamW(Optimizer):
         if parameter.grad is None:
             return
         item, arena = self._slices[parameter]
+        self._apply_grad_scale()
         arena.collect(item, parameter.grad)
         parameter.grad = None
-        self._has_gradient, self._is_finite = True, False
+        self._has_gradient = True
 
     def _collect_all(self) -> None:
         for parameter in self._slices:
@@ -122,24 +135,32 @@ class MaskedAdamW(Optimizer):
             `torch.Tensor`: Norm before clipping, a scalar.
         """
         norm = self._grad_norm()
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for arena in self._arenas:
-            arena.grad.mul_(scale.to(arena.grad.device))
+        self._grad_scale *= min(1.0, max_norm / (float(norm) + 1e-6))
         return norm
 
     def _grad_norm(self) -> Tensor:
         """Joint norm of the collected gradients; NaN or inf is an error that names the parameter."""
         self._collect_all()
-        norms = [torch.linalg.vector_norm(arena.grad).to(self._arenas[0].grad.device) for arena in self._arenas]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        if self._grad_scale is None:
+            self._grad_scale = 1.0
+        device = self._arenas[0].grad.device
+        squares = torch.stack([arena.squared_norm().to(device) for arena in self._arenas])
+        norm = squares.sum().sqrt().float() * self._grad_scale
         if not norm.isfinite():
             raise ValueError(self._non_finite_message())
-        self._is_finite = True
         return norm
+
+    def _apply_grad_scale(self) -> None:
+        """Clipping is left to the update; gradients that come after it must not be scaled with those before."""
+        if self._grad_scale not in (None, 1.0):
+            for arena in self._arenas:
+                arena.grad.mul_(self._grad_scale)
+                arena.squares.mul_(self._grad_scale**2)
+        self._grad_scale = None
 
     def _non_finite_message(self) -> str:
         for item, arena in self._slices.values():
-            if not arena.grad[item.start : item.stop].isfinite().all():
+            if not arena.is_finite(item):
                 return (
                     f"The gradient of '{item.name}' is NaN or infinite; no weight was changed in this step. Lower the "
                     "learning rate, or check the data."
@@ -149,8 +170,8 @@ class MaskedAdamW(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for arena in self._arenas:
-            arena.grad.zero_()
-        self._has_gradient = self._is_finite = False
+            arena.clear()
+        self._has_gradient, self._grad_scale = False, None
 
     # Update
 
@@ -169,10 +190,10 @@ class MaskedAdamW(Optimizer):
         self._collect_all()
         if not self._has_gradient:
             return loss
-        if not self._is_finite:  # clipping has looked already
+        if self._grad_scale is None:  # else clipping has looked already
             self._grad_norm()
         for arena in self._arenas:
-            arena.update()
+            arena.update(self._grad_scale)
         self.zero_grad()
         return loss
 
@@ -215,15 +236,19 @@ def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
 
 
 def _check_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
-    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in saved.items()}:
-        raise ValueError(f"The optimizer state of '{name}' does not fit: it has another dtype or master.")
+    if {k: (v.shape, v.dtype) for k, v in state.items()} != {k: (v.shape, v.dtype) for k, v in saved.items()}:
+        raise ValueError(
+            f"The optimizer state of '{name}' does not fit: it has another dtype, master or number of state bits."
+        )
 
 
-def _check_options(lr, betas, eps, weight_decay, master) -> None:
+def _check_options(lr, betas, eps, weight_decay, state_bits, master) -> None:
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}.")
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must lie in [0, 1), got {betas}.")
+    if state_bits not in (8, 32):
+        raise ValueError(f"state_bits must be 8 or 32, got {state_bits}.")
     if master not in ("split", None):
         raise ValueError(f"master must be 'split' or None, got '{master}'.")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wagle_kernels
-from wagle_kernels import CHUNK, FORMULAS, ScoreSpec, join_split, reference, split
+from wagle_kernels import CHUNK, FORMULAS, ScoreSpec, join_split, split
+from wagle_kernels.reference import chunking
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 7, 8, 9, 1001]
@@ -18,7 +19,7 @@ SIZES = [0, 1, 7, 8, 9, 1001]
 @pytest.fixture(params=[64, CHUNK], ids=["many chunks", "one chunk"])
 def chunk(request, monkeypatch):
     """`chunks` with its own size, and with one that every input above 64 elements crosses."""
-    monkeypatch.setattr(reference.chunks, "__defaults__", (request.param,))
+    monkeypatch.setattr(chunking.chunks, "__defaults__", (request.param,))
     return request.param
 
 
@@ -171,7 +172,7 @@ def test_thresholds_take_all_above_the_key_and_the_first_ties_at_it(ties, chunk)
 def test_packing_is_numpys_little_bit_order_and_unpacking_undoes_it(numel, density, seed):
     bits = random_bits(numel, density, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference.chunks, "__defaults__", (64,))
+        patch.setattr(chunking.chunks, "__defaults__", (64,))
         packed = wagle_kernels.pack(bits)
         assert np.array_equal(packed.numpy(), np.packbits(bits.numpy(), bitorder="little"))
         assert torch.equal(wagle_kernels.unpack(packed, numel), bits)

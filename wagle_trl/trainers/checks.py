@@ -14,7 +14,8 @@ from ..mask_config import MaskConfig
 from ..scores import get_score
 from ..selection import num_to_select
 
-_ADAMW = ("adamw_torch", "adamw_torch_fused")
+# Values of `optim` that a mask can be trained with: AdamW of our own, with moments in as many bits
+STATE_BITS = {"adamw_torch": 32, "adamw_torch_fused": 32, "adamw_8bit": 8, "adamw_bnb_8bit": 8, "adamw_torch_8bit": 8}
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
@@ -77,9 +78,9 @@ def check_supported(args: SFTConfig, has_optimizer: bool) -> None:
         raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
     if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
-    if args.optim not in _ADAMW or has_optimizer:
+    if args.optim not in STATE_BITS or has_optimizer:
         raise ValueError(
-            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(_ADAMW)} (got '{args.optim.value}') "
+            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
 

@@ -21,6 +21,7 @@ from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import mask_report
 from .checks import (
+    STATE_BITS,
     check_accelerator,
     check_answers,
     check_mask_config,
@@ -169,7 +170,7 @@ class MaskedTrainer(SFTTrainer):
             self.mask.check(self.model, fingerprint=False)
         elif self.mask is None:
             self.compute_mask()
-        self.mask = self.mask.to(self.args.device)
+        self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
         self._moved = MovedShare(self.model, self.mask)  # here the weights are still the original ones
 
     @property
@@ -235,6 +236,7 @@ class MaskedTrainer(SFTTrainer):
             lr=self.args.learning_rate,
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
+            state_bits=STATE_BITS[self.args.optim],
         )
         return self.optimizer
 

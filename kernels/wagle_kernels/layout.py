@@ -1,0 +1,133 @@
+"""Where the selected elements of many tensors lie in one compact array, and how a kernel finds them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from .reference.bits import ones, unpack
+from .reference.chunking import CHUNK
+
+TILE = 8192  # elements of one tensor that one program works on
+RANK_GROUP = 64  # selected elements that share a scale of 8-bit state, where positions are indices
+DENSE_GROUP = 128  # elements, selected or not, that share a scale of 8-bit state, where positions are bits
+INDEX_DENSITY = 1 / 16  # up to here two bytes a selected element take less memory than one bit an element
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """
+    The selected elements of some flat tensors, in one compact array: tensor by tensor, in rising order.
+
+    Tensors are cut into tiles of `TILE` elements (the last may be shorter). Positions in a tile are held in one of two
+    codings: `bits`, one an element, or `indices`, two bytes a selected element, which takes less memory and skips what
+    is not selected up to a density of 1/16.
+
+    Args:
+        numels (`tuple[int, ...]`): Elements of each tensor.
+        tiles (`tuple[int, ...]`): First tile of each tensor, and the number of tiles.
+        offsets (`tuple[int, ...]`): First compact element of each tensor, and their number.
+        starts (`torch.Tensor` of shape `(tiles + 1,)`, int64): First compact element of each tile, and their number.
+        groups (`torch.Tensor` of shape `(tiles + 1,)`, int64):
+            First group of each tile, and their number. A group shares a scale of 8-bit state and lies in one tile.
+        owners (`torch.Tensor` of shape `(tiles,)`, int32): Tensor of each tile.
+        first_tiles (`torch.Tensor` of shape `(tensors + 1,)`, int32): `tiles`, on the device.
+        bits (`torch.Tensor` of shape `(tiles * TILE / 8,)`, uint8, *optional*): Packed mask, every tile padded.
+        indices (`torch.Tensor` of shape `(selected,)`, int16, *optional*): Positions in the tile.
+    """
+
+    numels: tuple[int, ...]
+    tiles: tuple[int, ...]
+    offsets: tuple[int, ...]
+    starts: Tensor
+    groups: Tensor
+    owners: Tensor
+    first_tiles: Tensor
+    bits: Tensor | None
+    indices: Tensor | None
+
+    @classmethod
+    def of(cls, packed: Sequence[Tensor], numels: Sequence[int], *, indexed: bool | None = None) -> "Layout":
+        """
+        Layout of packed masks.
+
+        Args:
+            packed (sequence of `torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Mask of each tensor.
+            numels (sequence of `int`): Elements of each tensor.
+            indexed (`bool`, *optional*): Force a coding; by default the smaller one.
+        """
+        device = packed[0].device
+        sizes = [(numel + TILE - 1) // TILE for numel in numels]
+        tiles = tuple(accumulate(sizes, initial=0))
+        first_tiles = torch.tensor(tiles, dtype=torch.int32, device=device)
+        counts = torch.cat([_tile_counts(bits, size) for bits, size in zip(packed, sizes, strict=True)])
+        starts = _running_total(counts)
+        host_starts = starts[first_tiles].tolist()
+        if indexed is None:
+            indexed = host_starts[-1] <= INDEX_DENSITY * sum(numels)
+        groups = (counts + RANK_GROUP - 1) // RANK_GROUP if indexed else torch.full_like(counts, TILE // DENSE_GROUP)
+        return cls(
+            numels=tuple(numels),
+            tiles=tiles,
+            offsets=tuple(host_starts),
+            starts=starts,
+            groups=_running_total(groups),
+            owners=torch.repeat_interleave(first_tiles.diff()).to(torch.int32),
+            first_tiles=first_tiles,
+            bits=None if indexed else _padded(packed, tiles, device),
+            indices=_indices(packed, numels, host_starts[-1], device) if indexed else None,
+        )
+
+    @cached_property
+    def host_starts(self) -> Tensor:
+        """`starts` in the memory of the CPU."""
+        return self.starts.cpu()
+
+    @property
+    def num_selected(self) -> int:
+        return self.offsets[-1]
+
+    def selected_of(self, tensor: int) -> slice:
+        """Compact elements of a tensor."""
+        return slice(self.offsets[tensor], self.offsets[tensor + 1])
+
+    def tiles_of(self, tensor: int) -> slice:
+        """Tiles of a tensor."""
+        return slice(self.tiles[tensor], self.tiles[tensor + 1])
+
+    def groups_of(self, tensor: int) -> slice:
+        """Groups of a tensor."""
+        first, last = self.groups[self.first_tiles[tensor : tensor + 2]].tolist()
+        return slice(first, last)
+
+
+def _tile_counts(packed: Tensor, tiles: int) -> Tensor:
+    """Set bits of every tile, int64."""
+    padded = nn.functional.pad(packed, (0, tiles * TILE // 8 - packed.numel()))
+    rows = [ones(part).view(-1, TILE // 8).sum(1, dtype=torch.int64) for part in padded.split(CHUNK)]
+    return torch.cat(rows)
+
+
+def _running_total(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _padded(packed: Sequence[Tensor], tiles: Sequence[int], device: torch.device) -> Tensor:
+    bits = torch.zeros(tiles[-1] * TILE // 8, dtype=torch.uint8, device=device)
+    for octets, first in zip(packed, tiles):
+        bits[first * TILE // 8 :][: octets.numel()] = octets
+    return bits
+
+
+def _indices(packed: Sequence[Tensor], numels: Sequence[int], selected: int, device: torch.device) -> Tensor:
+    indices, stop = torch.empty(selected, dtype=torch.int16, device=device), 0
+    for octets, numel in zip(packed, numels):
+        for first in range(0, numel, CHUNK):
+            size = min(CHUNK, numel - first)
+            found = unpack(octets[first // 8 :][: (size + 7) // 8], size).nonzero().view(-1)
+            start, stop = stop, stop + found.numel()
+            indices[start:stop] = found % TILE
+    return indices

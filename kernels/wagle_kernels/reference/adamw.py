@@ -1,0 +1,96 @@
+"""AdamW on the selected weights of many tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..layout import Layout
+from ..spec import join_split, split
+from .compaction import Run, runs
+from .eight_bit import decode_signed, decode_unsigned, encode_signed, encode_unsigned, exponent_above, random_of
+
+
+def adamw(
+    weights: Sequence[Tensor],
+    layout: Layout,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    remainder: Tensor | None = None,
+    exp_avg_exponent: Tensor | None = None,
+    exp_avg_sq_exponent: Tensor | None = None,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float = 1.0,
+) -> None:
+    """
+    One AdamW step (arXiv 1711.05101) of the selected weights, in place, computed in fp32.
+
+    Args:
+        weights (sequence of `torch.Tensor` of shape `(numel,)`, fp32 or bf16):
+            The tensors of the layout, all of one dtype. Unselected elements keep every bit.
+        layout ([`Layout`]): Positions.
+        grad (`torch.Tensor` of shape `(selected,)`, fp32 or bf16): Gradients.
+        exp_avg, exp_avg_sq (`torch.Tensor` of shape `(selected,)`, fp32, or int8 and uint8): Moments.
+        remainder (`torch.Tensor` of shape `(selected,)`, int16, *optional*):
+            Low bits of the fp32 master of a bf16 weight. Without it the update is rounded to the weight's dtype.
+        exp_avg_exponent, exp_avg_sq_exponent (`torch.Tensor` of shape `(groups,)`, uint8, *optional*):
+            Scale of each group as an exponent byte, where the moments have 8 bits.
+        step (`int`): Number of this step, from 1.
+        lr, beta1, beta2, eps, weight_decay (`float`): As in `torch.optim.AdamW`.
+        grad_scale (`float`, *optional*, defaults to `1.0`): Multiplies the gradients, for clipping.
+    """
+    options = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step)
+    for run in runs(layout, slice(0, layout.tiles[-1])):
+        part = run.selected
+        if part.start == part.stop:
+            continue
+        positions = run.positions()
+        g = grad[part].float() if grad_scale == 1 else grad[part].float() * grad_scale
+        gathered = _gather(weights, run, positions)
+        master = gathered.float() if remainder is None else join_split(gathered, remainder[part])
+        if exp_avg_exponent is None:
+            _update(master, g, exp_avg[part], exp_avg_sq[part], **options)
+        else:
+            groups = run.group_of_each(positions)
+            m = decode_signed(exp_avg[part], exp_avg_exponent[groups])
+            v = decode_unsigned(exp_avg_sq[part], exp_avg_sq_exponent[groups])
+            _update(master, g, m, v, **options)
+            random = random_of(part.start, part.stop - part.start, step, grad.device)
+            exp_avg[part] = encode_signed(m, _renew(exp_avg_exponent, groups, m.abs()))
+            exp_avg_sq[part] = encode_unsigned(v, _renew(exp_avg_sq_exponent, groups, v), random)
+        if remainder is None:
+            updated = master.to(gathered.dtype)
+        else:
+            updated, low = split(master)
+            remainder[part] = low
+        for tensor, piece, indices in run.by_tensor(positions):
+            weights[tensor].index_copy_(0, indices, updated[piece])
+
+
+def _gather(weights: Sequence[Tensor], run: Run, positions: Tensor) -> Tensor:
+    gathered = torch.empty(len(positions), dtype=weights[0].dtype, device=positions.device)
+    for tensor, piece, indices in run.by_tensor(positions):
+        torch.index_select(weights[tensor], 0, indices, out=gathered[piece])
+    return gathered
+
+
+def _update(master, g, m, v, *, step, lr, beta1, beta2, eps, weight_decay) -> None:
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    denominator = v.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
+    master.mul_(1 - lr * weight_decay).addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
+
+
+def _renew(exponents: Tensor, groups: Tensor, values: Tensor) -> Tensor:
+    """Set the exponents of the values' groups, of which a run holds all values; the exponent of each value's group."""
+    first, last = int(groups[0]), int(groups[-1]) + 1
+    largest = values.new_zeros(last - first).scatter_reduce_(0, groups - first, values, "amax")
+    exponents[first:last] = exponent_above(largest)
+    return exponents[groups]

@@ -1,0 +1,55 @@
+"""Bit masks: eight elements a byte, lowest bit first (`numpy.packbits(bitorder="little")`)."""
+
+import torch
+from torch import Tensor
+
+from .chunking import chunks
+
+_GATHER_BITS = 0x0102040810204080  # times eight 0/1 bytes: bit j of the top byte is byte j, no carries
+
+
+def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
+    """
+    Pack booleans, lowest bit first.
+
+    Args:
+        bits (`torch.Tensor` of shape `(numel,)`, bool): Bits.
+        out (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8, *optional*): Written instead of a new tensor.
+
+    Returns:
+        `torch.Tensor` of shape `(ceil(numel / 8),)`, uint8.
+    """
+    numel = bits.numel()
+    if out is None:
+        out = torch.empty((numel + 7) // 8, dtype=torch.uint8, device=bits.device)
+    for part in chunks(numel):
+        piece = bits[part]
+        if piece.numel() % 8 or piece.storage_offset() % 8:
+            padded = piece.new_zeros((piece.numel() + 7) // 8 * 8)
+            padded[: piece.numel()] = piece
+            piece = padded
+        octets = piece.view(torch.int64) * _GATHER_BITS >> 56
+        out[part.start // 8 : (part.stop + 7) // 8] = octets.to(torch.uint8)  # wraps negative octets to 128..255
+    return out
+
+
+def unpack(packed: Tensor, numel: int) -> Tensor:
+    """Boolean tensor of shape `(numel,)` from `ceil(numel / 8)` packed bytes."""
+    bits = torch.empty(numel, dtype=torch.bool, device=packed.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    for part in chunks(numel):
+        octets = packed[part.start // 8 : (part.stop + 7) // 8].view(-1, 1)
+        bits[part] = (octets >> shifts & 1).view(-1)[: part.stop - part.start].view(torch.bool)
+    return bits
+
+
+def popcount(packed: Tensor) -> int:
+    """Number of set bits."""
+    return sum(int(ones(packed[part]).sum(dtype=torch.int64)) for part in chunks(packed.numel()))
+
+
+def ones(packed: Tensor) -> Tensor:
+    """Number of set bits of every byte, uint8."""
+    v = packed - (packed >> 1 & 0x55)
+    v = (v & 0x33) + (v >> 2 & 0x33)
+    return (v + (v >> 4)) & 0x0F

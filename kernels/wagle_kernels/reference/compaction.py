@@ -1,0 +1,119 @@
+"""Dense tensors to compact arrays and back, by the positions that a layout holds."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..layout import DENSE_GROUP, RANK_GROUP, TILE, Layout
+from .bits import unpack
+
+RUN_SELECTED = 2**18  # compact elements: at most 2 MB for their positions
+RUN_TILES = 512  # at most 4 MB for the unpacked bits
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Consecutive tiles that are worked on together.
+
+    Args:
+        layout ([`Layout`]): The layout.
+        tiles (`slice`): The tiles.
+        selected (`slice`): Their compact elements.
+    """
+
+    layout: Layout
+    tiles: slice
+    selected: slice
+
+    def positions(self) -> Tensor:
+        """Place of every compact element as `tile * TILE + position in the tile`, int64."""
+        first, last = self.tiles.start, self.tiles.stop
+        if self.layout.indices is not None:
+            return self.tile_of_each() * TILE + self.layout.indices[self.selected]
+        bits = self.layout.bits[first * TILE // 8 : last * TILE // 8]
+        return unpack(bits, (last - first) * TILE).nonzero().view(-1) + first * TILE
+
+    def tile_of_each(self) -> Tensor:
+        """Tile of every compact element, int64."""
+        counts = self.layout.starts[self.tiles.start : self.tiles.stop + 1].diff()
+        tiles = torch.arange(self.tiles.start, self.tiles.stop, device=counts.device)
+        return torch.repeat_interleave(tiles, counts, output_size=self.selected.stop - self.selected.start)
+
+    def group_of_each(self, positions: Tensor) -> Tensor:
+        """Group of every compact element, int64."""
+        if self.layout.indices is None:
+            return positions // DENSE_GROUP
+        tiles = self.tile_of_each()
+        rank = torch.arange(self.selected.start, self.selected.stop, device=tiles.device) - self.layout.starts[tiles]
+        return self.layout.groups[tiles] + rank // RANK_GROUP
+
+    def by_tensor(self, positions: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """Per tensor: its number, its part of the run's compact elements, and their flat indices in the tensor."""
+        layout, start = self.layout, self.selected.start
+        for tensor in range(*(bisect_right(layout.tiles, t) - 1 + i for i, t in enumerate(self._ends))):
+            part = layout.selected_of(tensor)
+            part = slice(max(part.start - start, 0), min(part.stop - start, len(positions)))
+            yield tensor, part, positions[part] - layout.tiles[tensor] * TILE
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        return self.tiles.start, self.tiles.stop - 1
+
+
+def runs(layout: Layout, tiles: slice) -> Iterator[Run]:
+    """Runs that cover the tiles."""
+    starts, first = layout.host_starts, tiles.start
+    while first < tiles.stop:
+        fitting = int(torch.searchsorted(starts, starts[first] + RUN_SELECTED, right=True)) - 1
+        last = min(fitting, first + RUN_TILES, tiles.stop)
+        yield Run(layout, slice(first, last), slice(int(starts[first]), int(starts[last])))
+        first = last
+
+
+def compress(
+    dense: Tensor,
+    layout: Layout,
+    tensor: int,
+    out: Tensor,
+    *,
+    accumulate: bool = False,
+    squares: Tensor | None = None,
+) -> Tensor:
+    """
+    Gather the selected elements of a tensor, in rising order, into `out`.
+
+    Args:
+        dense (`torch.Tensor` of shape `(numel,)`): Values, for example a gradient.
+        layout ([`Layout`]): Positions.
+        tensor (`int`): Number of the tensor in the layout.
+        out (`torch.Tensor` of shape `(selected of the tensor,)`): Target, written in place and in its own dtype.
+        accumulate (`bool`, *optional*, defaults to `False`): Add to `out` instead of overwriting it.
+        squares (`torch.Tensor` of shape `(tiles of the tensor,)`, fp32, *optional*):
+            Overwritten with the sum of the squares of `out` by tile.
+
+    Returns:
+        `torch.Tensor`: `out`.
+    """
+    tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
+    for run in runs(layout, tiles):
+        values = dense[run.positions() - tiles.start * TILE]
+        target = out[run.selected.start - offset : run.selected.stop - offset]
+        target.add_(values) if accumulate else target.copy_(values)
+        if squares is not None:
+            sums = torch.zeros(run.tiles.stop - run.tiles.start, dtype=torch.float64, device=out.device)
+            sums.index_add_(0, run.tile_of_each() - run.tiles.start, target.double().square_())
+            squares[run.tiles.start - tiles.start : run.tiles.stop - tiles.start] = sums
+    return out
+
+
+def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tensor:
+    """Write `compact` back to the selected elements of a tensor, in place; every other bit of `dense` stays."""
+    tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
+    for run in runs(layout, tiles):
+        part = compact[run.selected.start - offset : run.selected.stop - offset]
+        dense.index_copy_(0, run.positions() - tiles.start * TILE, part)
+    return dense

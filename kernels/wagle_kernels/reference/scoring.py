@@ -1,0 +1,161 @@
+"""Scores, their histograms, and the one pass that selects what is certain and collects what is not."""
+
+import torch
+from torch import Tensor
+
+from ..hashing import uniform
+from ..layout import TILE
+from ..spec import Candidates, ScoreSpec
+from .bits import pack
+from .chunking import chunks
+
+
+def score(theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int = 0) -> Tensor:
+    """
+    Score every weight (fp32, never negative).
+
+    Args:
+        theta (`torch.Tensor` of shape `(numel,)`, fp32, bf16 or fp16): Weights.
+        forget (`torch.Tensor` of shape `(numel,)`, fp32, *optional*): Forget statistic, where the formula uses it.
+        retain (`torch.Tensor` of shape `(numel,)`, fp32, *optional*): Retain statistic, where the formula uses it.
+        spec (`ScoreSpec`): Formula, scale and seed.
+        offset (`int`, *optional*, defaults to `0`): Global index of the first element, read by `random`.
+
+    Returns:
+        `torch.Tensor` of shape `(numel,)`, fp32.
+    """
+    out = torch.empty(theta.numel(), dtype=torch.float32, device=theta.device)
+    for part, values in _scored_chunks(theta, forget, retain, spec, offset):
+        out[part] = values
+    return out
+
+
+def _scored_chunks(theta, forget, retain, spec, offset):
+    for part in chunks(theta.numel()):
+        f = None if forget is None else forget[part]
+        r = None if retain is None else retain[part]
+        yield part, _score_chunk(theta[part], f, r, spec, offset + part.start)
+
+
+def _score_chunk(theta: Tensor, f: Tensor | None, r: Tensor | None, spec: ScoreSpec, offset: int) -> Tensor:
+    match spec.formula:
+        case "wagle":
+            return (theta.float() - r * (1 / spec.scale)).mul_(f).abs_()
+        case "gradient":
+            return f.abs()
+        case "snip":
+            return (theta.float() * f).abs_()
+        case "product":
+            return (f * r).abs_()
+        case "magnitude":
+            return theta.float().abs()
+        case "ratio":
+            return f.abs().div_(r.abs().add_(spec.scale))
+        case "random":
+            return uniform(torch.arange(offset, offset + theta.numel(), device=theta.device), spec.seed)
+
+
+def score_histogram(
+    counts: Tensor,
+    theta: Tensor,
+    forget: Tensor | None,
+    retain: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    shift: int,
+    prefix: int = 0,
+    offset: int = 0,
+) -> None:
+    """
+    Add a histogram of one digit of the score keys to `counts`, storing no scores.
+
+    The key of a score is its fp32 bit pattern; scores are never negative, so keys order like scores. Counted are the
+    keys whose bits above the digit equal `prefix`.
+
+    Args:
+        counts (`torch.Tensor` of shape `(2**bits,)`, int64): Counters, updated in place; their number sets the digit.
+        shift (`int`): Position of the digit's lowest bit in the key.
+        prefix (`int`, *optional*, defaults to `0`): Key bits above the digit, `key >> (shift + bits)`.
+        theta, forget, retain, spec, offset: As in [`score`].
+    """
+    bins = counts.numel()
+    bits = bins.bit_length() - 1
+    for _, values in _scored_chunks(theta, forget, retain, spec, offset):
+        keys = values.view(torch.int32)
+        if shift + bits < 32:
+            keys = keys[(keys >> (shift + bits)) == prefix]
+        counts += torch.bincount((keys >> shift) & (bins - 1), minlength=bins)
+
+
+def score_partition(
+    packed: Tensor,
+    inside: Tensor,
+    candidates: Candidates,
+    theta: Tensor,
+    forget: Tensor | None,
+    retain: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    offset: int = 0,
+) -> None:
+    """
+    Set the bits of the keys above the candidates' bracket and append those inside to the candidates: one pass.
+
+    Args:
+        packed (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Mask bits, overwritten.
+        inside (`torch.Tensor` of shape `(ceil(numel / TILE),)`, int32): Keys inside by tile, overwritten.
+        candidates ([`Candidates`]): Appended to.
+        theta, forget, retain, spec, offset: As in [`score`].
+    """
+    inside.zero_()
+    for part, values in _scored_chunks(theta, forget, retain, spec, offset):
+        keys = values.view(torch.int32)
+        above = keys > candidates.high
+        pack(above, out=packed[part.start // 8 : (part.stop + 7) // 8])
+        found = ((keys >= candidates.low) ^ above).nonzero().view(-1)
+        positions = found + part.start
+        inside += torch.bincount(positions // TILE, minlength=inside.numel())
+        _append(candidates, keys[found], positions + offset)
+        candidates.counts[0] += above.sum()
+        candidates.counts[2] = torch.maximum(candidates.counts[2], keys.max())
+
+
+def _append(candidates: Candidates, keys: Tensor, positions: Tensor) -> None:
+    start = int(candidates.counts[1])
+    room = candidates.codes[start : start + keys.numel()]
+    codes = (candidates.high - keys.long() << candidates.position_bits) + positions
+    room.copy_(codes[: room.numel()])
+    candidates.counts[1] += keys.numel()
+
+
+def add_ties(
+    packed: Tensor,
+    inside: Tensor,
+    theta: Tensor,
+    forget: Tensor | None,
+    retain: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    key: int,
+    ties: int,
+    offset: int = 0,
+) -> None:
+    """
+    Set the bits of the first `ties` keys that equal `key`, in rising flat order.
+
+    Args:
+        packed (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Mask bits, added to.
+        inside (`torch.Tensor` of shape `(ceil(numel / TILE),)`, int32):
+            Equal keys by tile, as [`score_partition`] counts them for a bracket of that key.
+        key (`int`): Key of the tied scores.
+        ties (`int`): How many to select.
+        theta, forget, retain, spec, offset: As in [`score`].
+    """
+    for part, values in _scored_chunks(theta, forget, retain, spec, offset):
+        if ties <= 0:
+            return
+        keys = values.view(torch.int32)
+        tied = keys == key
+        first = tied & (tied.cumsum(0) <= ties)
+        packed[part.start // 8 : (part.stop + 7) // 8] |= pack(first)
+        ties -= int(tied.sum())

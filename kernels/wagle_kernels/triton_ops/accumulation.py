@@ -1,0 +1,26 @@
+"""Gradients added up in fp32, one read and one write of the sum."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tiles import WIDE, bounds, is_even, row_tile, wide_grid
+
+
+@triton.jit
+def _accumulate_kernel(total, grad, numel, SQUARED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr):
+    base = tl.program_id(0).to(tl.int64) * (ROWS * 8)
+    local, mask = row_tile(ROWS), bounds(numel, base, ROWS, EVEN)
+    g = tl.load(grad + base + local, mask=mask).to(tl.float32)
+    sums = tl.load(total + base + local, mask=mask)
+    if SQUARED:
+        g *= g
+    tl.store(total + base + local, sums + g, mask=mask)
+
+
+def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:
+    """See [`reference.accumulate`]."""
+    if grad.numel():
+        grid = wide_grid(grad.numel())
+        _accumulate_kernel[grid](total, grad, grad.numel(), squared, is_even(grad), **WIDE, enable_fp_fusion=False)
+    return total
