@@ -10,17 +10,16 @@ is that side's own.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.environment import write_result
+from benchmarks.measure import PeakMemory, resident_bytes
 from wagle_kernels import ScoreSpec
 from wagle_trl.mask import WeightMask
 from wagle_trl.selection import Scored, select
@@ -64,8 +63,8 @@ def published(theta: dict, forget: dict, retain: dict) -> dict[str, torch.Tensor
 def measure(side: str, millions: int) -> dict[str, float]:
     """Seconds and extra peak memory of one round, in this process."""
     data = inputs(millions)
-    before = _resident_bytes()
-    with _PeakMemory() as peak:
+    before = resident_bytes()
+    with PeakMemory() as peak:
         start = time.perf_counter()
         result = {"ours": ours, "published": published}[side](*data)
         seconds = time.perf_counter() - start
@@ -89,29 +88,6 @@ def masks_equal(millions: int) -> float:
     if first.num_selected != second.num_selected or tied.unique().numel() > 1:
         raise RuntimeError(f"The two masks differ in {tied.numel()} weights whose scores are not equal.")
     return first.jaccard(second)
-
-
-class _PeakMemory:
-    """Peak resident memory, sampled every 20 ms: the process's own high-water mark would count the inputs' making."""
-
-    def __enter__(self):
-        self.bytes, self._done = _resident_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self):
-        while not self._done.wait(0.02):
-            self.bytes = max(self.bytes, _resident_bytes())
-
-    def __exit__(self, *exception):
-        self._done.set()
-        self._thread.join()
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def _run_round(side: str, millions: int) -> dict[str, float]:

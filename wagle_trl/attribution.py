@@ -109,7 +109,7 @@ def scope_parameters(
     aliases: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(parameter, []).append(name)
-    outside = set() if include else _embeddings(model)
+    outside = set() if include else embedding_parameters(model)
 
     def matches(parameter: nn.Parameter, patterns: list[str] | None) -> bool:
         return any(fnmatch(name, pattern) for name in aliases[parameter] for pattern in patterns or [])
@@ -131,7 +131,7 @@ def scope_parameters(
     return chosen
 
 
-def _embeddings(model: nn.Module) -> set[nn.Parameter]:
+def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Weights of token and position embeddings and of the LM head."""
     modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if hasattr(model, "get_output_embeddings"):  # transformers models; a plain module has no LM head to ask for

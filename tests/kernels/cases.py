@@ -50,9 +50,7 @@ def _compact(indexed: bool):
 def _compress(indexed: bool, accumulate: bool, dtype: torch.dtype = torch.float32):
     layout, selected = _compact(indexed)
     squares = torch.zeros(layout.tiles[-1])
-    triton_ops.compress(
-        _weight, layout, 0, torch.zeros(selected, dtype=dtype), accumulate=accumulate, squares=squares
-    )
+    triton_ops.compress(_weight, layout, 0, torch.zeros(selected, dtype=dtype), accumulate=accumulate, squares=squares)
 
 
 def _scatter(indexed: bool):

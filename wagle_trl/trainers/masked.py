@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from ..attribution import Batch, compute_mask, per_sample_mean
+from ..attribution import Batch, compute_mask, embedding_parameters, per_sample_mean
 from ..data import pin_date
 from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
@@ -225,18 +225,26 @@ class MaskedTrainer(SFTTrainer):
         if self.mask is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         decayed = set(self.get_decay_parameter_names(self.model))
-        named = [(name, p) for name, p in self.model.named_parameters() if name in self.mask.bits]
-        groups = [
-            {"params": [(name, p) for name, p in named if name in decayed], "weight_decay": self.args.weight_decay},
-            {"params": [(name, p) for name, p in named if name not in decayed], "weight_decay": 0.0},
-        ]
+        state_bits = STATE_BITS[self.args.optim]
+        # A row of an embedding has gradients of one size where its token occurs, none elsewhere: too much for 8 bits
+        precise = embedding_parameters(self.model) if state_bits == 8 else set()
+        groups: dict[tuple[bool, bool], list] = {}
+        for name, parameter in self.model.named_parameters():
+            if name in self.mask.bits:
+                groups.setdefault((name not in decayed, parameter in precise), []).append((name, parameter))
         self.optimizer = self._masked_optimizer = MaskedAdamW(
-            [group for group in groups if group["params"]],
+            [
+                {
+                    "params": groups[undecayed, is_precise],
+                    "weight_decay": 0.0 if undecayed else self.args.weight_decay,
+                    "state_bits": 32 if is_precise else state_bits,
+                }
+                for undecayed, is_precise in sorted(groups)
+            ],
             self.mask,
             lr=self.args.learning_rate,
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
-            state_bits=STATE_BITS[self.args.optim],
         )
         return self.optimizer
 

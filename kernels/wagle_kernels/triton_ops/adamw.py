@@ -91,7 +91,9 @@ def _encode_unsigned(values, lowest, random):
 @triton.jit
 def _row_exponents(values):
     """Exponents of the scales of rows of numbers that are not negative."""
-    largest = tl.max(values.to(tl.int32, bitcast=True), axis=1)  # integers order alike, and a warp reduces them at once
+    largest = tl.max(
+        values.to(tl.int32, bitcast=True), axis=1
+    )  # integers order alike, and a warp reduces them at once
     return tl.maximum(((largest + (1 << 20)) >> 23) - 31, 0)
 
 
@@ -116,7 +118,9 @@ def _random(start, rank, seed):
 
 
 @triton.jit
-def _weight_address(addresses, owners, first_tiles, tile, IS_BF16: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr):
+def _weight_address(
+    addresses, owners, first_tiles, tile, IS_BF16: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+):
     """Where the weights of a tile start."""
     owner = tl.load(owners + tile)
     pointer_type: tl.constexpr = tl.pointer_type(tl.int16 if IS_BF16 else tl.float32)

@@ -87,7 +87,9 @@ def _compress_bits_kernel(
 
 
 @triton.jit(do_not_specialize=("first_tile", "offset"))
-def _scatter_indices_kernel(dense, compact, starts, indices, first_tile, offset, TILE: tl.constexpr, CHUNK: tl.constexpr):
+def _scatter_indices_kernel(
+    dense, compact, starts, indices, first_tile, offset, TILE: tl.constexpr, CHUNK: tl.constexpr
+):
     program = tl.program_id(0)
     start, count = tile_span(starts, first_tile + program)
     dense += program.to(tl.int64) * TILE

@@ -45,7 +45,17 @@ def _keys(theta, forget, retain, offset, base, mask, scale, seed, FORMULA: tl.co
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _score_kernel(
-    out, theta, forget, retain, numel, offset, scale, seed, FORMULA: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr
+    out,
+    theta,
+    forget,
+    retain,
+    numel,
+    offset,
+    scale,
+    seed,
+    FORMULA: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     base = tl.program_id(0).to(tl.int64) * (ROWS * 8)
     mask = bounds(numel, base, ROWS, EVEN)
@@ -175,7 +185,9 @@ def _ties_kernel(
             left -= found
 
 
-def _score_arguments(theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int) -> dict:
+def _score_arguments(
+    theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int
+) -> dict:
     seed = mix_on_host(spec.seed & MASK_32)
     return dict(
         theta=theta,

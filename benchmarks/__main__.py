@@ -1,0 +1,17 @@
+"""`python -m benchmarks NAME [options]` runs the benchmark `benchmarks/NAME.py`."""
+
+import runpy
+import sys
+
+NAMES = ("kernels", "mask_selection", "peers", "tofu_tiny")
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        sys.exit(f"usage: python -m benchmarks {{{','.join(NAMES)}}} [options]")
+    del sys.argv[0]
+    runpy.run_module(f"benchmarks.{sys.argv[0]}", run_name="__main__", alter_sys=False)
+
+
+if __name__ == "__main__":
+    main()
