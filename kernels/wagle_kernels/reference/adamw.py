@@ -71,7 +71,7 @@ def adamw(
             updated, low = split(master)
             remainder[part] = low
         for tensor, piece, indices in run.by_tensor(positions):
-            weights[tensor].index_copy_(0, indices, updated[piece])
+            weights[tensor].scatter_(0, indices, updated[piece])
 
 
 def _gather(weights: Sequence[Tensor], run: Run, positions: Tensor) -> Tensor:
