@@ -139,36 +139,43 @@ def test_selected_weights_follow_adamw_on_themselves():
 
 
 def displacement_errors(steps=100, lr=1e-5):
-    """Error of a bf16 weight's displacement relative to fp32 AdamW's, with and without a master, same gradients."""
+    """Error of a bf16 weight's displacement relative to fp32 AdamW's, by kind of state, same gradients."""
     start = (torch.randn(200, 100, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
     mask = WeightMask.from_dense({"w": torch.rand(200, 100, generator=torch.Generator().manual_seed(1)) < 0.2})
     selected = mask.dense("w")
     exact = nn.Parameter(start.float())
-    split, plain = (nn.Parameter(start.clone()) for _ in range(2))
+    kinds = {"split": {}, "none": {"master": None}, "8 bits": {"state_bits": 8}}
+    weights = {kind: nn.Parameter(start.clone()) for kind in kinds}
     reference = torch.optim.AdamW([exact], lr=lr, weight_decay=0.1)
-    optimizers = [
-        MaskedAdamW([("w", p)], mask, lr, weight_decay=0.1, master=m) for p, m in ((split, "split"), (plain, None))
-    ]
+    optimizers = {
+        kind: MaskedAdamW([("w", weights[kind])], mask, lr, weight_decay=0.1, **options)
+        for kind, options in kinds.items()
+    }
     generator = torch.Generator().manual_seed(2)
     bias = torch.randn(200, 100, generator=generator) * 0.3
     for _ in range(steps):
         grad = (torch.randn(200, 100, generator=generator) + bias).to(torch.bfloat16)
-        exact.grad, split.grad, plain.grad = grad.float(), grad.clone(), grad.clone()
-        for optimizer in (reference, *optimizers):
+        exact.grad = grad.float()
+        reference.step()
+        for kind, optimizer in optimizers.items():
+            weights[kind].grad = grad.clone()
             optimizer.step()
     moved = (exact.detach() - start.float())[selected]
-    master = join_split(split.detach()[selected], optimizers[0].state[split]["remainder"])
-    return {
-        "split": relative_error(master - start.float()[selected], moved),
-        "none": relative_error((plain.detach().float() - start.float())[selected], moved),
-    }
+    errors = {}
+    for kind, weight in weights.items():
+        final = weight.detach()[selected]
+        remainder = optimizers[kind].state[weight].get("remainder")
+        final = final.float() if remainder is None else join_split(final, remainder)
+        errors[kind] = relative_error(final - start.float()[selected], moved)
+    return errors
 
 
-def test_bf16_with_a_split_master_follows_fp32_adamw_and_without_one_does_not(record_property):
+def test_bf16_with_a_split_master_follows_fp32_adamw_also_in_8_bits_and_without_one_does_not(record_property):
     errors = displacement_errors()
     record_property("displacement_errors", errors)
     assert errors["split"] < 1e-4
     assert errors["none"] > 0.3
+    assert errors["8 bits"] < 0.08
 
 
 def test_a_bf16_weight_is_its_master_rounded():
@@ -270,6 +277,28 @@ def test_clipping_is_by_the_norm_of_the_selected_gradients(max_norm):
     torch.testing.assert_close(clipped, selected * min(1.0, max_norm / norm), rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("hooks", [False, True])
+def test_gradients_that_come_after_clipping_are_not_clipped_with_those_before(hooks):
+    model = make_model()
+    optimizer = MaskedAdamW(model.named_parameters(), mask := make_mask(model), betas=(0.0, 0.0))
+    if hooks:
+        optimizer.attach_hooks()
+    loss_of(model, 0).backward()
+    first = optimizer.clip_grad_norm_(0.01)
+    assert optimizer.clip_grad_norm_(float("inf")) == pytest.approx(0.01, rel=1e-3) and first > 0.1
+    loss_of(model, 1).backward()
+    plain = make_model()
+    optimizer.step()
+    grads = []
+    for step in range(2):
+        loss_of(plain, step).backward()
+        grads.append({n: p.grad[mask.dense(n)].clone() for n, p in plain.named_parameters()})
+        plain.zero_grad()
+    for name, p in model.named_parameters():
+        expected = grads[0][name] * (0.01 / first) + grads[1][name]
+        torch.testing.assert_close(optimizer.state[p]["exp_avg"], expected, rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("hooks", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
@@ -349,6 +378,41 @@ def through_file(state):
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def test_vectors_and_small_tensors_keep_32_bit_moments():
+    shapes = {"matrix": (64, 64), "small": (63, 65), "vector": (5000,)}
+    named = [(name, nn.Parameter(torch.randn(shape))) for name, shape in shapes.items()]
+    mask = WeightMask.from_dense({name: torch.ones(shape) for name, shape in shapes.items()})
+    optimizer = MaskedAdamW(named, mask, state_bits=8)
+    assert {name: optimizer.state[p]["exp_avg"].dtype for name, p in named} == {
+        "matrix": torch.int8,
+        "small": torch.float32,
+        "vector": torch.float32,
+    }
+
+
+@pytest.mark.parametrize("density", [0.03, 0.5])
+def test_8_bit_state_resumes_bit_for_bit_from_a_file(density):
+    def build():
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(100, 200).to(torch.bfloat16))
+        mask = WeightMask.from_dense({"w": torch.rand(100, 200) < density})
+        return parameter, MaskedAdamW([("w", parameter)], mask, lr=1e-3, state_bits=8)
+
+    def run(parameter, optimizer, steps):
+        for step in steps:
+            parameter.grad = torch.randn(100, 200, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
+            optimizer.step()
+
+    (parameter, optimizer), (resumed, other) = build(), build()
+    run(parameter, optimizer, range(5))
+    resumed.data.copy_(parameter.data)
+    other.load_state_dict(through_file(optimizer.state_dict()))
+    run(parameter, optimizer, range(5, 10))
+    run(resumed, other, range(5, 10))
+    assert torch.equal(bits(parameter), bits(resumed))
+    assert not torch.equal(bits(parameter), bits(build()[0]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -570,6 +634,7 @@ def test_weights_of_another_shape_or_layout_are_refused():
         ({"eps": -1e-8}, "eps must not be negative, got -1e-08"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
         ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"state_bits": 16}, "state_bits must be 8 or 32, got 16"),
         ({"master": "fp32"}, "master must be 'split' or None, got 'fp32'"),
     ],
     ids=str,

@@ -60,6 +60,14 @@ def test_resuming_mid_epoch_gives_bit_identical_weights(num_workers, dtype, run_
     assert logs[7]["forget_loss"] == others[7]["forget_loss"]
 
 
+def test_8_bit_moments_resume_bit_identically(run_and_resume, small_mask):
+    whole, resumed = run_and_resume(
+        model={"intermediate_size": 128}, mask_config=small_mask, optim="adamw_8bit", adam_beta2=0.9
+    )
+    assert {state["exp_avg"].dtype for state in resumed.optimizer.state.values()} == {torch.int8, torch.float32}
+    assert_same_weights(whole, resumed)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resuming_with_dropout_draws_the_same_random_numbers(num_workers, run_and_resume, small_mask):
     whole, resumed = run_and_resume(

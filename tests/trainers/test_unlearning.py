@@ -32,6 +32,25 @@ def test_unselected_weights_stay_bit_identical(
     assert len(embeddings) == (0 if scope is None else 1 if tied else 2)
 
 
+def test_8_bit_moments_leave_unselected_weights_alone_and_spare_norms_and_embeddings(
+    make_trainer, tiny_model, snapshot, assert_only_selected_moved
+):
+    model = tiny_model(dtype=torch.bfloat16, hidden_size=64, vocab_size=320)
+    before = snapshot(model)
+    config = MaskConfig(mask_score="random", mask_density=0.3, mask_scope=["*"])
+    trainer = make_trainer("npo", model, mask_config=config, optim="adamw_8bit")
+    trainer.train()
+    assert assert_only_selected_moved(before, trainer.model, trainer.mask) > 0.7
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    in_8_bits = {names[p] for p, state in trainer.optimizer.state.items() if state["exp_avg"].dtype == torch.int8}
+    assert in_8_bits == {
+        n for n in names.values() if "proj" in n and dict(model.named_parameters())[n].numel() >= 4096
+    }
+    assert any("mlp" in name for name in in_8_bits) and not any(
+        "embed" in name or "head" in name for name in in_8_bits
+    )
+
+
 def test_a_mask_of_zeros_leaves_every_bit_as_it_was(make_trainer, tiny_model, snapshot):
     model = tiny_model()
     before = snapshot(model)
