@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from wagle_kernels import RANK_GROUP, join_split
+import wagle_kernels
+from wagle_kernels import RANK_GROUP, join_split, triton_ops
 from wagle_kernels.reference import compaction
 from wagle_trl.mask import WeightMask
 from wagle_trl.optimizer import MaskedAdamW
@@ -208,6 +209,31 @@ def test_updates_in_many_runs_are_those_in_one(monkeypatch):
         monkeypatch.setattr(compaction, "RUN_TILES", tiles)
         train(model, MaskedAdamW(model.named_parameters(), make_mask(model), lr=1e-2), range(3))
     assert_same_bits(*map(weights, models))
+
+
+@pytest.mark.parametrize("state_bits", [32, 8])
+@pytest.mark.parametrize("density", [0.03, 0.6])
+def test_the_triton_kernels_train_as_the_reference_does(density, state_bits, monkeypatch):
+    """Through hooks, accumulation, clipping and several parameters: both give the same weights but for rounding."""
+
+    def run():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 80), nn.Tanh(), nn.Linear(80, 64), nn.LayerNorm(64)).to(torch.bfloat16)
+        optimizer = MaskedAdamW(model.named_parameters(), make_mask(model, density), lr=1e-2, state_bits=state_bits)
+        optimizer.attach_hooks()
+        for step in range(4):
+            model(torch.randn(8, 64, generator=torch.Generator().manual_seed(step)).bfloat16()).sin().sum().backward()
+            if step % 2:
+                optimizer.clip_grad_norm_(0.5)
+                optimizer.step()
+        master = [
+            join_split(p.detach().view(-1), torch.zeros(p.numel(), dtype=torch.int16)) for p in model.parameters()
+        ]
+        return torch.cat(master)
+
+    expected = run()
+    monkeypatch.setattr(wagle_kernels, "_backend", lambda name, device: triton_ops)
+    torch.testing.assert_close(run(), expected, rtol=2**-8, atol=1e-6)
 
 
 # Gradients

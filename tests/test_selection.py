@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wagle_kernels import ScoreSpec
+import wagle_kernels
+from wagle_kernels import ScoreSpec, triton_ops
 from wagle_kernels.reference import chunking
+from wagle_trl import selection
 from wagle_trl.selection import Scored, find_threshold, select
 
 # Few distinct values, so that most scores are tied: zeros, subnormals, neighbours, the largest finite
@@ -33,9 +35,11 @@ def bits_of(mask):
     return np.concatenate([mask.dense(name).numpy().reshape(-1) for name in mask.bits])
 
 
-def check(scored, density, chunk):
+def check(scored, density, chunk, bracket=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunking.chunks, "__defaults__", (chunk,))
+        if bracket is not None:
+            patch.setattr(selection, "bracket", lambda scored, k: bracket)
         mask = select(scored, density)
     k = round(density * scored.numel)
     assert mask.num_selected == k
@@ -52,6 +56,34 @@ def test_the_mask_is_a_stable_descending_argsort_of_tied_scores(values, density,
     scored = scored_by(*values)
     if round(density * scored.numel):
         check(scored, density, chunk)
+
+
+def key_of(value):
+    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+
+
+@settings(max_examples=150)
+@given(
+    tensors_of(st.sampled_from(TIED)),
+    st.floats(0.001, 1),
+    st.tuples(st.sampled_from(TIED), st.sampled_from(TIED)).map(sorted),
+    st.sampled_from([0, 1, 5, 300]),
+)
+def test_the_mask_is_the_same_however_the_bracket_falls(values, density, bracket, capacity):
+    """Brackets that miss, hold more than there is room for, or one key alone: the exact key is found another way."""
+    scored = scored_by(*values)
+    if round(density * scored.numel):
+        check(scored, density, 2**18, (*map(key_of, bracket), capacity))
+
+
+@settings(max_examples=30)
+@given(st.floats(0.001, 1), st.integers(0, 10**6), st.sampled_from([16, 300]))
+def test_the_sampled_bracket_gives_the_exact_mask(density, seed, always_ranked):
+    generator = torch.Generator().manual_seed(seed)
+    scored = scored_by(torch.randn(1500, generator=generator), torch.randn(40, 20, generator=generator).mul(3).round())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_ALWAYS_RANKED", always_ranked)
+        check(scored, density, 2**18)
 
 
 @settings(max_examples=100)
@@ -87,13 +119,66 @@ def test_large_parameters_cross_the_default_chunk_alike():
         check(scored, density, 4096)
 
 
+def test_the_data_are_read_about_once(monkeypatch):
+    read = []
+
+    def counted(op):
+        def call(*args, **kwargs):
+            read.append(max(t.numel() for t in args if isinstance(t, torch.Tensor) and t.dtype == torch.float32))
+            return op(*args, **kwargs)
+
+        return call
+
+    for name in ("score", "score_histogram", "score_partition", "add_ties"):
+        monkeypatch.setattr(wagle_kernels, name, counted(getattr(wagle_kernels, name)))
+    generator = torch.Generator().manual_seed(0)
+    scored = scored_by(*(torch.randn(n, generator=generator) * n for n in (300_000, 1_000, 700_000)))
+    for density in (0.001, 0.05, 0.5, 0.95):
+        read.clear()
+        select(scored, density)
+        assert scored.numel < sum(read) < 1.03 * scored.numel
+
+
+def test_many_equal_scores_are_read_twice_and_need_little_memory(allocations):
+    values = torch.cat([torch.zeros(2**22), torch.rand(2**20, generator=torch.Generator().manual_seed(0))])
+    scored = scored_by(values)
+    with allocations:
+        mask = select(scored, 0.5)
+    assert np.array_equal(bits_of(mask), by_argsort(scored, mask.num_selected))
+    assert max(allocations.sizes) <= 4 * 2**20
+
+
+SCORES = [("ratio", 0.05), ("ratio", 0.7), ("wagle", 0.2), ("product", 0.95), ("random", 0.1), ("magnitude", 0.3)]
+
+
+@pytest.mark.parametrize(("formula", "density"), SCORES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_masks_are_bit_identical_between_the_backends(formula, density, tied, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        values = torch.randn(shape, generator=generator)
+        return values.round() if tied else values
+
+    parameters = {"a": draw(5), "b": draw(40, 51).to(torch.bfloat16), "c": draw(16, 24), "d": draw(3)}
+    statistics = ({name: draw(*p.shape) for name, p in parameters.items()} for _ in range(2))
+    scored = Scored(parameters, ScoreSpec(formula, 0.5), *statistics)
+    monkeypatch.setattr(selection, "_ALWAYS_RANKED", 20)
+    expected = select(scored, density)
+    monkeypatch.setattr(wagle_kernels, "_backend", lambda name, device: triton_ops)
+    monkeypatch.setattr(wagle_kernels, "digit_bits", lambda device: 8)
+    assert select(scored, density) == expected
+    monkeypatch.setattr(selection, "bracket", lambda scored, k: (key_of(1e30), key_of(1e31), 10))  # it misses
+    assert select(scored, density) == expected
+
+
 def test_the_threshold_is_the_kth_largest_score():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).mul(3).round()
     ordered = values.abs().sort(descending=True).values
     for k in (1, 10, 500, 1000):
-        threshold = find_threshold(scored_by(values), k)
-        assert threshold.value == ordered[k - 1]
-        assert threshold.ties == k - int((ordered > ordered[k - 1]).sum())
+        key, ties = find_threshold(scored_by(values), k)
+        assert key == int(ordered[k - 1].view(torch.int32))
+        assert ties == k - int((ordered > ordered[k - 1]).sum())
 
 
 def test_the_mask_carries_its_threshold_and_info():
