@@ -1,1 +1,1 @@
-"""Measurements: run each as `python -m benchmarks.<name>`; results go to `benchmarks/results/`."""
+"""Measurements: run each as `python -m benchmarks NAME`; results go to `benchmarks/results/`."""

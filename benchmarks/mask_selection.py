@@ -5,7 +5,7 @@ boolean masks. Both sides start from the same weights and gradients (WAGLE score
 weights, up to ties, which is checked once on at most 20 M weights. Each round runs in a fresh process, so that a peak
 is that side's own.
 
-    python -m benchmarks.mask_selection --millions 200
+    python -m benchmarks mask_selection --millions 200
 """
 
 import argparse

@@ -4,7 +4,7 @@ None of them knows masks, so each first multiplies the gradients by the mask, as
 then still moves unselected weights, and their state covers all weights. Each is set up as its documentation advises for
 bf16 weights; `DISTRIBUTIONS` are optional and never dependencies of the package.
 
-    python -m benchmarks.peers
+    python -m benchmarks peers
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ rule picks the learning rate of every arm: of the two smallest of a grid that en
 or below, the one that keeps more of the retain rows it trains on. (The smallest alone often stops halfway: the retain
 term mends with more steps what the forget term broke.)
 
-    python -m benchmarks.tofu_tiny --tofu_dir PATH/TO/tofu
+    python -m benchmarks tofu_tiny --tofu_dir PATH/TO/tofu
 
 Finished steps are kept in `--cache`, so an interrupted run goes on where it stopped.
 """

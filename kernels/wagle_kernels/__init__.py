@@ -7,6 +7,7 @@ Every op takes `backend=None`: `None` decides by device, `"reference"` forces th
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -56,8 +57,9 @@ def _op(specification):
                     f"{name} takes contiguous one-dimensional tensors, got shape {tuple(tensor.shape)} with strides "
                     f"{tensor.stride()}; pass `tensor.contiguous().view(-1)`."
                 )
-            device = device or tensor.device.type
-        return getattr(_backend(backend, device), name)(*args, **kwargs)
+            device = device or tensor.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # where Triton launches
+            return getattr(_backend(backend, device), name)(*args, **kwargs)
 
     return op
 
@@ -70,12 +72,12 @@ def _tensors(values) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _backend(name: str | None, device: str):
-    if name == "reference" or (name is None and device == "cpu"):
+def _backend(name: str | None, device: torch.device):
+    if name == "reference" or (name is None and device.type == "cpu"):
         return reference
     if name not in (None, "triton"):
         raise ValueError(f"Unknown backend '{name}'; expected one of reference, triton.")
-    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("backend 'triton' takes tensors on a GPU, got some on the CPU; leave `backend` at None.")
     from . import triton_ops  # late: Triton exists on Linux alone
 

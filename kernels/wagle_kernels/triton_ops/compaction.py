@@ -12,6 +12,13 @@ BY_INDICES = {"TILE": TILE, "CHUNK": 256, "num_warps": 1, "enable_fp_fusion": Tr
 BY_BITS = {**narrow(rows=32), "enable_fp_fusion": True}
 
 
+# A tensor's part of an arena starts anywhere: no variant of a kernel for each alignment
+_PLACED = {
+    "do_not_specialize": ("first_tile", "offset"),
+    "do_not_specialize_on_alignment": ("out", "squares", "compact"),
+}
+
+
 @triton.jit
 def tile_span(starts, tile):
     """First compact element of a tile, int64, and how many it has, int32."""
@@ -19,7 +26,7 @@ def tile_span(starts, tile):
     return start, (tl.load(starts + tile + 1) - start).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=("first_tile", "offset"))
+@triton.jit(**_PLACED)
 def _compress_indices_kernel(
     dense,
     out,
@@ -50,7 +57,7 @@ def _compress_indices_kernel(
         tl.store(squares + program, tl.sum(sums, axis=0))
 
 
-@triton.jit(do_not_specialize=("first_tile", "offset"))
+@triton.jit(**_PLACED)
 def _compress_bits_kernel(
     dense,
     out,
@@ -86,7 +93,7 @@ def _compress_bits_kernel(
         tl.store(squares + program, tl.sum(tl.sum(sums, axis=1), axis=0))
 
 
-@triton.jit(do_not_specialize=("first_tile", "offset"))
+@triton.jit(**_PLACED)
 def _scatter_indices_kernel(
     dense, compact, starts, indices, first_tile, offset, TILE: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -100,7 +107,7 @@ def _scatter_indices_kernel(
         tl.store(dense + local, tl.load(compact + (start - offset + chunk) + place, mask=mask), mask=mask)
 
 
-@triton.jit(do_not_specialize=("first_tile", "offset"))
+@triton.jit(**_PLACED)
 def _scatter_bits_kernel(
     dense, compact, starts, bits, first_tile, offset, EVEN: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr
 ):
