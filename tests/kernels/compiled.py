@@ -66,6 +66,7 @@ class Code:
     shared_bytes: int  # per program
     threads: int  # per program
     instructions: int  # static, without no-ops and padding
+    loop_instructions: int  # those of the longest loop, which a thread repeats; all, if there is none
     loads: dict[int, int]  # bits of a global load -> how many such instructions
     stores: dict[int, int]
     local: int  # loads and stores of local memory
@@ -123,12 +124,17 @@ def _read_sass(asm) -> dict[str, Any]:
     text = re.sub(r" */\* 0x[0-9a-f]+ \*/\n?", "\n", output).replace("\n\n", "\n")  # without the machine words
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups())
 
-    instructions, local_accesses = 0, 0
+    local_accesses, places, branches = 0, [], []
     widths = {"LDG": Counter(), "STG": Counter()}
     for address, name, operands in _SASS_LINE.findall(text):
+        address = int(address, 16)
         operation, *modifiers = name.split(".")
-        to_itself = operation == "BRA" and operands.split()[-1] == hex(int(address, 16))  # stands after the last EXIT
-        instructions += not (operation == "NOP" or to_itself)
+        target = int(operands.split()[-1], 16) if operation == "BRA" else None
+        if operation == "NOP" or target == address:  # a branch to itself stands after the last EXIT
+            continue
+        places.append(address)
+        if target is not None:
+            branches.append((address, target))
         local_accesses += operation in ("LDL", "STL")
         if operation in widths:
             bits = next((_SASS_BITS[modifier] for modifier in modifiers if modifier in _SASS_BITS), 32)
@@ -137,7 +143,8 @@ def _read_sass(asm) -> dict[str, Any]:
         registers=registers,
         spill_bytes=stack + local,
         local_bytes=stack + local,
-        instructions=instructions,
+        instructions=len(places),
+        loop_instructions=_longest_loop(places, branches),
         loads=dict(widths["LDG"]),
         stores=dict(widths["STG"]),
         local=local_accesses,
@@ -145,7 +152,14 @@ def _read_sass(asm) -> dict[str, Any]:
     )
 
 
-_AMD_LINE = re.compile(r"^\t([a-z]\w*)", re.MULTILINE)  # directives start with a dot
+def _longest_loop(places: list[int], branches: list[tuple[int, int]]) -> int:
+    """Instructions between the target of a branch backwards and the branch; all, if there is none."""
+    loops = [sum(target <= place <= branch for place in places) for branch, target in branches if target < branch]
+    return max(loops, default=len(places))
+
+
+# Instructions, whose directives start with a dot, and labels
+_AMD_LINE = re.compile(r"^(?:\t([a-z]\w*)(.*)|(\.LBB\w+):)", re.MULTILINE)
 _AMD_ACCESS = re.compile(r"(?:global|buffer)_(load|store)_[us]?(byte|short|dword)(?:x(\d))?")
 _AMD_BITS = {"byte": 8, "short": 16, "dword": 32}
 
@@ -156,7 +170,14 @@ def _read_amdgcn(asm) -> dict[str, Any]:
     def metadata(name: str) -> int:
         return int(re.search(rf"\.{name}: +(\d+)", text)[1])
 
-    names = [name for name in _AMD_LINE.findall(text) if name != "s_nop"]
+    names, labels, branches = [], {}, []
+    for name, operands, label in _AMD_LINE.findall(text):
+        if label:
+            labels[label] = len(names)
+        elif name != "s_nop":
+            if name.startswith(("s_branch", "s_cbranch")) and operands.strip() in labels:  # backwards
+                branches.append((len(names), labels[operands.strip()]))
+            names.append(name)
     widths = {"load": Counter(), "store": Counter()}
     for access in filter(None, map(_AMD_ACCESS.match, names)):
         direction, unit, count = access.groups()
@@ -166,6 +187,7 @@ def _read_amdgcn(asm) -> dict[str, Any]:
         spill_bytes=4 * (metadata("vgpr_spill_count") + metadata("sgpr_spill_count")),
         local_bytes=metadata("private_segment_fixed_size"),
         instructions=len(names),
+        loop_instructions=_longest_loop(list(range(len(names))), branches),
         loads=dict(widths["load"]),
         stores=dict(widths["store"]),
         local=sum(name.startswith("scratch_") for name in names),

@@ -1,7 +1,7 @@
 """Machine code of every kernel, compiled ahead of time: no spills, wide accesses, instructions an element.
 
-An instruction count is static: all instructions of a kernel, set-up and rare branches included, over the elements that
-a thread works on at a time. Loops run many times, so that what is executed is less.
+Counted are the instructions of a kernel's longest loop, or all where it has none, over the elements that a thread works
+on in a turn. Rare branches in the loop count in full: what is executed is less.
 """
 
 import json
@@ -17,36 +17,36 @@ pytest.importorskip("triton", reason="Triton exists on Linux alone")
 FOLDER = Path(__file__).parent
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
-# Instructions an element of an AdamW by indices are those of a selected element, everywhere else of any element.
-# A ceiling holds for Triton 3.6 to 3.9; raise or lower it on purpose.
+# By indices a program works on selected elements alone, everywhere else on all. A ceiling holds for Triton 3.6 to 3.9
+# (whose histograms differ by a factor of four); raise or lower it on purpose.
 # fmt: off
 CEILINGS = {
     #                                          sm_80  sm_90 sm_100 gfx942
-    "partition by wagle":                     (  46,   41,   41,   51),
-    "partition by gradient":                  (  62,   56,   56,   60),
-    "partition by snip":                      (  43,   37,   39,   51),
-    "partition by product":                   (  66,   60,   61,   65),
-    "partition by magnitude":                 (  41,   36,   36,   44),
-    "partition by random":                    ( 126,   90,   89,  120),
-    "partition by ratio":                     (  90,   84,   84,   77),
-    "histogram":                              (  89,   90,   90,   98),
-    "ties":                                   (  62,   63,   63,   57),
-    "score":                                  (  14,   14,   13,   17),
-    "accumulate":                             (   9,    9,    9,   13),
-    "accumulate squares":                     (  10,   10,    9,   14),
-    "compress by indices":                    (  24,   24,   24,   36),
-    "compress by indices, adding":            (  26,   27,   26,   37),
-    "compress by bits":                       (  32,   33,   32,   71),
-    "compress by bits, adding":               (  42,   43,   42,   80),
-    "compress by bits to bf16":               (  34,   34,   33,   70),
-    "scatter by indices":                     (  17,   17,   17,   26),
-    "scatter by bits":                        (  21,   21,   21,   55),
-    "AdamW by indices, 32-bit":               (  64,   65,   59,   92),
-    "AdamW by indices, 8-bit":                ( 113,  117,  112,  179),
-    "AdamW by indices, 32-bit, fp32 weights": (  52,   54,   51,   88),
-    "AdamW by bits, 32-bit":                  (  75,   77,   70,  119),
-    "AdamW by bits, 8-bit":                   ( 130,  131,  127,  160),
-    "AdamW by bits, 32-bit, fp32 weights":    (  66,   67,   65,   99),
+    "partition by wagle":                     (  38,   38,   37,   30),
+    "partition by gradient":                  (  38,   35,   35,   30),
+    "partition by snip":                      (  34,   33,   35,   29),
+    "partition by product":                   (  41,   38,   39,   34),
+    "partition by magnitude":                 (  32,   32,   31,   24),
+    "partition by random":                    (  79,   83,   82,   77),
+    "partition by ratio":                     (  58,   56,   56,   45),
+    "histogram":                              (  81,   81,   81,   80),
+    "ties":                                   (  49,   50,   50,   43),
+    "score":                                  (  14,   14,   13,   16),
+    "accumulate":                             (   8,    9,    8,   13),
+    "accumulate squares":                     (   9,   10,    9,   13),
+    "compress by indices":                    (  14,   15,   14,   16),
+    "compress by indices, adding":            (  17,   17,   17,   18),
+    "compress by bits":                       (  21,   21,   21,   39),
+    "compress by bits, adding":               (  31,   31,   30,   47),
+    "compress by bits to bf16":               (  23,   22,   22,   39),
+    "scatter by indices":                     (  12,   12,   12,   15),
+    "scatter by bits":                        (  16,   16,   16,   31),
+    "AdamW by indices, 32-bit":               (  54,   57,   51,   64),
+    "AdamW by indices, 8-bit":                ( 103,  109,  104,  146),
+    "AdamW by indices, 32-bit, fp32 weights": (  42,   46,   43,   56),
+    "AdamW by bits, 32-bit":                  (  66,   66,   60,   80),
+    "AdamW by bits, 8-bit":                   ( 119,  118,  115,  122),
+    "AdamW by bits, 32-bit, fp32 weights":    (  56,   56,   54,   64),
     "pack":                                   (   6,    7,    7,    7),
     "unpack":                                 (   7,    8,    8,    7),
     "popcount":                               (  15,   16,   16,   21),
@@ -93,7 +93,7 @@ def test_nothing_spills_and_no_array_lies_in_local_memory(case, code):
 
 @pytest.mark.parametrize("case", CEILINGS)
 def test_instructions_an_element_stay_below_their_ceiling(case, code, elements, record_property):
-    counts = {t: n["instructions"] * n["threads"] / elements[case] for t, n in code[case].items()}
+    counts = {t: n["loop_instructions"] * n["threads"] / elements[case] for t, n in code[case].items()}
     record_property("instructions an element", counts)
     ceilings = dict(zip(TARGETS, CEILINGS[case]))
     assert all(counts[target] <= ceilings[target] for target in TARGETS), f"{counts} against {ceilings}"
