@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..layout import Layout
 from ..spec import join_split, split
-from .compaction import Run, runs
+from .compaction import Run, put, runs
 from .eight_bit import decode_signed, decode_unsigned, encode_signed, encode_unsigned, exponent_above, random_of
 
 
@@ -71,7 +71,7 @@ def adamw(
             updated, low = split(master)
             remainder[part] = low
         for tensor, piece, indices in run.by_tensor(positions):
-            weights[tensor].scatter_(0, indices, updated[piece])
+            put(weights[tensor], indices, updated[piece])
 
 
 def _gather(weights: Sequence[Tensor], run: Run, positions: Tensor) -> Tensor:

@@ -118,5 +118,12 @@ def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tens
     tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
     for run in runs(layout, tiles):
         part = compact[run.selected.start - offset : run.selected.stop - offset]
-        dense.scatter_(0, run.positions() - tiles.start * TILE, part)
+        put(dense, run.positions() - tiles.start * TILE, part)
     return dense
+
+
+def put(dense: Tensor, indices: Tensor, values: Tensor) -> None:
+    """`dense[indices] = values` for distinct indices and one dtype, by `scatter_`, the fastest way there is on a CPU."""
+    if dense.element_size() == 2:  # as bit patterns: of 16-bit floats torch would copy the whole tensor to fp32
+        dense, values = dense.view(torch.int16), values.view(torch.int16)
+    dense.scatter_(0, indices, values)

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import TILE, Layout
-from .tiles import from_octets, narrow, ranks, row_tile
+from .tiles import from_octets, narrow, ranks, rounded, row_tile
 
 # A warp works alone through a tile: over as many selected elements at a time as CHUNK says, or over all, row by row
 BY_INDICES = {"TILE": TILE, "CHUNK": 256, "num_warps": 1, "enable_fp_fusion": True}
@@ -47,12 +47,13 @@ def _compress_indices_kernel(
     for chunk in range(0, count, CHUNK):
         mask = place < count - chunk
         local = tl.load(indices + (start + chunk) + place, mask=mask).to(tl.int32)
-        values = tl.load(dense + local, mask=mask, other=0.0).to(out.dtype.element_ty)
+        values = tl.load(dense + local, mask=mask, other=0.0).to(tl.float32)
         target = out + (start - offset + chunk)
         if ACCUMULATE:
-            values += tl.load(target + place, mask=mask, other=0.0)
-        tl.store(target + place, values, mask=mask)
-        sums += values.to(tl.float32) * values.to(tl.float32)
+            values += tl.load(target + place, mask=mask, other=0.0).to(tl.float32)
+        stored = rounded(values, out.dtype.element_ty)
+        tl.store(target + place, stored, mask=mask)
+        sums += stored.to(tl.float32) * stored.to(tl.float32)
     if squares is not None:
         tl.store(squares + program, tl.sum(sums, axis=0))
 
@@ -82,11 +83,12 @@ def _compress_bits_kernel(
         mask = from_octets(octets) != 0
         rank, found = ranks(octets)
         read = tl.broadcast_to((octets != 0)[:, None], [ROWS, 8]) if EVEN else mask
-        values = tl.load(dense + base + local, mask=read, other=0.0).to(out.dtype.element_ty)
+        values = tl.load(dense + base + local, mask=read, other=0.0).to(tl.float32)
         if ACCUMULATE:
-            values += tl.load(out + rank, mask=mask, other=0.0)
-        tl.store(out + rank, values, mask=mask)
-        selected = tl.where(mask, values, 0.0).to(tl.float32)
+            values += tl.load(out + rank, mask=mask, other=0.0).to(tl.float32)
+        stored = rounded(values, out.dtype.element_ty)
+        tl.store(out + rank, stored, mask=mask)
+        selected = tl.where(mask, stored.to(tl.float32), 0.0)
         sums += selected * selected
         out += found
     if squares is not None:

@@ -90,7 +90,7 @@ def _histogram_kernel(
         keys = _keys(theta, forget, retain, offset, base, mask, scale, seed, FORMULA, ROWS) >> shift
         counted = (keys >> BITS) == prefix  # never at the -1 outside the tensor
         digits = tl.where(counted, keys & (BINS - 1), 0)
-        total += tl.histogram(tl.reshape(digits, [ROWS * 8], can_reorder=True), BINS)
+        total += tl.histogram(tl.reshape(digits, [ROWS * 8]), BINS)
         outside += tl.sum((~counted).to(tl.int32), axis=1)
     bins = tl.arange(0, BINS)
     total = tl.where(bins == 0, total - tl.sum(outside, axis=0), total)

@@ -82,6 +82,17 @@ def ranks(octets):
 
 
 @triton.jit
+def rounded(values, dtype: tl.constexpr):
+    """fp32 values in another dtype; to bf16 with integers, since a cast would only cut in the interpreter."""
+    if dtype == tl.bfloat16:
+        bits = values.to(tl.int32, bitcast=True)
+        bits = tl.where(values == values, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)  # NaN stays NaN
+        return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return values.to(dtype)
+
+
+@triton.jit
 def mix(h):
     """The 32-bit finaliser of MurmurHash3, on uint32."""
     h = (h ^ (h >> 16)) * 0x85EBCA6B
