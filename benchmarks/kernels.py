@@ -178,14 +178,14 @@ def position_bytes(density: float) -> float:
 
 def step_bytes(density: float, state_bits: int, item: int, master: bool) -> float:
     """
-    What our step moves at least, in bytes a weight: compress the gradients into fp32 accumulators, then gather the
-    weights, update and scatter in one pass.
+    What our step moves at least, in bytes a weight, without accumulation: compress the gradients into accumulators of
+    their own dtype, then gather the weights, update and scatter in one pass.
     """
     touched, positions = sectors(density, item), position_bytes(density)
     group = RANK_GROUP / density if density <= INDEX_DENSITY else DENSE_GROUP
     moments = 2 * 2 * density * state_bits / 8 + (4 / group if state_bits == 8 else 0)
-    compress = item * touched + positions + 4 * density
-    update = 2 * item * touched + positions + 4 * density + moments + (4 * density if master else 0)
+    compress = item * (touched + density) + positions
+    update = item * (2 * touched + density) + positions + moments + (4 * density if master else 0)
     return compress + update
 
 

@@ -255,6 +255,22 @@ def test_two_backward_passes_are_one_of_the_sum():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("density", [0.03, 0.5])
+def test_bf16_gradients_add_up_in_fp32(density):
+    weight = nn.Parameter(torch.zeros(100, 100, dtype=torch.bfloat16))
+    mask = WeightMask.from_dense({"w": torch.rand(100, 100) < density})
+    optimizer = MaskedAdamW([("w", weight)], mask, betas=(0.0, 0.0))
+    optimizer.attach_hooks()
+    grads = [torch.randn(100, 100).to(torch.bfloat16) for _ in range(5)]
+    for step, parts in enumerate((grads[:1], grads[1:])):  # without accumulation, and with
+        for grad in parts:
+            (weight * grad).sum().backward()
+        expected = sum(grad.float() for grad in parts)[mask.dense("w")]
+        torch.testing.assert_close(optimizer.clip_grad_norm_(float("inf")), expected.norm(), rtol=1e-6, atol=0)
+        optimizer.step()
+        assert torch.equal(optimizer.state[weight]["exp_avg"], expected), step
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hooks_change_no_bit_and_free_the_gradients(dtype):
     models = make_model(dtype), make_model(dtype)
@@ -615,7 +631,7 @@ def test_state_takes_its_share_of_the_selected_weights(dtype, state_bits, alloca
     selected = mask.num_selected
     record_property("bytes", {"walked": measured, "peak of construction": allocations.peak})
     assert selected == pytest.approx(density * numel, rel=0.01)
-    per_weight = 4 + 2 * state_bits / 8 + (2 if dtype == torch.bfloat16 else 0)
+    per_weight = 2 * state_bits / 8 + (2 + 2 if dtype == torch.bfloat16 else 4)  # moments, gradient, remainder
     positions = 2  # bytes of an index; the mask's bits were there before
     assert measured <= density * 1.01 * numel * (per_weight + positions) + 2**20
     assert allocations.peak <= density * 1.01 * numel * (per_weight + positions) + 2**20

@@ -40,7 +40,8 @@ class Arena:
         layout ([`~wagle_kernels.Layout`]): Positions of the selected elements.
         slices (`list[Slice]`): Parameters.
         step (`torch.Tensor`): Number of updates so far, a scalar.
-        grad (`torch.Tensor` of shape `(selected,)`, fp32): Gradient accumulator.
+        grad (`torch.Tensor` of shape `(selected,)`, fp32 or the weights' dtype):
+            Gradient accumulator; fp32 from the first time on that gradients are added up.
         squares (`torch.Tensor` of shape `(tiles,)`, fp32): Sums of the squares of `grad` by tile of the layout.
         states (`dict[str, torch.Tensor]`):
             What lasts from step to step, by kind: `exp_avg` and `exp_avg_sq` of shape `(selected,)`, fp32, or int8 and
@@ -76,7 +77,8 @@ class Arena:
             states = {"exp_avg": zeros(selected), "exp_avg_sq": zeros(selected)}
         if first.dtype == torch.bfloat16 and group["master"] == "split":
             states["remainder"] = zeros(selected, torch.int16)
-        return cls(group, layout, slices, torch.tensor(0.0), zeros(selected), zeros(layout.tiles[-1]), states)
+        grad, squares = zeros(selected, first.dtype), zeros(layout.tiles[-1])
+        return cls(group, layout, slices, torch.tensor(0.0), grad, squares, states)
 
     def state_of(self, item: Slice) -> dict[str, Tensor]:
         """Views of the state of one parameter, under torch's names."""
@@ -88,6 +90,8 @@ class Arena:
 
     def collect(self, item: Slice, gradient: Tensor) -> None:
         """Add the selected part of a dense gradient to the accumulator."""
+        if item.is_collected or gradient.dtype != self.grad.dtype:
+            self.grad = self.grad.float()
         wagle_kernels.compress(
             gradient.reshape(-1),
             self.layout,
@@ -105,6 +109,11 @@ class Arena:
     def is_finite(self, item: Slice) -> bool:
         """Whether the collected gradient of a parameter is."""
         return not item.is_collected or bool(self.grad[item.selected].isfinite().all())
+
+    def scale_gradients(self, scale: float) -> None:
+        """Multiply the collected gradients."""
+        self.grad = self.grad.float().mul_(scale)
+        self.squares.mul_(scale**2)
 
     def clear(self) -> None:
         """Forget the collected gradients; the next ones overwrite them."""

@@ -20,7 +20,7 @@ class MaskedAdamW(Optimizer):
     bf16 weights follow an fp32 master, kept as the weight plus an int16 remainder. With a mask of all ones it equals
     `torch.optim.AdamW` within rounding.
 
-    Gradients are compressed into fp32 accumulators, by hooks as soon as each is complete ([`attach_hooks`], which
+    Gradients are compressed into accumulators (fp32 as soon as any are added up), by hooks as soon as each is complete ([`attach_hooks`], which
     frees the full gradients during the backward pass), or else in [`step`]. A parameter without a gradient counts as
     one whose gradient is zero.
 
@@ -154,8 +154,7 @@ class MaskedAdamW(Optimizer):
         """Clipping is left to the update; gradients that come after it must not be scaled with those before."""
         if self._grad_scale not in (None, 1.0):
             for arena in self._arenas:
-                arena.grad.mul_(self._grad_scale)
-                arena.squares.mul_(self._grad_scale**2)
+                arena.scale_gradients(self._grad_scale)
         self._grad_scale = None
 
     def _non_finite_message(self) -> str:

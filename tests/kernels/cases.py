@@ -79,6 +79,7 @@ CASES = {
     "accumulate": lambda: triton_ops.accumulate(_statistic, _weight),
     "accumulate squares": lambda: triton_ops.accumulate(_statistic, _weight, squared=True),
     "compress by indices": partial(_compress, True, False),
+    "compress by indices to bf16": partial(_compress, True, False, torch.bfloat16),
     "compress by indices, adding": partial(_compress, True, True),
     "compress by bits": partial(_compress, False, False),
     "compress by bits, adding": partial(_compress, False, True),

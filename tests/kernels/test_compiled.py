@@ -35,10 +35,11 @@ CEILINGS = {
     "accumulate":                             (   8,    9,    8,   13),
     "accumulate squares":                     (   9,   10,    9,   13),
     "compress by indices":                    (  14,   15,   14,   16),
+    "compress by indices to bf16":            (  14,   14,   14,   16),
     "compress by indices, adding":            (  17,   17,   17,   18),
     "compress by bits":                       (  21,   21,   21,   39),
     "compress by bits, adding":               (  31,   31,   30,   47),
-    "compress by bits to bf16":               (  30,   29,   28,   42),  # rounds with integers
+    "compress by bits to bf16":               (  23,   22,   22,   39),
     "scatter by indices":                     (  12,   12,   12,   15),
     "scatter by bits":                        (  16,   16,   16,   31),
     "AdamW by indices, 32-bit":               (  54,   57,   51,   64),

@@ -47,11 +47,13 @@ def _compress_indices_kernel(
     for chunk in range(0, count, CHUNK):
         mask = place < count - chunk
         local = tl.load(indices + (start + chunk) + place, mask=mask).to(tl.int32)
-        values = tl.load(dense + local, mask=mask, other=0.0).to(tl.float32)
+        stored = tl.load(dense + local, mask=mask, other=0.0)
         target = out + (start - offset + chunk)
-        if ACCUMULATE:
-            values += tl.load(target + place, mask=mask, other=0.0).to(tl.float32)
-        stored = rounded(values, out.dtype.element_ty)
+        if ACCUMULATE or dense.dtype != out.dtype:
+            values = stored.to(tl.float32)
+            if ACCUMULATE:
+                values += tl.load(target + place, mask=mask, other=0.0).to(tl.float32)
+            stored = rounded(values, out.dtype.element_ty)
         tl.store(target + place, stored, mask=mask)
         sums += stored.to(tl.float32) * stored.to(tl.float32)
     if squares is not None:
@@ -83,10 +85,12 @@ def _compress_bits_kernel(
         mask = from_octets(octets) != 0
         rank, found = ranks(octets)
         read = tl.broadcast_to((octets != 0)[:, None], [ROWS, 8]) if EVEN else mask
-        values = tl.load(dense + base + local, mask=read, other=0.0).to(tl.float32)
-        if ACCUMULATE:
-            values += tl.load(out + rank, mask=mask, other=0.0).to(tl.float32)
-        stored = rounded(values, out.dtype.element_ty)
+        stored = tl.load(dense + base + local, mask=read, other=0.0)
+        if ACCUMULATE or dense.dtype != out.dtype:
+            values = stored.to(tl.float32)
+            if ACCUMULATE:
+                values += tl.load(out + rank, mask=mask, other=0.0).to(tl.float32)
+            stored = rounded(values, out.dtype.element_ty)
         tl.store(out + rank, stored, mask=mask)
         selected = tl.where(mask, stored.to(tl.float32), 0.0)
         sums += selected * selected
