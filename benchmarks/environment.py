@@ -34,10 +34,10 @@ def write_result(path: str | os.PathLike, payload: dict[str, Any]) -> Path:
 
 
 def _commit() -> str | None:
-    """Short hash, with `-dirty` if anything but the results differs from it; `None` outside a git checkout."""
+    """Short hash, with `-dirty` if anything but the results differs from it; outside a git checkout what `COMMIT` says."""
     revision = _git("rev-parse", "--short", "HEAD")
     if revision is None:
-        return None
+        return os.environ.get("COMMIT")  # of a copy without history
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
     return revision if changes == "" else f"{revision}-dirty"
 

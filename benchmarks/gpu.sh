@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command of at most nine minutes:
 #
-#   bash benchmarks/gpu.sh OUT [WHEELS]
+#   COMMIT=$(git rev-parse --short HEAD) bash benchmarks/gpu.sh OUT [WHEELS]
 #
 # Correctness of every kernel on the device, then times, traffic and memory at the size of Llama-2-7b, into the folder
-# OUT. Needs torch, triton, transformers, pytest, hypothesis and rich, no network; TRL is not imported. The optimizers to
-# compare with (README: benchmarks) are installed from the wheels in the folder WHEELS, those that are there.
+# OUT. Needs torch, triton, pytest, pytest-xdist, hypothesis and rich, no network; TRL is not imported. COMMIT is noted in
+# the results where the folder has no history. WHEELS is a folder with wheels of the optimizers to compare with, or of
+# some of them: bitsandbytes, torch-optimi, flashoptim, torchao (`pip download --no-deps`).
 set -uo pipefail
 
 if [ $# -lt 1 ]; then
@@ -42,9 +43,11 @@ step() { # name, seconds, command: all output to OUT/gpu.log, its end to the ter
     [ $status -eq 0 ] || failed=1
 }
 
-step tests 170 python3 -m pytest -q -m "not slow" --confcutdir=tests/kernels tests/kernels
-step selection 110 python3 -m benchmarks kernels --only selection ops --output "$out/selection.json"
-step steps_sparse 90 python3 -m benchmarks kernels --only step --densities 0.05 --output "$out/steps_sparse.json"
-step steps_dense 150 python3 -m benchmarks kernels --only step --layers 8 --densities 0.5 0.95 \
+alone="--confcutdir=tests/kernels tests/kernels"
+step tests 150 python3 -m pytest -q -n 8 -m "not gpu and not slow" $alone
+step tests_large 40 python3 -m pytest -q -m gpu $alone
+step selection 90 python3 -m benchmarks kernels --only selection ops --output "$out/selection.json"
+step steps_sparse 130 python3 -m benchmarks kernels --only step --densities 0.05 --output "$out/steps_sparse.json"
+step steps_dense 120 python3 -m benchmarks kernels --only step --layers 8 --densities 0.5 0.95 \
     --output "$out/steps_dense.json"
 exit $failed

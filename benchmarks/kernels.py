@@ -1,6 +1,6 @@
 """Time, traffic and memory of the kernels, beside the published way and other optimizers, on Llama's parameter shapes.
 
-    python -m benchmarks kernels                 # on a CPU 36 M weights, on a GPU Llama-2-7b
+    python -m benchmarks kernels                 # on a CPU 33 M weights, on a GPU Llama-2-7b
     python -m benchmarks kernels --shapes 7b --layers 8 --only step
 
 Three tables: whole selection (score, rank, write the mask), single ops, and whole optimizer steps. `bytes_moved` is what
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import wagle_kernels
-from benchmarks.measure import Row, compare, copy_bandwidth, make_row, report
+from benchmarks.measure import Row, compare, copy_bandwidth, make_row, show, write
 from benchmarks.peers import OPTIONS, PEERS, available, versions
 from wagle_kernels import DENSE_GROUP, INDEX_DENSITY, RANK_GROUP, Layout, ScoreSpec
 from wagle_trl.mask import WeightMask
@@ -125,10 +125,11 @@ def op_rows(shape, dtype, device, bandwidth, rounds) -> Iterator[Row]:
     def add(name: str, bytes_moved: float, op: Callable, *arguments, density: float | None = None, **options) -> None:
         cases[name, density] = (lambda backend: op(*arguments, **options, backend=backend)), bytes_moved
 
-    item, counts = weight.element_size(), torch.zeros(2 ** wagle_kernels.digit_bits(device), dtype=torch.int64)
+    item, bits = weight.element_size(), wagle_kernels.digit_bits(device)
+    counts = torch.zeros(2**bits, dtype=torch.int64, device=device)
     histogram = wagle_kernels.score_histogram
     add("score", (item + 12) * size, wagle_kernels.score, weight, forget, retain, SPEC)
-    add("histogram", (item + 8) * size, histogram, counts.to(device), weight, forget, retain, SPEC, shift=16)
+    add("histogram", (item + 8) * size, histogram, counts, weight, forget, retain, SPEC, shift=32 - bits)
     add("accumulate", (item + 8) * size, wagle_kernels.accumulate, forget.clone(), weight)
     add("accumulate squares", (item + 8) * size, wagle_kernels.accumulate, forget.clone(), weight, squared=True)
     for density in DENSITIES:
@@ -194,7 +195,7 @@ def peer_bytes(state_bytes: float, item: int) -> float:
     return 2 * item + 1 + item + 2 * item + 2 * state_bytes
 
 
-def step_rows(shapes, dtype, density, device, bandwidth, rounds) -> Iterator[Row]:
+def step_rows(shapes, dtype, density, peers, device, bandwidth, rounds) -> Iterator[Row]:
     """One step from dense gradients of all weights, each provider on tensors of its own, one after the other."""
     bits = random_bits(shapes, density, device)
     size = sum(b.numel() for b in bits)
@@ -238,19 +239,15 @@ def step_rows(shapes, dtype, density, device, bandwidth, rounds) -> Iterator[Row
         note = f"state {optimizer.state_bytes / size:.2f} B/weight"
         yield row(f"ours, {state_bits}-bit", step, moved, note)
         del parameters, gradients, named, optimizer, step
-    usable = available(device)
-    for name, factory in PEERS.items():
-        if usable[name] is not None:
-            print(f"{name} does not run: {usable[name]}")
-            continue
-        parameters = prepared()
+    for name, factory in peers.items():
+        parameters, step = prepared(), None
         try:
             step = factory(parameters, bits)
             step()
             state = step.state_bytes / size
             yield row(name, step, peer_bytes(state, item), f"state {state:.2f} B/weight")
-        except torch.OutOfMemoryError:
-            print(f"{name} does not fit the memory of the device")
+        except Exception as error:  # whatever a package raises: the other rows must not be lost
+            print(f"{name} does not run: {error}".partition("\n")[0])
         del parameters, step
 
 
@@ -280,14 +277,6 @@ def main() -> None:
     shapes, dtype = llama_shapes(args.shapes, args.layers), getattr(torch, args.dtype)
     bandwidth = copy_bandwidth(device)
     common = dict(device=device, bandwidth=bandwidth, rounds=args.rounds)
-    rows: list[Row] = []
-    if "selection" in args.only:
-        rows += selection_rows(shapes, dtype, args.densities[0], **common)
-    if "ops" in args.only:
-        rows += op_rows(max(shapes[1:-1], key=lambda shape: shape[0] * shape[-1]), dtype, **common)
-    if "step" in args.only:
-        for density in args.densities:
-            rows += step_rows(shapes, dtype, density, **common)
     payload = dict(
         shapes=args.shapes,
         layers=args.layers or SHAPES[args.shapes][-1],
@@ -296,7 +285,25 @@ def main() -> None:
         bytes_a_weight={d: step_bytes(d, 8, 2, True) for d in DENSITIES},
         design_floor=DESIGN_FLOOR,
     )
-    report(rows, output, **payload)
+    rows: list[Row] = []
+
+    def keep(more: Iterator[Row]) -> None:
+        """Written after every row, so that a run that is cut short loses one."""
+        for row in more:
+            rows.append(row)
+            write(rows, output, **payload)
+
+    if "selection" in args.only:
+        keep(selection_rows(shapes, dtype, args.densities[0], **common))
+    if "ops" in args.only:
+        keep(op_rows(max(shapes[1:-1], key=lambda shape: shape[0] * shape[-1]), dtype, **common))
+    if "step" in args.only:
+        reasons = available(device)
+        print(*(f"{name} does not run: {reason}" for name, reason in reasons.items() if reason), sep="\n")
+        usable = {name: factory for name, factory in PEERS.items() if reasons[name] is None}
+        for density in args.densities:
+            keep(step_rows(shapes, dtype, density, usable, **common))
+    show(rows)
     print_bytes()
 
 

@@ -1,4 +1,5 @@
-"""Time and memory of mask selection: exact radix selection against the published way.
+"""Time and memory of mask selection: one pass and an exact ranking of what is near the
+threshold, against the published way.
 
 The published way scores every parameter, concatenates all scores, ranks them by two argsorts and cuts the ranks into
 boolean masks. Both sides start from the same weights and gradients (WAGLE score, fp32) and must select the same

@@ -49,6 +49,9 @@ class Row:
     note: str = ""
 
 
+_COLUMNS = [field.name for field in fields(Row)]
+
+
 class PeakMemory:
     """Peak resident memory, sampled every 20 ms: the process's own high-water mark would count the inputs' making."""
 
@@ -123,17 +126,20 @@ def make_row(
     return Row(kernel, provider, size, dtype, density, *times, bytes_moved, share, measurement.peak_bytes, note)
 
 
-def report(rows: Iterable[Row], path: str | os.PathLike, **payload: Any) -> None:
-    """Print the rows; write them with `payload` and the environment to `path` as JSON, and alone to a CSV beside it."""
-    lines = [asdict(row) for row in rows]
-    columns = [field.name for field in fields(Row)]
-    table = Table(*columns)
-    for line in lines:
-        table.add_row(*map(_cell, line.values()))
+def show(rows: Iterable[Row]) -> None:
+    """Print the rows."""
+    table = Table(*_COLUMNS)
+    for row in rows:
+        table.add_row(*map(_cell, asdict(row).values()))
     Console(width=200).print(table)  # a log has no width of its own
+
+
+def write(rows: Iterable[Row], path: str | os.PathLike, **payload: Any) -> None:
+    """Write the rows with `payload` and the environment to `path` as JSON, and alone to a CSV beside it."""
+    lines = [asdict(row) for row in rows]
     path = write_result(path, {**payload, "rows": lines})
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *(line.values() for line in lines)])
+        csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *(line.values() for line in lines)])
 
 
 def _cuda_seconds(call: Callable) -> float:

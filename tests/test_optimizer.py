@@ -644,6 +644,13 @@ def test_state_takes_its_share_of_the_selected_weights(dtype, state_bits, alloca
 # Bad input
 
 
+def test_options_of_a_group_are_checked_as_well():
+    model = make_model()
+    groups = [{"params": list(model.named_parameters()), "state_bits": 16}]
+    with pytest.raises(ValueError, match="state_bits must be 8 or 32, got 16"):
+        MaskedAdamW(groups, make_mask(model))
+
+
 def test_a_mask_that_names_no_parameter_is_refused():
     model = make_model()
     for named, mask in (

@@ -148,6 +148,19 @@ def test_many_equal_scores_are_read_twice_and_need_little_memory(allocations):
     assert max(allocations.sizes) <= 4 * 2**20
 
 
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("bracket", [None, (key_of(1e30), key_of(1e31), 10), (key_of(1.0), key_of(1.0), 3)])
+def test_parameters_on_several_devices_give_the_mask_of_one(density, bracket, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scored = scored_by(*(torch.randn(n, generator=generator).mul(2).round() for n in (50, 0, 700, 3, 300)))
+    expected = select(scored, density)
+    pieces = scored.pieces
+    monkeypatch.setattr(Scored, "by_device", lambda self: [pieces[::2], pieces[1::2]])  # as if on two
+    if bracket is not None:
+        monkeypatch.setattr(selection, "bracket", lambda scored, k: bracket)
+    assert select(scored, density) == expected
+
+
 SCORES = [("ratio", 0.05), ("ratio", 0.7), ("wagle", 0.2), ("product", 0.95), ("random", 0.1), ("magnitude", 0.3)]
 
 

@@ -91,7 +91,7 @@ class Arena:
     def collect(self, item: Slice, gradient: Tensor) -> None:
         """Add the selected part of a dense gradient to the accumulator."""
         if item.is_collected or gradient.dtype != self.grad.dtype:
-            self.grad = self.grad.float()
+            self.accumulate_in_fp32()
         wagle_kernels.compress(
             gradient.reshape(-1),
             self.layout,
@@ -101,6 +101,10 @@ class Arena:
             squares=self.squares[self.layout.tiles_of(item.number)],
         )
         item.is_collected = True
+
+    def accumulate_in_fp32(self) -> None:
+        """Widen the accumulator, if it is narrower."""
+        self.grad = self.grad.float()
 
     def squared_norm(self) -> Tensor:
         """Sum of the squares of the collected gradients, fp64."""
@@ -112,7 +116,8 @@ class Arena:
 
     def scale_gradients(self, scale: float) -> None:
         """Multiply the collected gradients."""
-        self.grad = self.grad.float().mul_(scale)
+        self.accumulate_in_fp32()
+        self.grad.mul_(scale)
         self.squares.mul_(scale**2)
 
     def clear(self) -> None:

@@ -20,9 +20,10 @@ class MaskedAdamW(Optimizer):
     bf16 weights follow an fp32 master, kept as the weight plus an int16 remainder. With a mask of all ones it equals
     `torch.optim.AdamW` within rounding.
 
-    Gradients are compressed into accumulators (fp32 as soon as any are added up), by hooks as soon as each is complete ([`attach_hooks`], which
-    frees the full gradients during the backward pass), or else in [`step`]. A parameter without a gradient counts as
-    one whose gradient is zero.
+    Gradients are compressed into accumulators, by hooks as soon as each is complete ([`attach_hooks`], which frees the
+    full gradients during the backward pass), or else in [`step`]. Accumulators have the weights' dtype until the hooks
+    add a second gradient to one, and fp32 from then on ([`accumulate_in_fp32`] makes room for that in advance). A
+    parameter without a gradient counts as one whose gradient is zero.
 
     Args:
         named_parameters (iterable of `(str, torch.nn.Parameter)`, or of groups whose `params` hold such pairs):
@@ -64,7 +65,6 @@ class MaskedAdamW(Optimizer):
         state_bits: int = 32,
         master: str | None = "split",
     ):
-        _check_options(lr, betas, eps, weight_decay, state_bits, master)
         groups = list(named_parameters)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
@@ -85,6 +85,7 @@ class MaskedAdamW(Optimizer):
             },
         )
         for group in self.param_groups:
+            _check_options(**{name: group[name] for name in self.defaults})
             group["mask"] = _mask_digest(mask, group["param_names"])
             self._arenas += allocate_arenas(group, mask)
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
@@ -103,6 +104,11 @@ class MaskedAdamW(Optimizer):
         """Compress and free every gradient as soon as the backward pass completes it, from now on."""
         self.remove_hooks()
         self._hooks = [p.register_post_accumulate_grad_hook(self._collect) for p in self._slices]
+
+    def accumulate_in_fp32(self) -> None:
+        """Allocate fp32 accumulators now, for gradients that will be added up over several backward passes."""
+        for arena in self._arenas:
+            arena.accumulate_in_fp32()
 
     def remove_hooks(self) -> None:
         """Stop collecting gradients during the backward pass."""

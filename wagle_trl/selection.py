@@ -182,6 +182,7 @@ def select(scored: Scored, density: float, info: Mapping[str, str] | None = None
     else:
         key, ties = cuts[0].candidates.high, rank
         if not (is_held and key == cuts[0].candidates.low):
+            del cuts  # before the second pass makes as many again
             key, ties = find_threshold(scored, k)
             cuts = _cut(scored, key, key, capacity=0)
         _take_ties(cuts, key, ties)
@@ -230,7 +231,8 @@ def _cut(scored: Scored, low: int, high: int, capacity: int) -> list[Cut]:
 def _take_candidates(cuts: list[Cut], rank: int) -> int:
     """Select the `rank` candidates that come first, and return the key of the last of them."""
     codes = torch.cat([cut.codes.to(cuts[0].codes.device) for cut in cuts])
-    last = int(codes.kthvalue(rank).values)
+    # On a GPU `kthvalue` works on one multiprocessor, and is refused where determinism is asked for
+    last = int(codes.sort().values[rank - 1] if codes.is_cuda else codes.kthvalue(rank).values)
     for cut in cuts:
         cut.take(last)
     return cuts[0].candidates.key_of(last)
@@ -256,7 +258,7 @@ def find_threshold(scored: Scored, k: int) -> tuple[int, int]:
     Returns:
         `tuple[int, int]`: The key, and how many of the scores that have it belong to the k.
     """
-    bits = wagle_kernels.digit_bits(scored.pieces[0].tensors[0].device)
+    bits = min(wagle_kernels.digit_bits(pieces[0].tensors[0].device) for pieces in scored.by_device())
     prefix, remaining = 0, k
     for shift in range(32 - bits, -1, -bits):
         counts = _histogram(scored, bits, shift, prefix)

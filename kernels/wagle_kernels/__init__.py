@@ -58,6 +58,8 @@ def _op(specification):
                     f"{tensor.stride()}; pass `tensor.contiguous().view(-1)`."
                 )
             device = device or tensor.device
+            if tensor.device != device:
+                raise ValueError(f"{name} takes tensors on one device, got some on {device} and {tensor.device}.")
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # where Triton launches
             return getattr(_backend(backend, device), name)(*args, **kwargs)
 
@@ -73,12 +75,12 @@ def _tensors(values) -> Iterator[Tensor]:
 
 
 def _backend(name: str | None, device: torch.device):
-    if name == "reference" or (name is None and device.type == "cpu"):
+    if name == "reference" or (name is None and device.type != "cuda"):
         return reference
     if name not in (None, "triton"):
         raise ValueError(f"Unknown backend '{name}'; expected one of reference, triton.")
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError("backend 'triton' takes tensors on a GPU, got some on the CPU; leave `backend` at None.")
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' takes tensors on a GPU, got some on '{device}'; leave `backend` at None.")
     from . import triton_ops  # late: Triton exists on Linux alone
 
     return triton_ops
@@ -86,7 +88,7 @@ def _backend(name: str | None, device: torch.device):
 
 def digit_bits(device: torch.device) -> int:
     """Bits of the digit that [`score_histogram`] counts fastest: a CPU's cache holds many counters, a warp's few."""
-    return 16 if device.type == "cpu" else 8
+    return 8 if device.type == "cuda" else 16
 
 
 accumulate = _op(reference.accumulate)

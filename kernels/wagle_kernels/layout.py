@@ -124,9 +124,10 @@ def _padded(packed: Sequence[Tensor], tiles: Sequence[int], device: torch.device
 
 def _indices(packed: Sequence[Tensor], numels: Sequence[int], selected: int, device: torch.device) -> Tensor:
     indices, stop = torch.empty(selected, dtype=torch.int16, device=device), 0
+    chunk = CHUNK if device.type == "cpu" else 64 * CHUNK  # every `nonzero` waits for the device
     for octets, numel in zip(packed, numels):
-        for first in range(0, numel, CHUNK):
-            size = min(CHUNK, numel - first)
+        for first in range(0, numel, chunk):
+            size = min(chunk, numel - first)
             found = unpack(octets[first // 8 :][: (size + 7) // 8], size).nonzero().view(-1)
             start, stop = stop, stop + found.numel()
             indices[start:stop] = found % TILE

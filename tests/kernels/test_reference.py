@@ -505,6 +505,11 @@ def test_ops_refuse_tensors_that_are_not_flat_and_contiguous(op, bad):
         CALLS[op](bad)
 
 
+def test_ops_refuse_tensors_on_several_devices():
+    with pytest.raises(ValueError, match="accumulate takes tensors on one device, got some on cpu and meta"):
+        wagle_kernels.accumulate(torch.zeros(4), torch.zeros(4, device="meta"))
+
+
 @pytest.mark.parametrize("op", CALLS)
 def test_ops_refuse_an_unknown_backend(op):
     with pytest.raises(ValueError, match=r"Unknown backend 'cuda'; expected one of reference, triton"):
@@ -515,7 +520,7 @@ def test_ops_refuse_an_unknown_backend(op):
 def test_ops_refuse_kernels_on_the_cpu(op, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(
-        ValueError, match="backend 'triton' takes tensors on a GPU, got some on the CPU; leave `backend`"
+        ValueError, match="backend 'triton' takes tensors on a GPU, got some on 'cpu'; leave `backend`"
     ):
         CALLS[op](torch.zeros(16), backend="triton")
 

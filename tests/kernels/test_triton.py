@@ -182,15 +182,41 @@ def test_partitions_count_what_exceeds_the_capacity(capacity):
     assert len(ours.codes) == len(set(ours.codes)) == capacity and set(ours.codes) <= set(theirs.codes)
 
 
-def test_candidates_are_never_written_beyond_their_capacity():
+@pytest.mark.parametrize("found", [0, 3, 2**31, 2**32 - 2, 2**33])
+def test_candidates_are_never_written_beyond_their_capacity(found):
+    """However many were found before: the room left must not wrap around 32 bits."""
     inputs = on_device([tensors(1001)[0], None, None])
     room = torch.full((20,), -1, device=DEVICE)
     candidates = replace(wagle_kernels.Candidates.allocate(0, NON_FINITE_KEY - 1, 1001, 0, DEVICE), codes=room[:7])
     masks = torch.zeros(126, dtype=torch.uint8, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    candidates.counts[1] = found
     for _ in range(2):
         wagle_kernels.score_partition(*masks, candidates, *inputs, ScoreSpec("magnitude"), backend="triton")
-    assert candidates.counts.tolist()[:2] == [0, 2002]
-    assert (room[:7] >= 0).all() and (room[7:] == -1).all()
+    assert candidates.counts.tolist()[:2] == [0, found + 2002]
+    assert (room[found:7] >= 0).all() and (room[:found] == -1).all() and (room[7:] == -1).all()
+
+
+def test_ties_after_more_than_32_bits_of_them_are_not_selected():
+    values = torch.ones(3 * TILE, device=DEVICE)
+    inside = torch.tensor([2**31 - 1, 2**31 - 1, TILE], dtype=torch.int32, device=DEVICE)  # as of a huge tensor
+    packed = torch.zeros(3 * TILE // 8, dtype=torch.uint8, device=DEVICE)
+    key = int(torch.tensor(1.0).view(torch.int32))
+    wagle_kernels.add_ties(
+        packed, inside, values, None, None, ScoreSpec("magnitude"), key=key, ties=5, backend="triton"
+    )
+    assert wagle_kernels.unpack(packed, 3 * TILE).nonzero().view(-1).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_autograd_notices_that_weights_were_written(backend):
+    weight = torch.randn(64, device=DEVICE)
+    layout = make_layout([torch.ones(64, dtype=torch.bool)], device=DEVICE)
+    zeros = [torch.zeros(64, device=DEVICE) for _ in range(2)]
+    before = weight._version
+    wagle_kernels.adamw([weight.detach()], layout, torch.ones_like(weight), *zeros, step=1, **OPTIONS, backend=backend)
+    middle = weight._version
+    wagle_kernels.scatter(weight.detach(), layout, 0, torch.ones_like(weight), backend=backend)
+    assert before < middle < weight._version
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])

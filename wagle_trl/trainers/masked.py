@@ -246,6 +246,8 @@ class MaskedTrainer(SFTTrainer):
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
         )
+        if self.args.gradient_accumulation_steps > 1:
+            self.optimizer.accumulate_in_fp32()
         return self.optimizer
 
     def _clip_grad_norm(self, model):

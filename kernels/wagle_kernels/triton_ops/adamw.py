@@ -320,6 +320,7 @@ def adamw(
             ALIGNED=all(weight.data_ptr() % 16 == 0 for weight in weights),
         )
         _adamw_bits_kernel[grid](*place, layout.bits, *state, **options, **rows, GROUP=DENSE_GROUP, **BY_BITS)
+    torch.autograd.graph.increment_version(weights)  # written behind autograd's back
 
 
 def _addresses(weights: Sequence[Tensor], device: torch.device) -> Tensor:

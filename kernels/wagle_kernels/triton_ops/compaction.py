@@ -1,5 +1,6 @@
 """Dense tensors to compact arrays and back: by indices (only what is selected is touched) or by bits."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -169,4 +170,5 @@ def compress(
 def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tensor:
     """See [`reference.scatter`]."""
     _launch((_scatter_indices_kernel, _scatter_bits_kernel), layout, tensor, dense, compact)
+    torch.autograd.graph.increment_version(dense)  # written behind autograd's back
     return dense

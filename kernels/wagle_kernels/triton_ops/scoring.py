@@ -139,7 +139,7 @@ def _partition_kernel(
             slot = tl.atomic_add(counts + 1, found.to(tl.int64), sem="relaxed")
             # Few tiles hold any, and those hold one or two: taking them one by one costs less than ranking all
             places = tl.where(is_inside, local, ROWS * 8)
-            for _ in range(tl.minimum(capacity - slot, found).to(tl.int32)):
+            for _ in range(tl.maximum(tl.minimum(capacity - slot, found), 0).to(tl.int32)):
                 place = tl.min(tl.min(places, axis=1), axis=0)
                 key = tl.max(tl.max(tl.where(places == place, keys, 0), axis=1), axis=0)
                 places = tl.where(places == place, ROWS * 8, places)
@@ -170,7 +170,7 @@ def _ties_kernel(
     STEPS: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    left = tl.minimum(ties - tl.load(first_ranks + tile), STEPS * ROWS * 8).to(tl.int32)
+    left = tl.maximum(tl.minimum(ties - tl.load(first_ranks + tile), STEPS * ROWS * 8), 0).to(tl.int32)
     if (tl.load(inside + tile) > 0) & (left > 0):
         for step in range(STEPS):
             base = (tile.to(tl.int64) * STEPS + step) * (ROWS * 8)
