@@ -1,6 +1,6 @@
 """Where the selected elements of many tensors lie in one compact array, and how a kernel finds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -97,6 +97,18 @@ class Layout:
     def tiles_of(self, tensor: int) -> slice:
         """Tiles of a tensor."""
         return slice(self.tiles[tensor], self.tiles[tensor + 1])
+
+    def check_sizes(self, tensors: Mapping[int, Tensor], compact: Mapping[str, Tensor], selected: int) -> None:
+        """
+        Raise a `ValueError` unless tensors, by number, and compact arrays, by name, have the sizes of the layout. A
+        kernel would read and write beyond their ends.
+        """
+        for number, tensor in tensors.items():
+            if tensor.numel() != self.numels[number]:
+                raise ValueError(f"Tensor {number} has {tensor.numel()} elements, its layout {self.numels[number]}.")
+        for name, values in compact.items():
+            if values.numel() != selected:
+                raise ValueError(f"`{name}` has {values.numel()} elements, the layout {selected} selected ones.")
 
     def groups_of(self, tensor: int) -> slice:
         """Groups of a tensor."""

@@ -207,6 +207,24 @@ def test_ties_after_more_than_32_bits_of_them_are_not_selected():
     assert wagle_kernels.unpack(packed, 3 * TILE).nonzero().view(-1).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_sizes_that_do_not_fit_the_layout_are_refused():
+    layout = make_layout([torch.ones(64, dtype=torch.bool)], device=DEVICE)
+    full, short = torch.zeros(64, device=DEVICE), torch.zeros(63, device=DEVICE)
+    for dense, compact, message in (
+        (short, full, "Tensor 0 has 63 elements"),
+        (full, short, "has 63 elements, the la"),
+    ):
+        for op in (wagle_kernels.compress, wagle_kernels.scatter):
+            with pytest.raises(ValueError, match=message):
+                op(dense, layout, 0, compact, backend="triton")
+        with pytest.raises(ValueError, match=message):
+            wagle_kernels.adamw([dense], layout, compact, full, full, step=1, **OPTIONS, backend="triton")
+    with pytest.raises(ValueError, match="must have one dtype"):
+        two = make_layout([torch.ones(64, dtype=torch.bool)] * 2, device=DEVICE)
+        state = [torch.zeros(128, device=DEVICE)] * 3
+        wagle_kernels.adamw([full, full.bfloat16()], two, *state, step=1, **OPTIONS, backend="triton")
+
+
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_autograd_notices_that_weights_were_written(backend):
     weight = torch.randn(64, device=DEVICE)

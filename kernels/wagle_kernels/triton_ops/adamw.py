@@ -293,6 +293,11 @@ def adamw(
     grad_scale: float = 1.0,
 ) -> None:
     """See [`reference.adamw`]."""
+    arrays = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "remainder": remainder}
+    arrays = {name: values for name, values in arrays.items() if values is not None}
+    layout.check_sizes(dict(enumerate(weights)), arrays, layout.num_selected)
+    if any(weight.dtype != weights[0].dtype for weight in weights):
+        raise ValueError("The weights of a layout must have one dtype.")
     if layout.num_selected == 0:
         return
     seed = mix_on_host(step)

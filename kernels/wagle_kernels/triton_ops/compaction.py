@@ -162,6 +162,8 @@ def compress(
     squares: Tensor | None = None,
 ) -> Tensor:
     """See [`reference.compress`]."""
+    selected = layout.selected_of(tensor)
+    layout.check_sizes({tensor: dense}, {"out": out}, selected.stop - selected.start)
     kernels = _compress_indices_kernel, _compress_bits_kernel
     _launch(kernels, layout, tensor, dense, out, squares, ACCUMULATE=accumulate)
     return out
@@ -169,6 +171,8 @@ def compress(
 
 def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tensor:
     """See [`reference.scatter`]."""
+    selected = layout.selected_of(tensor)
+    layout.check_sizes({tensor: dense}, {"compact": compact}, selected.stop - selected.start)
     _launch((_scatter_indices_kernel, _scatter_bits_kernel), layout, tensor, dense, compact)
     torch.autograd.graph.increment_version(dense)  # written behind autograd's back
     return dense
