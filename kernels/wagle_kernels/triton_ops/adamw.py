@@ -90,10 +90,11 @@ def _encode_unsigned(values, lowest, random):
 
 @triton.jit
 def _row_exponents(values):
-    """Exponents of the scales of rows of numbers that are not negative."""
-    largest = tl.max(
-        values.to(tl.int32, bitcast=True), axis=1
-    )  # integers order alike, and a warp reduces them at once
+    """
+    Exponents of the scales of rows of numbers that are not negative. As integers they order alike, and a warp reduces
+    integers in one instruction.
+    """
+    largest = tl.max(values.to(tl.int32, bitcast=True), axis=1)
     return tl.maximum(((largest + (1 << 20)) >> 23) - 31, 0)
 
 
