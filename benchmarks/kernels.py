@@ -125,11 +125,11 @@ def op_rows(shape, dtype, device, bandwidth, rounds) -> Iterator[Row]:
     def add(name: str, bytes_moved: float, op: Callable, *arguments, density: float | None = None, **options) -> None:
         cases[name, density] = (lambda backend: op(*arguments, **options, backend=backend)), bytes_moved
 
-    item, bits = weight.element_size(), wagle_kernels.digit_bits(device)
-    counts = torch.zeros(2**bits, dtype=torch.int64, device=device)
+    item, digit = weight.element_size(), wagle_kernels.digit_bits(device)
+    counts = torch.zeros(2**digit, dtype=torch.int64, device=device)
     histogram = wagle_kernels.score_histogram
     add("score", (item + 12) * size, wagle_kernels.score, weight, forget, retain, SPEC)
-    add("histogram", (item + 8) * size, histogram, counts, weight, forget, retain, SPEC, shift=32 - bits)
+    add("histogram", (item + 8) * size, histogram, counts, weight, forget, retain, SPEC, shift=32 - digit)
     add("accumulate", (item + 8) * size, wagle_kernels.accumulate, forget.clone(), weight)
     add("accumulate squares", (item + 8) * size, wagle_kernels.accumulate, forget.clone(), weight, squared=True)
     for density in DENSITIES:

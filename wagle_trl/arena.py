@@ -42,7 +42,7 @@ class Arena:
         step (`torch.Tensor`): Number of updates so far, a scalar.
         grad (`torch.Tensor` of shape `(selected,)`, fp32 or the weights' dtype):
             Gradient accumulator; fp32 from the first time on that gradients are added up.
-        squares (`torch.Tensor` of shape `(tiles,)`, fp32): Sums of the squares of `grad` by tile of the layout.
+        squares (`torch.Tensor` of shape `(tiles,)`, fp32): Partial sums of the squares of `grad`, each tensor's in its tiles.
         states (`dict[str, torch.Tensor]`):
             What lasts from step to step, by kind: `exp_avg` and `exp_avg_sq` of shape `(selected,)`, fp32, or int8 and
             uint8 with `exp_avg_exponent` and `exp_avg_sq_exponent` of shape `(groups,)`, uint8; and for bf16 weights
