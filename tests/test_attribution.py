@@ -8,10 +8,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from wagle_kernels import FORMULAS
-from wagle_trl.attribution import accumulate_statistic, compute_mask, sample_losses, scope_parameters
+from wagle_trl.attribution import compute_mask
 from wagle_trl.mask import WeightMask
 from wagle_trl.mask_config import MaskConfig
+from wagle_trl.scope import scope_parameters
 from wagle_trl.scores import SCORES
+from wagle_trl.statistics import accumulate_statistic, sample_losses
 
 PAD = 0
 
@@ -106,15 +108,16 @@ def test_sample_losses_are_transformers_losses_of_each_row(tiny_model, tokenized
     assert num_tokens.tolist() == [sum(t != -100 for t in labels) for _, labels in pairs]
 
 
-@pytest.mark.parametrize("squared", [False, True])
-def test_lists_loaders_generators_and_callables_are_read_alike(squared, tiny_model, tokenized, forget_rows):
+@pytest.mark.parametrize("sweeps", [None, 3])
+def test_lists_loaders_generators_and_callables_are_read_alike(sweeps, tiny_model, tokenized, forget_rows):
     model, pairs = tiny_model(), tokenized(forget_rows)
-    parameters, batches = scope_parameters(model), batched(pairs, 2)
+    memory = "auto" if sweeps is None else "sweeps"
+    config = MaskConfig("gradient", attribution_memory=memory, attribution_sweeps=sweeps)
+    batches = batched(pairs, 2)
     loader = DataLoader(pairs, batch_size=2, collate_fn=collate)
     forms = [batches, loader, iter(batches), lambda: batches, lambda: iter(loader)]
-    first, *others = (accumulate_statistic(model, parameters, form, squared=squared) for form in forms)
-    for other in others:
-        assert all(torch.equal(first[name], other[name]) for name in first)
+    first, *others = (compute_mask(model, form, config=config, progress=False)[0] for form in forms)
+    assert all(other == first for other in others)
 
 
 def test_a_loss_of_ones_own_replaces_the_default(tiny_model, tokenized, forget_rows):

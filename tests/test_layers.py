@@ -18,16 +18,22 @@ PACKAGES = ("wagle_kernels", "wagle_trl")
 LAYERS = {
     0: ("wagle_kernels",),
     1: (
+        "wagle_trl.allocations",
         "wagle_trl.files",
         "wagle_trl.mask",
         "wagle_trl.mask_config",
         "wagle_trl.objectives",
+        "wagle_trl.scope",
         "wagle_trl.scores",
         "wagle_trl.evaluation.metrics",
     ),
     2: (
         "wagle_trl.arena",
         "wagle_trl.attribution",
+        "wagle_trl.statistics",
+        "wagle_trl.tiers",
+        "wagle_trl.simulation",
+        "wagle_trl.planner",
         "wagle_trl.selection",
         "wagle_trl.optimizer",
         "wagle_trl.delta",

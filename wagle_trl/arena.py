@@ -1,5 +1,6 @@
 """Compact state of a masked optimizer: flat tensors that hold the selected elements of many parameters."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import wagle_kernels
-from wagle_kernels import INDEX_DENSITY, Layout
+from wagle_kernels import DENSE_GROUP, INDEX_DENSITY, RANK_GROUP, TILE, Layout
 
 from .mask import WeightMask
 
+# Values of `optim` that a mask can be trained with: AdamW of our own, with moments in as many bits
+STATE_BITS = {"adamw_torch": 32, "adamw_torch_fused": 32, "adamw_8bit": 8, "adamw_bnb_8bit": 8, "adamw_torch_8bit": 8}
 _MIN_NUMEL_8_BIT = 4096  # smaller tensors and vectors (norms, biases) keep 32-bit state
 
 
@@ -69,7 +72,7 @@ class Arena:
             return torch.zeros(size, dtype=dtype, device=first.device)
 
         selected = layout.num_selected
-        if _state_bits(group, first) == 8:
+        if _bits_of(first, group["state_bits"]) == 8:
             num_groups = int(layout.groups[-1])
             states = {"exp_avg": zeros(selected, torch.int8), "exp_avg_sq": zeros(selected, torch.uint8)}
             states |= {f"{kind}_exponent": zeros(num_groups, torch.uint8) for kind in tuple(states)}
@@ -153,14 +156,38 @@ def allocate_arenas(group: dict[str, Any], mask: WeightMask) -> list[Arena]:
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         _check_parameter(name, parameter, mask)
         is_sparse = mask.num_selected_of(name) <= INDEX_DENSITY * parameter.numel()
-        kind = (parameter.dtype, parameter.device, _state_bits(group, parameter), is_sparse)
+        kind = (parameter.dtype, parameter.device, _bits_of(parameter, group["state_bits"]), is_sparse)
         kinds.setdefault(kind, {})[name] = parameter
     return [Arena.allocate(group, parameters, mask) for parameters in kinds.values()]
 
 
-def _state_bits(group: dict[str, Any], parameter: nn.Parameter) -> int:
+def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, accumulates: bool) -> dict[str, int]:
+    """
+    Bytes that [`Arena.allocate`] takes for a parameter, by kind.
+
+    Args:
+        parameter (`torch.Tensor`): Weights; only dtype and shape are read.
+        num_selected (`float`): Number of selected weights, or how many to expect.
+        state_bits (`int`): As in [`~optimizer.MaskedAdamW`].
+        accumulates (`bool`): Whether gradients are added up over several backward passes, in fp32.
+    """
+    tiles = (parameter.numel() + TILE - 1) // TILE
+    is_indexed = num_selected <= INDEX_DENSITY * parameter.numel()
+    groups = tiles * (math.ceil(num_selected / tiles / RANK_GROUP) if is_indexed else TILE // DENSE_GROUP)
+    is_8_bit = _bits_of(parameter, state_bits) == 8
+    is_split = parameter.dtype == torch.bfloat16
+    sizes = {
+        "positions": (2 * num_selected if is_indexed else tiles * TILE // 8) + 20 * tiles,  # starts, groups, owners
+        "moments": 2 * (num_selected + groups) if is_8_bit else 8 * num_selected,
+        "remainders": 2 * num_selected if is_split else 0,
+        "gradients": num_selected * (4 if accumulates else parameter.element_size()) + 4 * tiles,  # and their squares
+    }
+    return {kind: round(size) for kind, size in sizes.items()}
+
+
+def _bits_of(parameter: Tensor, state_bits: int) -> int:
     is_small = parameter.dim() < 2 or parameter.numel() < _MIN_NUMEL_8_BIT
-    return 32 if is_small else group["state_bits"]
+    return 32 if is_small else state_bits
 
 
 def check_dtype(name: str, parameter: nn.Parameter) -> None:

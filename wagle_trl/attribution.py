@@ -8,28 +8,32 @@ mask, report = compute_mask(model, forget_loader, retain_loader, MaskConfig(mask
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import wagle_kernels
 from wagle_kernels import ScoreSpec
 
 from .mask import WeightMask, model_fingerprint
-from .mask_config import MaskConfig
+from .mask_config import MaskConfig, Tier
+from .planner import choose_tier, free_memory
 from .report import mask_report, rival_overlaps
-from .scores import get_score, parse_gamma, score_scale
+from .scope import scope_parameters
+from .scores import Score, get_score, parse_gamma, score_scale
 from .selection import Scored, select
-
-Batch = dict[str, Tensor]
-Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
-SampleLosses = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+from .simulation import Simulation, Step
+from .statistics import SampleLosses, accumulate_statistic, sample_losses
+from .tiers import STATISTIC_BYTES, Batches, Stream, gather
 
 
 def compute_mask(
@@ -38,7 +42,9 @@ def compute_mask(
     retain: Batches | None = None,
     config: MaskConfig | None = None,
     *,
-    losses: SampleLosses | None = None,
+    losses: SampleLosses = sample_losses,
+    gradient_checkpointing: bool = True,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[WeightMask, dict[str, Any]]:
     """
@@ -49,10 +55,15 @@ def compute_mask(
         forget, retain (iterable of batches, or a callable that returns one):
             Batches of `input_ids`, `attention_mask` and `labels` (`-100` outside the answers). Read only if the score
             needs them.
-        config ([`MaskConfig`], *optional*): Score, density and scope.
-        losses (callable, *optional*, defaults to [`sample_losses`]):
+        config ([`MaskConfig`], *optional*): Score, density, scope, and where to keep the statistics.
+        losses (callable, *optional*, defaults to [`~statistics.sample_losses`]):
             `(model, batch)` to the token-mean loss and the number of answer tokens of every sample, both `(batch,)`.
-        progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
+        gradient_checkpointing (`bool`, *optional*, defaults to `True`):
+            Recompute every transformer layer in the backward pass instead of keeping its activations.
+        folder (`str` or `pathlib.Path`, *optional*):
+            Where attribution in sweeps keeps what it has found, so that a run that was cut off goes on from there;
+            removed when the mask is made. By default a temporary folder.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar with the time left.
 
     Returns:
         `tuple[WeightMask, dict]`: The mask, and its report as [`~report.mask_report`] makes it.
@@ -60,208 +71,71 @@ def compute_mask(
     config = config or MaskConfig()
     score, gamma = get_score(config.mask_score), parse_gamma(config.mask_gamma)
     parameters = scope_parameters(model, config.mask_scope, config.mask_exclude)
-    official = score.formula == "wagle" and gamma == "official"
-
-    def statistic(batches: Batches | None, stream: str) -> dict[str, Tensor]:
-        if batches is None:
-            raise ValueError(
-                f"mask_score '{config.mask_score}' needs {stream} data; pass some or choose another score."
-            )
-        return accumulate_statistic(
-            model,
-            parameters,
-            batches,
-            squared=score.statistic == "fisher",
-            sum_batches=official,
-            losses=losses or sample_losses,
-            description=f"Attributing the {stream} set" if progress else None,
+    options = {
+        "squared": score.statistic == "fisher",
+        "sum_batches": score.formula == "wagle" and gamma == "official",
+        "losses": losses,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    streams = _streams(config.mask_score, score, forget, retain)
+    tier = _tier(config, model, parameters, streams, options)
+    accumulate = partial(accumulate_statistic, model, **options)
+    key = json.dumps([model_fingerprint(model), str(next(iter(parameters.values())).dtype), options["squared"], options["sum_batches"]])
+    with _scratch(folder) as scratch:
+        statistics = gather(tier, parameters, streams, accumulate, folder=scratch, key=key, progress=progress)
+        retained = statistics.get("retain")
+        scale = score_scale(
+            score,
+            gamma,
+            config.mask_eps,
+            mean_theta=_mean_abs(parameters.values()),
+            mean_retain=_mean_abs(retained[n].to(p.device) for n, p in parameters.items()) if retained else 0.0,
         )
-
-    forget_statistic = statistic(forget, "forget") if score.statistic else None
-    retain_statistic = statistic(retain, "retain") if score.uses_retain else None
-    scale = score_scale(
-        score,
-        gamma,
-        config.mask_eps,
-        mean_theta=_mean_abs(parameters.values()),
-        mean_retain=_mean_abs(retain_statistic.values()) if retain_statistic else 0.0,
-    )
-    spec = ScoreSpec(score.formula, scale, config.mask_seed)
-    scored = Scored(parameters, spec, forget_statistic, retain_statistic)
-    mask = select(scored, config.mask_density, _info(model, config, scale))
-    if score.statistic == "fisher":
-        _to_root_mean_square(forget_statistic, retain_statistic)
-    mask.info["jaccard"] = json.dumps(rival_overlaps(mask, scored))
+        spec = ScoreSpec(score.formula, scale, config.mask_seed)
+        scored = Scored(parameters, spec, statistics.get("forget"), retained)
+        mask = select(scored, config.mask_density, _info(model, config, scale))
+        # The rivals are scores of gradients: of Fisher information they read the square root
+        overlaps = rival_overlaps(mask, replace(scored, root=score.statistic == "fisher"))
+    mask.info["jaccard"] = json.dumps(overlaps)
     return mask, mask_report(mask)
 
 
-def scope_parameters(
-    model: nn.Module, include: list[str] | None = None, exclude: list[str] | None = None
-) -> dict[str, nn.Parameter]:
-    """
-    Trainable parameters that a mask may select from, in model order; tied weights once, under their first name.
-
-    Args:
-        model (`torch.nn.Module`): Model.
-        include (`list[str]`, *optional*): Glob patterns; by default everything but embeddings and LM head.
-        exclude (`list[str]`, *optional*): Glob patterns to leave out.
-    """
-    aliases: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(parameter, []).append(name)
-    outside = set() if include else embedding_parameters(model)
-
-    def matches(parameter: nn.Parameter, patterns: list[str] | None) -> bool:
-        return any(fnmatch(name, pattern) for name in aliases[parameter] for pattern in patterns or [])
-
-    chosen = {
-        names[0]: parameter
-        for parameter, names in aliases.items()
-        if parameter.requires_grad
-        and parameter.numel()
-        and parameter not in outside
-        and (not include or matches(parameter, include))
-        and not matches(parameter, exclude)
-    }
-    if not chosen:
-        raise ValueError(
-            f"No trainable parameter is in scope: mask_scope {include}, mask_exclude {exclude}; the model has names "
-            f"like '{next(iter(aliases.values()))[0]}'."
-        )
-    return chosen
+def _streams(name: str, score: Score, forget: Batches | None, retain: Batches | None) -> dict[str, Stream]:
+    """The sets that a score reads."""
+    read = {"forget": forget} if score.statistic else {}
+    read |= {"retain": retain} if score.uses_retain else {}
+    for stream, batches in read.items():
+        if batches is None:
+            raise ValueError(f"mask_score '{name}' needs {stream} data; pass some or choose another score.")
+    return {stream: Stream(batches) for stream, batches in read.items()}
 
 
-def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Weights of token and position embeddings and of the LM head."""
-    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    if hasattr(model, "get_output_embeddings"):  # transformers models; a plain module has no LM head to ask for
-        modules.append(model.get_output_embeddings())
-    return {parameter for module in modules if module is not None for parameter in module.parameters()}
-
-
-def sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """
-    Token-mean cross-entropy of every sample's answer, and its number of answer tokens.
-
-    Args:
-        model (`torch.nn.Module`): Causal language model that returns `logits` of shape `(batch, length, vocab)`.
-        batch (`dict`): `input_ids` and `labels` of shape `(batch, length)`, and what else the model takes.
-    """
-    labels = batch["labels"][:, 1:]
-    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, :-1].float()
-    token_losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    return per_sample_mean(token_losses, labels != -100)
-
-
-def per_sample_mean(token_losses: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of `token_losses` over the `answer` tokens of each row, and their number; an empty row is an error."""
-    num_tokens = answer.sum(1)
-    if (num_tokens == 0).any():
-        raise ValueError(f"Row {int((num_tokens == 0).nonzero()[0])} of a batch has no answer tokens.")
-    return (token_losses * answer).sum(1) / num_tokens, num_tokens
-
-
-def accumulate_statistic(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    batches: Batches,
-    *,
-    squared: bool = False,
-    sum_batches: bool = False,
-    losses: SampleLosses = sample_losses,
-    description: str | None = None,
-) -> dict[str, Tensor]:
-    """
-    Mean over samples of the gradient of each sample's token-mean loss, or of its square, in eval mode.
-
-    Every sample weighs the same, so the result does not depend on the batch size.
-
-    Args:
-        model (`torch.nn.Module`): Model; its training mode, `requires_grad` flags and gradients are restored.
-        parameters (`dict[str, torch.nn.Parameter]`): Parameters to differentiate for.
-        batches: As in [`compute_mask`].
-        squared (`bool`, *optional*, defaults to `False`):
-            Average squared per-sample gradients (the diagonal of the empirical Fisher information).
-        sum_batches (`bool`, *optional*, defaults to `False`):
-            Instead sum, over batches, the gradient of the mean loss over all answer tokens of a batch, as the
-            published WAGLE code does.
-        losses (callable): As in [`compute_mask`].
-        description (`str`, *optional*): Label of the progress bar; none is shown without it.
-
-    Returns:
-        `dict[str, torch.Tensor]`: fp32 statistic of each parameter's shape.
-    """
-    totals = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in parameters.items()}
+def _tier(config: MaskConfig, model: nn.Module, parameters, streams: dict[str, Stream], options) -> Tier:
+    """What the config says, or the fastest that fits the memory that is free now."""
+    if config.tier is not None:
+        return config.tier
     device = next(iter(parameters.values())).device
-    batches = batches() if callable(batches) else batches
-    num_samples = 0
-    with _differentiating(model, parameters, totals, squared), torch.enable_grad():
-        for batch in tqdm(batches, desc=description, unit="batch", disable=description is None):
-            batch = {key: value.to(device) for key, value in batch.items()}
-            for part in _single_rows(batch) if squared else (batch,):
-                means, num_tokens = losses(model, part)
-                loss = (means * num_tokens).sum() / num_tokens.sum() if sum_batches else means.sum()
-                loss.backward()
-                num_samples += len(means)
-    if num_samples == 0:
-        raise ValueError("No batches to attribute: the data set is empty.")
-    for name, total in totals.items():
-        if not sum_batches:
-            total /= num_samples
-        _refuse_non_finite(name, total)
-    return totals
+    free = free_memory(device)
+    needed = STATISTIC_BYTES * len(streams) * sum(p.numel() for p in parameters.values())
+    if config.attribution_memory == "auto" and needed <= free / 4:
+        return Tier("resident")  # without a look at the activations: were they so large, no tier would help
+    shapes = [batch["input_ids"].shape for stream in streams.values() for batch in stream]
+    rows, length = (max(sizes) for sizes in zip(*shapes))
+    rows = 1 if options["squared"] else rows
+    step = Step(rows, length, frozenset(parameters), options["gradient_checkpointing"])
+    working = Simulation.of(model).run(options["losses"], step).peak
+    return choose_tier(config, parameters, len(streams), working, free, device.type != "cpu")
 
 
 @contextmanager
-def _differentiating(model, parameters, totals, squared) -> Iterator[None]:
-    """Eval mode, gradients for `parameters` alone, each added to its total and freed as soon as it is complete."""
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    gradients = {parameter: parameter.grad for parameter in parameters.values()}
-    modes = {module: module.training for module in model.modules()}
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(_release_into(totals[name].view(-1), squared))
-        for name, parameter in parameters.items()
-    ]
-    for parameter in flags:
-        parameter.requires_grad_(parameter in gradients)
-        parameter.grad = None if parameter in gradients else parameter.grad
-    model.eval()
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-        for module, training in modes.items():
-            module.training = training
-
-
-def _release_into(total: Tensor, squared: bool) -> Callable[[nn.Parameter], None]:
-    def hook(parameter: nn.Parameter) -> None:
-        wagle_kernels.accumulate(total, parameter.grad.reshape(-1), squared=squared)
-        parameter.grad = None
-
-    return hook
-
-
-def _single_rows(batch: Batch) -> Iterator[Batch]:
-    """One row at a time, without the padding that the longer rows of the batch made necessary."""
-    for i in range(len(batch["input_ids"])):
-        row = {key: value[i : i + 1] for key, value in batch.items()}
-        if "attention_mask" in row:
-            kept = row["attention_mask"][0].bool()
-            row = {key: value[:, kept] if value.shape[1:] == kept.shape else value for key, value in row.items()}
-        yield row
-
-
-def _refuse_non_finite(name: str, statistic: Tensor) -> None:
-    if not all(bound.isfinite() for bound in statistic.aminmax()):
-        raise ValueError(
-            f"The gradient of '{name}' is NaN or infinite; load the model in bfloat16 or float32 and check the data."
-        )
+def _scratch(folder: str | Path | None):
+    """`folder`, removed on success; by default a temporary one."""
+    if folder is None:
+        with TemporaryDirectory(prefix="wagle-attribution-") as temporary:
+            yield Path(temporary)
+    else:
+        yield Path(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mean_abs(tensors: Iterable[Tensor]) -> float:
@@ -271,13 +145,6 @@ def _mean_abs(tensors: Iterable[Tensor]) -> float:
         for piece in tensor.detach().reshape(-1).split(wagle_kernels.CHUNK):
             total += float(piece.float().abs().sum(dtype=torch.float64))
     return total / numel
-
-
-def _to_root_mean_square(*statistics: Mapping[str, Tensor]) -> None:
-    """Fisher to the scale of a gradient, in place, for the overlaps with gradient scores."""
-    for statistic in statistics:
-        for tensor in statistic.values():
-            tensor.sqrt_()
 
 
 def _info(model: nn.Module, config: MaskConfig, scale: float) -> dict[str, str]:

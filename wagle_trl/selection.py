@@ -29,16 +29,29 @@ class Piece:
     Args:
         name (`str`): Parameter name.
         offset (`int`): Global index of its first weight.
-        tensors (`tuple`): Weights and statistics, flat, and the [`~wagle_kernels.ScoreSpec`].
+        theta (`torch.Tensor` of shape `(numel,)`): Weights.
+        scored ([`Scored`]): The scope.
     """
 
     name: str
     offset: int
-    tensors: tuple[Tensor, Tensor | None, Tensor | None, ScoreSpec]
+    theta: Tensor
+    scored: "Scored"
 
     @property
     def numel(self) -> int:
-        return self.tensors[0].numel()
+        return self.theta.numel()
+
+    def read(self, stride: int = 1) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Every `stride`-th weight and its statistics, flat, on the device of the weights, wherever they are kept."""
+        return self.theta[::stride], *(
+            None if kept is None else self._statistic(kept, stride)
+            for kept in (self.scored.forget, self.scored.retain)
+        )
+
+    def _statistic(self, kept: Mapping[str, Tensor], stride: int) -> Tensor:
+        statistic = kept[self.name].view(-1)[::stride].to(self.theta.device)
+        return statistic.sqrt() if self.scored.root else statistic
 
 
 @dataclass(frozen=True)
@@ -48,23 +61,25 @@ class Scored:
 
     Args:
         parameters (`dict[str, torch.Tensor]`): Weights in scope, in model order.
-        forget, retain (`dict[str, torch.Tensor]`, *optional*):
-            fp32 statistics of the same shapes, where the formula reads them.
         spec ([`wagle_kernels.ScoreSpec`]): Formula, scale and seed.
+        forget, retain (mapping of `str` to `torch.Tensor`, *optional*):
+            fp32 statistics of the same shapes, where the formula reads them; on any device, one parameter at a time
+            is moved to that of the weights.
+        root (`bool`, *optional*, defaults to `False`): Whether the formula reads the square roots of the statistics.
     """
 
     parameters: Mapping[str, Tensor]
     spec: ScoreSpec
     forget: Mapping[str, Tensor] | None = None
     retain: Mapping[str, Tensor] | None = None
+    root: bool = False
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The parameters as the kernels take them."""
+        """The parameters, flat."""
         pieces, offset = [], 0
         for name, parameter in self.parameters.items():
-            statistics = [None if s is None else s[name].view(-1) for s in (self.forget, self.retain)]
-            pieces.append(Piece(name, offset, (parameter.detach().reshape(-1), *statistics, self.spec)))
+            pieces.append(Piece(name, offset, parameter.detach().reshape(-1), self))
             offset += parameter.numel()
         return pieces
 
@@ -76,22 +91,22 @@ class Scored:
         """Pieces on each device."""
         groups: dict[torch.device, list[Piece]] = {}
         for piece in self.pieces:
-            groups.setdefault(piece.tensors[0].device, []).append(piece)
+            groups.setdefault(piece.theta.device, []).append(piece)
         return list(groups.values())
 
     def sample(self, stride: int) -> Tensor:
         """Scores of every `stride`-th weight, in falling order."""
         scores = []
         for pieces in self.by_device():
-            columns = list(zip(*(piece.tensors[:3] for piece in pieces)))
-            parts = (None if column[0] is None else torch.cat([t[::stride] for t in column]) for column in columns)
-            scores.append(wagle_kernels.score(*parts, self.spec).to(self.pieces[0].tensors[0].device))
+            columns = list(zip(*(piece.read(stride) for piece in pieces)))
+            parts = (None if column[0] is None else torch.cat(column) for column in columns)
+            scores.append(wagle_kernels.score(*parts, self.spec).to(self.pieces[0].theta.device))
         return torch.cat(scores).sort(descending=True).values
 
     def refuse_non_finite(self) -> None:
         """Raise a `ValueError` that names the first parameter with a NaN or infinite score."""
         for piece in self.pieces:
-            if not wagle_kernels.score(*piece.tensors, offset=piece.offset).isfinite().all():
+            if not wagle_kernels.score(*piece.read(), self.spec, offset=piece.offset).isfinite().all():
                 raise ValueError(
                     f"The score of '{piece.name}' is NaN or infinite: its weights or gradients are. Check the model "
                     "and the data, or load the model in bfloat16 or float32."
@@ -117,7 +132,9 @@ class Cut:
         self.bits = self._packed.split(sizes)
         self._inside = [torch.empty((p.numel + TILE - 1) // TILE, dtype=torch.int32, device=device) for p in pieces]
         for piece, bits, inside in zip(pieces, self.bits, self._inside):
-            wagle_kernels.score_partition(bits, inside, candidates, *piece.tensors, offset=piece.offset)
+            wagle_kernels.score_partition(
+                bits, inside, candidates, *piece.read(), piece.scored.spec, offset=piece.offset
+            )
         self.num_above, self.num_inside, self.largest = candidates.counts.tolist()
 
     @property
@@ -141,9 +158,10 @@ class Cut:
 
     def take_ties(self, piece: int, key: int, ties: int) -> int:
         """Select the first `ties` keys of a piece that equal `key`, the bracket's only one; how many there were."""
-        tensors, offset = self.pieces[piece].tensors, self.pieces[piece].offset
-        wagle_kernels.add_ties(self.bits[piece], self._inside[piece], *tensors, key=key, ties=ties, offset=offset)
-        return min(ties, int(self._inside[piece].sum()))
+        tied, bits, inside = self.pieces[piece], self.bits[piece], self._inside[piece]
+        spec = tied.scored.spec
+        wagle_kernels.add_ties(bits, inside, *tied.read(), spec, key=key, ties=ties, offset=tied.offset)
+        return min(ties, int(inside.sum()))
 
 
 def num_to_select(density: float, numel: int) -> int:
@@ -223,7 +241,7 @@ def _cut(scored: Scored, low: int, high: int, capacity: int) -> list[Cut]:
     cuts = []
     for pieces in scored.by_device():
         room = min(capacity, sum(piece.numel for piece in pieces))
-        candidates = Candidates.allocate(low, high, scored.numel, room, pieces[0].tensors[0].device)
+        candidates = Candidates.allocate(low, high, scored.numel, room, pieces[0].theta.device)
         cuts.append(Cut(pieces, candidates))
     return cuts
 
@@ -258,7 +276,7 @@ def find_threshold(scored: Scored, k: int) -> tuple[int, int]:
     Returns:
         `tuple[int, int]`: The key, and how many of the scores that have it belong to the k.
     """
-    bits = min(wagle_kernels.digit_bits(pieces[0].tensors[0].device) for pieces in scored.by_device())
+    bits = min(wagle_kernels.digit_bits(pieces[0].theta.device) for pieces in scored.by_device())
     prefix, remaining = 0, k
     for shift in range(32 - bits, -1, -bits):
         counts = _histogram(scored, bits, shift, prefix)
@@ -273,8 +291,10 @@ def _histogram(scored: Scored, bits: int, shift: int, prefix: int) -> Tensor:
     """Counts of the key digit at `shift` among the keys that start with `prefix`, over the whole scope."""
     total = torch.zeros(2**bits, dtype=torch.int64)
     for pieces in scored.by_device():
-        counts = torch.zeros_like(total, device=pieces[0].tensors[0].device)
+        counts = torch.zeros_like(total, device=pieces[0].theta.device)
         for piece in pieces:
-            wagle_kernels.score_histogram(counts, *piece.tensors, shift=shift, prefix=prefix, offset=piece.offset)
+            wagle_kernels.score_histogram(
+                counts, *piece.read(), scored.spec, shift=shift, prefix=prefix, offset=piece.offset
+            )
         total += counts.cpu()
     return total

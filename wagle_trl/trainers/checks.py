@@ -8,14 +8,11 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from trl import SFTConfig
 
-from ..arena import check_dtype
-from ..attribution import scope_parameters
+from ..arena import STATE_BITS, check_dtype
 from ..mask_config import MaskConfig
+from ..scope import scope_parameters
 from ..scores import get_score
 from ..selection import num_to_select
-
-# Values of `optim` that a mask can be trained with: AdamW of our own, with moments in as many bits
-STATE_BITS = {"adamw_torch": 32, "adamw_torch_fused": 32, "adamw_8bit": 8, "adamw_bnb_8bit": 8, "adamw_torch_8bit": 8}
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:

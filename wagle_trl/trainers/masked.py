@@ -14,14 +14,16 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from ..attribution import Batch, compute_mask, embedding_parameters, per_sample_mean
+from ..arena import STATE_BITS
+from ..attribution import compute_mask
 from ..data import pin_date
 from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import mask_report
+from ..scope import embedding_parameters
+from ..statistics import Batch, per_sample_mean
 from .checks import (
-    STATE_BITS,
     check_accelerator,
     check_answers,
     check_mask_config,

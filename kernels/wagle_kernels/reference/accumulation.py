@@ -9,5 +9,6 @@ def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:
     """Add `grad` (or its square) to the fp32 `total`, in place. Both of shape `(numel,)`."""
     for part in chunks(grad.numel()):
         piece = grad[part].float()
-        total[part].addcmul_(piece, piece) if squared else total[part].add_(piece)
+        # Squared first: `addcmul` may round once on one device and twice on another
+        total[part].add_(piece.square() if squared else piece)
     return total

@@ -1,0 +1,49 @@
+"""Which parameters a mask may select from."""
+
+from fnmatch import fnmatch
+
+from torch import nn
+
+
+def scope_parameters(
+    model: nn.Module, include: list[str] | None = None, exclude: list[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """
+    Trainable parameters that a mask may select from, in model order; tied weights once, under their first name.
+
+    Args:
+        model (`torch.nn.Module`): Model.
+        include (`list[str]`, *optional*): Glob patterns; by default everything but embeddings and LM head.
+        exclude (`list[str]`, *optional*): Glob patterns to leave out.
+    """
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name)
+    outside = set() if include else embedding_parameters(model)
+
+    def matches(parameter: nn.Parameter, patterns: list[str] | None) -> bool:
+        return any(fnmatch(name, pattern) for name in aliases[parameter] for pattern in patterns or [])
+
+    chosen = {
+        names[0]: parameter
+        for parameter, names in aliases.items()
+        if parameter.requires_grad
+        and parameter.numel()
+        and parameter not in outside
+        and (not include or matches(parameter, include))
+        and not matches(parameter, exclude)
+    }
+    if not chosen:
+        raise ValueError(
+            f"No trainable parameter is in scope: mask_scope {include}, mask_exclude {exclude}; the model has names "
+            f"like '{next(iter(aliases.values()))[0]}'."
+        )
+    return chosen
+
+
+def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Weights of token and position embeddings and of the LM head."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if hasattr(model, "get_output_embeddings"):  # transformers models; a plain module has no LM head to ask for
+        modules.append(model.get_output_embeddings())
+    return {parameter for module in modules if module is not None for parameter in module.parameters()}

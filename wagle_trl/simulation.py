@@ -1,0 +1,166 @@
+"""What a step takes beyond the weights, found by running it on a copy of the model that has shapes and no data."""
+
+import copy
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .allocations import Allocations
+from .statistics import Batch, SampleLosses, checkpointed_layers, per_sample_mean
+
+# Of TRL's fused LM head: tokens and vocabulary entries that are projected at a time
+_HEAD_TOKENS = 4096
+_HEAD_VOCABULARY = 32768
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One forward and backward pass.
+
+    Args:
+        rows, length (`int`): Shape of the batch.
+        trainable (`frozenset[str]`): Parameters that get a gradient.
+        gradient_checkpointing (`bool`): Whether transformer layers keep only their inputs.
+        training (`bool`, *optional*, defaults to `False`): Training mode instead of eval mode.
+        keep_gradients (`bool`, *optional*, defaults to `False`):
+            Keep all gradients, as plain training does, instead of freeing each as soon as it is complete.
+        autocast (`bool`, *optional*, defaults to `False`): Compute in bf16 whatever the weights are.
+    """
+
+    rows: int
+    length: int
+    trainable: frozenset[str]
+    gradient_checkpointing: bool
+    training: bool = False
+    keep_gradients: bool = False
+    autocast: bool = False
+
+
+@dataclass(frozen=True)
+class Working:
+    """
+    Bytes beyond the weights: `kept` from the forward pass for the backward pass, `peak` at most in both.
+    """
+
+    kept: int
+    peak: int
+
+
+class Simulation:
+    """
+    A model without data. Operations on it give shapes, at the speed of Python, whatever the size of the model.
+
+    Args:
+        build (callable): Makes the model; run where tensors get no memory.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]):
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode, torch.device("cpu"):
+            self.model = build()
+        self._mode.allow_non_fake_inputs = False  # a real tensor from here on would be a part that was not copied
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Simulation":
+        """A copy of `model` without its data, on the CPU, where no kernel but torch's own is needed."""
+
+        def build() -> nn.Module:
+            attributes = (value for module in model.modules() for value in vars(module).values())
+            tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
+            return copy.deepcopy(model, {id(tensor): _without_data(tensor) for tensor in tensors})
+
+        return cls(build)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, tied ones once."""
+        return dict([*self.model.named_parameters(), *self.model.named_buffers()])
+
+    def run(self, losses: SampleLosses, step: Step) -> Working:
+        """
+        Memory of a step.
+
+        Args:
+            losses (callable): As in [`~attribution.compute_mask`]; must not look at values.
+            step ([`Step`]): The step.
+        """
+        self.model.train(step.training)
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = False  # below, in both modes
+        hooks = []
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in step.trainable)
+            parameter.grad = None
+            if parameter.requires_grad and not step.keep_gradients:
+                hooks.append(parameter.register_post_accumulate_grad_hook(_free_gradient))
+        gc.collect()  # what an earlier step left in circles would be freed in this one
+        with (
+            self._mode,
+            Allocations(self.weights().values()) as memory,
+            checkpointed_layers(self.model, step.gradient_checkpointing),
+            torch.autocast("cpu", torch.bfloat16, enabled=step.autocast),
+        ):
+            before = memory.current
+            ids = torch.zeros(step.rows, step.length, dtype=torch.int64)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}
+            means, _ = losses(self.model, batch)
+            kept = memory.current - before
+            means.sum().backward()
+            peak = memory.peak - before
+        for hook in hooks:
+            hook.remove()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return Working(kept, peak)
+
+
+def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """
+    Sample losses through TRL's fused LM head as it works on a GPU, where kernels fold the logits in place. On a CPU it
+    makes several fp32 copies of them.
+    """
+    hidden = model.get_decoder()(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
+    labels, hidden = batch["labels"][:, 1:], hidden[:, :-1]
+    log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), model.get_output_embeddings().weight)
+    return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
+
+
+class _FusedHead(torch.autograd.Function):
+    """The tensors that TRL's fused LM head makes on a GPU, and none of its arithmetic."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        _tile(hidden)
+        return hidden.new_zeros(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        sums = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
+            for tensor, needed in zip((hidden, weight), ctx.needs_input_grad)
+        ]
+        tile = _tile(hidden)  # alive until the gradients are rounded
+        rounded = [None if total is None else total.to(hidden.dtype) for total in sums]
+        del tile
+        return tuple(rounded)
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _tile(hidden: Tensor) -> Tensor:
+    return hidden.new_empty(min(len(hidden), _HEAD_TOKENS), _HEAD_VOCABULARY)
+
+
+def _free_gradient(parameter: nn.Parameter) -> None:
+    parameter.grad = None
