@@ -9,7 +9,7 @@ mask, report = compute_mask(model, forget_loader, retain_loader, MaskConfig(mask
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,14 +26,16 @@ from wagle_kernels import ScoreSpec
 
 from .mask import WeightMask, model_fingerprint
 from .mask_config import MaskConfig, Tier
-from .planner import choose_tier, free_memory
+from .placement import choose_tier, free_memory
 from .report import mask_report, rival_overlaps
 from .scope import scope_parameters
 from .scores import Score, get_score, parse_gamma, score_scale
 from .selection import Scored, select
-from .simulation import Simulation, Step
+from .simulation import Simulation, Step, without_data
 from .statistics import SampleLosses, accumulate_statistic, sample_losses
 from .tiers import STATISTIC_BYTES, Batches, Stream, gather
+
+SCRATCH_FOLDER = "wagle_attribution"  # of sweeps that are not done
 
 
 def compute_mask(
@@ -61,8 +63,8 @@ def compute_mask(
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
             Recompute every transformer layer in the backward pass instead of keeping its activations.
         folder (`str` or `pathlib.Path`, *optional*):
-            Where attribution in sweeps keeps what it has found, so that a run that was cut off goes on from there;
-            removed when the mask is made. By default a temporary folder.
+            Where attribution in sweeps keeps what it has found, in a folder of its own that is removed when the mask
+            is made; a run that was cut off goes on from there. By default a temporary folder.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar with the time left.
 
     Returns:
@@ -80,7 +82,14 @@ def compute_mask(
     streams = _streams(config.mask_score, score, forget, retain)
     tier = _tier(config, model, parameters, streams, options)
     accumulate = partial(accumulate_statistic, model, **options)
-    key = json.dumps([model_fingerprint(model), str(next(iter(parameters.values())).dtype), options["squared"], options["sum_batches"]])
+    key = json.dumps(
+        [
+            model_fingerprint(model),
+            str(next(iter(parameters.values())).dtype),
+            options["squared"],
+            options["sum_batches"],
+        ]
+    )
     with _scratch(folder) as scratch:
         statistics = gather(tier, parameters, streams, accumulate, folder=scratch, key=key, progress=progress)
         retained = statistics.get("retain")
@@ -123,19 +132,21 @@ def _tier(config: MaskConfig, model: nn.Module, parameters, streams: dict[str, S
     rows, length = (max(sizes) for sizes in zip(*shapes))
     rows = 1 if options["squared"] else rows
     step = Step(rows, length, frozenset(parameters), options["gradient_checkpointing"])
-    working = Simulation.of(model).run(options["losses"], step).peak
+    working = Simulation(lambda: without_data(model)).run(options["losses"], step).peak
     return choose_tier(config, parameters, len(streams), working, free, device.type != "cpu")
 
 
 @contextmanager
-def _scratch(folder: str | Path | None):
-    """`folder`, removed on success; by default a temporary one."""
+def _scratch(folder: str | Path | None) -> Iterator[Path]:
+    """A folder for this process, removed on success."""
     if folder is None:
         with TemporaryDirectory(prefix="wagle-attribution-") as temporary:
             yield Path(temporary)
     else:
-        yield Path(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        scratch = Path(folder, f"{SCRATCH_FOLDER}-{rank}")
+        yield scratch
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _mean_abs(tensors: Iterable[Tensor]) -> float:

@@ -1,27 +1,22 @@
 """Will it fit? Peak memory of attribution and of training, by component, before any of it is allocated."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from .arena import STATE_BITS, state_bytes
 from .mask import WeightMask
-from .mask_config import TIERS, MaskConfig, Tier
+from .mask_config import MaskConfig, Tier
+from .placement import Components, choose_tier, elsewhere, phases_of, working_components
 from .scope import embedding_parameters, scope_parameters
 from .scores import get_score
 from .simulation import Simulation, Step, Working
 from .statistics import SampleLosses
-from .tiers import STATISTIC_BYTES, split_evenly
 
 CONTEXT_BYTES = 500_000_000  # of CUDA and its libraries, beside what torch allocates
-MAX_QUICK_SWEEPS = 8  # beyond, adding up on the host is faster: it moves every gradient, but computes it once
-_SMALLEST_DENSITY, _SMALLEST_LENGTH = 0.01, 128  # no further down goes advice
-
-Components = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -59,13 +54,15 @@ class Plan:
     Args:
         training (`dict[str, int]`): Bytes on the device by component, at the peak of training.
         attribution (`dict[str, int]`, *optional*): Likewise of attribution, where a mask is to be computed.
-        tier ([`~tiers.Tier`], *optional*): Where attribution keeps its statistics.
+        tier ([`~mask_config.Tier`], *optional*): Where attribution keeps its statistics.
+        elsewhere (`dict[str, int]`, *optional*): Bytes that attribution takes on the `host` or the `disk`.
         capacity (`int`, *optional*): Bytes there are.
     """
 
     training: Components
     attribution: Components | None = None
     tier: Tier | None = None
+    elsewhere: Components = field(default_factory=dict)
     capacity: int | None = None
 
     @property
@@ -91,6 +88,8 @@ class Plan:
             "training_peak_bytes": self.training_peak_bytes,
             "attribution_memory": None if self.tier is None else self.tier.name,
             "attribution_sweeps": None if self.tier is None else self.tier.sweeps,
+            "attribution_host_bytes": self.elsewhere.get("host", 0),
+            "attribution_disk_bytes": self.elsewhere.get("disk", 0),
             "attribution": self.attribution,
             "training": self.training,
         }
@@ -124,27 +123,7 @@ class Planner:
         training = self._training(setup)
         if setup.mask_config is None or get_score(setup.mask_config.mask_score).statistic is None:
             return Plan(training, capacity=capacity)
-        attribution, tier = self._attribution(setup, capacity)
-        return Plan(training, attribution, tier, capacity)
-
-    def suggest(self, setup: Setup, capacity: int) -> dict[str, Any] | None:
-        """
-        The cheapest change of options that makes a run fit.
-
-        Changes that leave the result as it is come first, then those that make it slower, then those that alter it; of
-        each as little as needed, and none that turns out not to matter.
-
-        Returns:
-            `dict` or `None`: Option -> value, empty if the run fits as it is; `None` if nothing helps.
-        """
-        fitting = next((s for s in _ladder(setup) if self.plan(s, capacity).fits), None)
-        if fitting is None:
-            return None
-        for group in _CHANGES:
-            original = {name: getattr(setup, name) for name in group}
-            if self.plan(without := replace(fitting, **original), capacity).fits:
-                fitting = without
-        return _difference(setup, fitting)
+        return Plan(training, *self._attribution(setup, capacity), capacity)
 
     # Components
 
@@ -180,7 +159,7 @@ class Planner:
             keep_gradients=selected is None,
             autocast=setup.bf16,
         )
-        return self._fixed(setup) | state | _working_components(self._working(setup.dtype, step))
+        return self._fixed(setup) | state | working_components(self._working(setup.dtype, step))
 
     def _selected(self, setup: Setup, model: nn.Module) -> dict[str, float] | None:
         """Selected weights by parameter; before attribution, as many everywhere."""
@@ -206,7 +185,7 @@ class Planner:
             total["mask"] = sum(p.numel() for p in parameters.values()) // 8
         return total
 
-    def _attribution(self, setup: Setup, capacity: int | None) -> tuple[Components, Tier]:
+    def _attribution(self, setup: Setup, capacity: int | None) -> tuple[Components, Tier, Components]:
         model, config = self._simulation(setup.dtype).model, setup.mask_config
         score, parameters = get_score(config.mask_score), self._scope(config, model)
         step = Step(
@@ -219,122 +198,35 @@ class Planner:
         num_statistics = 1 + score.uses_retain
         free = None if capacity is None else capacity - sum(fixed.values())
         tier = config.tier or choose_tier(config, parameters, num_statistics, working.peak, free, self.on_gpu)
-        phases = _phases(tier, parameters, num_statistics, working, self.on_gpu)
-        return max((fixed | phase for phase in phases), key=lambda phase: sum(phase.values())), tier
-
-
-def choose_tier(
-    config: MaskConfig,
-    parameters: Mapping[str, Tensor],
-    num_statistics: int,
-    working: int,
-    free: int | None,
-    on_gpu: bool,
-) -> Tier:
-    """
-    The fastest tier that fits.
-
-    Args:
-        config ([`MaskConfig`]): Says which tiers may be chosen.
-        parameters (`dict[str, torch.Tensor]`): The scope.
-        num_statistics (`int`): Statistics that the score reads.
-        working (`int`): Bytes that a step takes beyond the weights and statistics.
-        free (`int`, *optional*): Bytes on the device beside the weights; without it, there are enough.
-        on_gpu (`bool`): Whether the host's memory is another.
-
-    Returns:
-        [`~tiers.Tier`]: If none fits, the one that takes least.
-    """
-    total = STATISTIC_BYTES * sum(p.numel() for p in parameters.values())
-    host = psutil.virtual_memory().available if on_gpu else 0
-    allowed = TIERS if config.attribution_memory == "auto" else (config.attribution_memory,)
-    needs_host = {"resident": 0, "offload": total if num_statistics > 1 else host + 1, "host": num_statistics * total}
-    counts = [count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if count < len(parameters)]
-    sweeps = [Tier("sweeps", count) for count in (*counts, len(parameters))]
-    quick = [tier for tier in sweeps if tier.sweeps <= MAX_QUICK_SWEEPS]
-    order = [Tier("resident"), Tier("offload"), *quick, Tier("host"), *sweeps]
-    order = [tier for tier in order if tier.name in allowed and needs_host.get(tier.name, 0) <= host]
-    for tier in order if free is not None else order[:1]:
-        phases = _phases(tier, parameters, num_statistics, Working(0, working), on_gpu)
-        if free is None or max(sum(phase.values()) for phase in phases) <= free:
-            return tier
-    return order[-1]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`."""
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
-def _phases(tier: Tier, parameters, num_statistics: int, working: Working, on_gpu: bool) -> list[Components]:
-    """Components of adding up and of selecting, beside the weights."""
-    numels = [p.numel() for p in parameters.values()]
-    total = STATISTIC_BYTES * sum(numels)
-    part = STATISTIC_BYTES * max(sum(p.numel() for p in g.values()) for g in split_evenly(parameters, tier.sweeps))
-    on_disk = tier.name == "sweeps"
-    held = total if tier.name == "offload" else 0 if tier.name == "host" else num_statistics * total
-    held = held if on_gpu or on_disk else num_statistics * total  # a CPU's tensors on the host are where they were
-    adding = {"statistics": part if on_disk else held} | _working_components(working)
-    # One parameter's statistics at a time, and their roots; the masks of the score, of a rival, and both together
-    pieces = num_statistics * STATISTIC_BYTES * max(numels)
-    selecting = {
-        "statistics": (0 if on_disk else held) + pieces,
-        "masks": 3 * sum(numels) // 8,
-        "candidates": round(100 * sum(numels) ** (2 / 3)),
-    }
-    return [adding, selecting]
-
-
-def _working_components(working: Working) -> Components:
-    return {"activations": working.kept, "backward pass": working.peak - working.kept}
+        phases = phases_of(tier, parameters, num_statistics, working, self.on_gpu)
+        largest = max(phases, key=lambda phase: sum(phase.values()))
+        return fixed | largest, tier, elsewhere(tier, parameters, num_statistics)
 
 
 def _dense_moment_bytes(parameter: Tensor, optim: str) -> int:
     return 2 * parameter.numel() * (1 if STATE_BITS[optim] == 8 else parameter.element_size())
 
 
-# Groups of options that change together, the cheapest change first
-_CHANGES = (
-    ("dtype", "bf16"),
-    ("gradient_checkpointing",),
-    ("optim",),
-    ("per_device_train_batch_size", "gradient_accumulation_steps"),
-    ("mask_config",),
-    ("max_length",),
-)
+def plan_table(plan: Plan) -> Table:
+    """The components for the terminal."""
+    peaks = {"attribution": plan.attribution, "training": plan.training}
+    peaks = {name: components for name, components in peaks.items() if components is not None}
+    table = Table("predicted peak, GB", *peaks, title=_verdict(plan))
+    for name in dict.fromkeys(name for components in peaks.values() for name in components):
+        table.add_row(name, *(_gigabytes(components.get(name)) for components in peaks.values()))
+    table.add_section()
+    table.add_row("total", *(_gigabytes(sum(components.values())) for components in peaks.values()))
+    if plan.tier is not None:
+        kept = "".join(f", {size / 1e9:.1f} GB on the {place}" for place, size in plan.elsewhere.items())
+        table.caption = f"attribution memory: {plan.tier}{kept}"
+    return table
 
 
-def _ladder(setup: Setup) -> Iterator[Setup]:
-    """The setup, and ever cheaper ones, each step on top of those before."""
-    yield setup
-    if setup.dtype != "bfloat16":
-        yield (setup := replace(setup, dtype="bfloat16"))
-    if not setup.gradient_checkpointing:
-        yield (setup := replace(setup, gradient_checkpointing=True))
-    if STATE_BITS[setup.optim] != 8:
-        yield (setup := replace(setup, optim="adamw_8bit"))
-    while setup.per_device_train_batch_size > 1:
-        rows, steps = setup.per_device_train_batch_size, setup.gradient_accumulation_steps
-        smaller = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * steps}
-        yield (setup := replace(setup, **smaller))
-    while setup.mask_config is not None and setup.mask_config.mask_density / 2 >= _SMALLEST_DENSITY:
-        config = replace(setup.mask_config, mask_density=setup.mask_config.mask_density / 2)
-        yield (setup := replace(setup, mask_config=config))
-    while setup.max_length // 2 >= _SMALLEST_LENGTH:
-        yield (setup := replace(setup, max_length=setup.max_length // 2))
+def _verdict(plan: Plan) -> str:
+    if plan.capacity is None:
+        return "Memory"
+    return f"{'Fits' if plan.fits else 'Does not fit'} {plan.capacity / 1e9:.1f} GB"
 
 
-def _difference(setup: Setup, other: Setup) -> dict[str, Any]:
-    """Options of `other` that differ, under the names that users know."""
-    changed = {
-        name: getattr(other, name)
-        for group in _CHANGES
-        for name in group
-        if getattr(setup, name) != getattr(other, name)
-    }
-    if "mask_config" in changed:
-        changed["mask_density"] = changed.pop("mask_config").mask_density
-    return changed
+def _gigabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e9:.2f}" if size >= 5e6 else f"{size / 1e9:.5f}"

@@ -66,17 +66,6 @@ class Simulation:
             self.model = build()
         self._mode.allow_non_fake_inputs = False  # a real tensor from here on would be a part that was not copied
 
-    @classmethod
-    def of(cls, model: nn.Module) -> "Simulation":
-        """A copy of `model` without its data, on the CPU, where no kernel but torch's own is needed."""
-
-        def build() -> nn.Module:
-            attributes = (value for module in model.modules() for value in vars(module).values())
-            tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
-            return copy.deepcopy(model, {id(tensor): _without_data(tensor) for tensor in tensors})
-
-        return cls(build)
-
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, tied ones once."""
         return dict([*self.model.named_parameters(), *self.model.named_buffers()])
@@ -120,6 +109,13 @@ class Simulation:
         return Working(kept, peak)
 
 
+def without_data(model: nn.Module) -> nn.Module:
+    """A copy of `model` for [`Simulation`] to build: on the CPU, where no kernel but torch's own is needed."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): _empty_like(tensor) for tensor in tensors})
+
+
 def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     Sample losses through TRL's fused LM head as it works on a GPU, where kernels fold the logits in place. On a CPU it
@@ -129,6 +125,11 @@ def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     labels, hidden = batch["labels"][:, 1:], hidden[:, :-1]
     log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), model.get_output_embeddings().weight)
     return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 class _FusedHead(torch.autograd.Function):
@@ -151,11 +152,6 @@ class _FusedHead(torch.autograd.Function):
         rounded = [None if total is None else total.to(hidden.dtype) for total in sums]
         del tile
         return tuple(rounded)
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _tile(hidden: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -22,7 +21,6 @@ from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import mask_report
 from ..scope import embedding_parameters
-from ..statistics import Batch, per_sample_mean
 from .checks import (
     check_accelerator,
     check_answers,
@@ -33,6 +31,7 @@ from .checks import (
     check_writable,
 )
 from .masked_sft_config import MaskedSFTConfig
+from .memory import MemoryWatch, fused_sample_losses
 from .moved import MovedShare
 from .run_report import write_run_report
 
@@ -54,6 +53,7 @@ class MaskedTrainer(SFTTrainer):
 
     _tag_names = ["trl", "wagle-trl"]
     config_class: type[SFTConfig] = MaskedSFTConfig
+    rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
 
     def __init__(
         self,
@@ -99,6 +99,7 @@ class MaskedTrainer(SFTTrainer):
         self.mask_config = mask_config
         if self.mask is not None:
             self.mask.check(self.model)
+        self.memory = MemoryWatch(self)
         self.add_callback(_MaskedTraining(self))
 
     @classmethod
@@ -148,8 +149,9 @@ class MaskedTrainer(SFTTrainer):
             checkpoint = get_last_checkpoint(self.args.output_dir)
             if checkpoint is None:
                 raise ValueError(f"No checkpoint to resume from in {self.args.output_dir}.")
+        self.memory.predict()
         self.prepare_training(checkpoint)
-        with self._only_masked_weights_trainable():
+        with self._only_masked_weights_trainable(), self.memory.measure("training"):
             try:
                 return super().train(checkpoint, *args, **kwargs)
             finally:
@@ -186,15 +188,21 @@ class MaskedTrainer(SFTTrainer):
         return self.train_dataset
 
     def compute_mask(self) -> WeightMask:
-        """Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`."""
-        self.mask, _ = compute_mask(
-            self.model,
-            self._batches(self.attributed_dataset),
-            None if self.retain_dataset is None else self._batches(self.retain_dataset),
-            self.mask_config,
-            losses=_fused_sample_losses,
-            progress=not self.args.disable_tqdm,
-        )
+        """
+        Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Attribution in sweeps
+        that was interrupted goes on from its last sweep.
+        """
+        with self.memory.measure("attribution"):
+            self.mask, _ = compute_mask(
+                self.model,
+                self._batches(self.attributed_dataset),
+                None if self.retain_dataset is None else self._batches(self.retain_dataset),
+                self.mask_config,
+                losses=fused_sample_losses,
+                gradient_checkpointing=self.args.gradient_checkpointing,
+                folder=self.args.output_dir,
+                progress=not self.args.disable_tqdm,
+            )
         if self.accelerator.num_processes > 1:  # gradients may differ in the last bit between processes
             self.mask = self.mask.to(self.args.device)
             for bits in self.mask.bits.values():
@@ -302,9 +310,3 @@ class _MaskedTraining(TrainerCallback):
             # The trainer's own clipping found no gradients: they are in the accumulators
             max_norm = args.max_grad_norm if args.max_grad_norm > 0 else float("inf")
             self.trainer._grad_norm = float(optimizer.clip_grad_norm_(max_norm))
-
-
-def _fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[`~attribution.sample_losses`] through TRL's fused LM head, which never holds the logits."""
-    outputs = model(**batch, use_cache=False, fused_lm_head=True)
-    return per_sample_mean(-outputs.log_probs, outputs.label_mask)

@@ -1,12 +1,8 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
-import resource
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..files import write_json
 
@@ -53,14 +49,7 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "options": {name: args[name] for name in _OPTIONS if name in args},
         "mask": trainer.mask_report,
         "log_history": trainer.state.log_history,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": trainer.memory.measured,
+        "memory_plan": None if trainer.memory.plan is None else trainer.memory.plan.to_dict(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
-
-
-def peak_memory_bytes() -> int:
-    """Peak of allocated GPU memory, or of the process's resident memory where there is no GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -58,6 +58,7 @@ class UnlearningTrainer(MaskedTrainer):
     """
 
     config_class = UnlearningConfig
+    rows_a_sample = 2
 
     def __init__(self, model, args=None, *positional, train_dataset=None, retain_dataset=None, **kwargs):
         if train_dataset is None or retain_dataset is None:

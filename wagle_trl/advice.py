@@ -1,0 +1,94 @@
+"""What to change when a run does not fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from .arena import STATE_BITS
+from .planner import Planner, Setup
+
+_SMALLEST_DENSITY, _SMALLEST_LENGTH = 0.01, 128  # no further down goes advice
+
+# Groups of options that change together, the cheapest change first
+_CHANGES = (
+    ("dtype", "bf16"),
+    ("gradient_checkpointing",),
+    ("optim",),
+    ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    ("mask_config",),
+    ("max_length",),
+)
+
+
+def suggest(planner: Planner, setup: Setup, capacity: int) -> dict[str, Any] | None:
+    """
+    The cheapest change of options that makes a run fit.
+
+    Changes that leave the result as it is come first, then those that make it slower, then those that alter it; of
+    each as little as needed, and none that turns out not to matter.
+
+    Returns:
+        `dict` or `None`: Option -> value, empty if the run fits as it is; `None` if nothing helps.
+    """
+    fitting = next((s for s in _ladder(setup) if planner.plan(s, capacity).fits), None)
+    if fitting is None:
+        return None
+    for group in _CHANGES:
+        original = {name: getattr(setup, name) for name in group}
+        if planner.plan(without := replace(fitting, **original), capacity).fits:
+            fitting = without
+    return _difference(setup, fitting)
+
+
+def advise(planner: Planner, setup: Setup, capacity: int) -> str:
+    """
+    One sentence for a run that does not fit, or that ran out of memory although it should have fitted.
+
+    Args:
+        planner, setup, capacity: As in [`suggest`].
+    """
+    changes, plan = suggest(planner, setup, capacity), planner.plan(setup, capacity)
+    peak = max(plan.training_peak_bytes, plan.attribution_peak_bytes or 0)
+    needs = f"By plan this run needs {peak / 1e9:.1f} of {capacity / 1e9:.1f} GB"
+    if changes is None:
+        return f"{needs}; no option makes this model fit, it takes a larger GPU or a smaller model."
+    if changes:
+        return (
+            f"{needs}; the cheapest change that makes it fit: {', '.join(f'{n}={v!r}' for n, v in changes.items())}."
+        )
+    spare = next((_difference(setup, s) for s in _ladder(setup) if s != setup), None)
+    less = f"; to take less, set {', '.join(f'{n}={v!r}' for n, v in spare.items())}" if spare else ""
+    return f"{needs}: it should fit, unless other processes take memory too{less}."
+
+
+def _ladder(setup: Setup) -> Iterator[Setup]:
+    """The setup, and ever cheaper ones, each step on top of those before."""
+    yield setup
+    if setup.dtype != "bfloat16":
+        yield (setup := replace(setup, dtype="bfloat16"))
+    if not setup.gradient_checkpointing:
+        yield (setup := replace(setup, gradient_checkpointing=True))
+    if STATE_BITS[setup.optim] != 8:
+        yield (setup := replace(setup, optim="adamw_8bit"))
+    while setup.per_device_train_batch_size > 1:
+        rows, steps = setup.per_device_train_batch_size, setup.gradient_accumulation_steps
+        smaller = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * steps}
+        yield (setup := replace(setup, **smaller))
+    while setup.mask_config is not None and setup.mask_config.mask_density / 2 >= _SMALLEST_DENSITY:
+        config = replace(setup.mask_config, mask_density=setup.mask_config.mask_density / 2)
+        yield (setup := replace(setup, mask_config=config))
+    while setup.max_length // 2 >= _SMALLEST_LENGTH:
+        yield (setup := replace(setup, max_length=setup.max_length // 2))
+
+
+def _difference(setup: Setup, other: Setup) -> dict[str, Any]:
+    """Options of `other` that differ, under the names that users know."""
+    changed = {
+        name: getattr(other, name)
+        for group in _CHANGES
+        for name in group
+        if getattr(setup, name) != getattr(other, name)
+    }
+    if "mask_config" in changed:
+        changed["mask_density"] = changed.pop("mask_config").mask_density
+    return changed

@@ -1,0 +1,140 @@
+"""The memory of a run: predicted before it starts, measured after, and what to change when there is not enough."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow.compute
+import torch
+from datasets import Dataset
+from rich.console import Console
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..advice import advise
+from ..arena import STATE_BITS
+from ..placement import free_memory
+from ..planner import CONTEXT_BYTES, Plan, Planner, Setup, plan_table
+from ..simulation import losses_on_gpu, without_data
+from ..statistics import Batch, per_sample_mean
+
+logger = logging.get_logger(__name__)
+
+
+def fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[`~statistics.sample_losses`] through TRL's fused LM head, which never holds the logits."""
+    outputs = model(**batch, use_cache=False, fused_lm_head=True)
+    return per_sample_mean(-outputs.log_probs, outputs.label_mask)
+
+
+class MemoryWatch:
+    """
+    Predicts and measures the peaks of a trainer.
+
+    Args:
+        trainer ([`~trainers.MaskedTrainer`]): Trainer with its model on the device.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.plan: Plan | None = None
+        self.measured: dict[str, int] = {}
+
+    def predict(self) -> None:
+        """Print the plan, if one can be made. Never fails: a run must not stop for a table."""
+        if not self._is_plannable():
+            return
+        try:
+            self.plan = self._planner().plan(self._setup(), self._capacity())
+        except Exception as error:  # whatever a model's own code raises when its tensors hold no data
+            logger.warning(f"Cannot predict the memory of this model: {type(error).__name__}: {error}")
+            return
+        self._print(plan_table(self.plan))
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Measure the peak of `"attribution"` or `"training"`; when memory runs out, say what would help."""
+        device = self.trainer.args.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(f"{error} {self._advice()}") from error
+        self.measured[phase] = peak_memory_bytes()
+        self._print(self._comparison(phase))
+
+    def _comparison(self, phase: str) -> str:
+        peak = f"Peak memory of {phase}: {self.measured[phase] / 1e9:.2f} GB"
+        if self.trainer.args.device.type != "cuda":
+            return f"{peak} resident in the process"
+        predicted = getattr(self.plan, f"{phase}_peak_bytes", None)
+        return peak if predicted is None else f"{peak}, predicted {(predicted - CONTEXT_BYTES) / 1e9:.2f} GB"
+
+    def _advice(self) -> str:
+        try:
+            return advise(self._planner(), self._setup(), self._capacity())
+        except Exception as error:  # as above; the user must see that memory ran out
+            return f"(No advice: {type(error).__name__}: {error})"
+
+    # What the plan is of
+
+    def _is_plannable(self) -> bool:
+        """Only what is shown, one process, plain weights, AdamW, and rows."""
+        trainer, args = self.trainer, self.trainer.args
+        return (
+            not args.disable_tqdm
+            and args.world_size == 1
+            and args.optim in STATE_BITS
+            and not getattr(trainer.model, "is_quantized", False)
+            and "input_ids" in trainer.train_dataset.column_names
+        )
+
+    def _planner(self) -> Planner:
+        model, on_gpu = self.trainer.model, self.trainer.args.device.type != "cpu"
+
+        def build(dtype: str | None) -> nn.Module:
+            copied = without_data(model)
+            return copied if dtype is None else copied.to(getattr(torch, dtype))
+
+        return Planner(build, losses_on_gpu if on_gpu else fused_sample_losses, on_gpu)
+
+    def _setup(self) -> Setup:
+        trainer, args = self.trainer, self.trainer.args
+        datasets = [trainer.train_dataset, trainer.retain_dataset]
+        return Setup(
+            mask_config=trainer.mask_config if trainer.mask is None else None,
+            mask=trainer.mask,
+            dtype=None,
+            optim=args.optim,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            gradient_checkpointing=args.gradient_checkpointing,
+            max_length=max(longest_row(dataset) for dataset in datasets if dataset is not None),
+            bf16=args.bf16,
+            rows_a_sample=trainer.rows_a_sample,
+        )
+
+    def _capacity(self) -> int:
+        """Bytes for all that the plan counts: what is free, and what the weights take already."""
+        model, device = self.trainer.model, self.trainer.args.device
+        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        return free_memory(device) + weights + (CONTEXT_BYTES if device.type == "cuda" else 0)
+
+    def _print(self, content) -> None:
+        if self.trainer.is_world_process_zero() and not self.trainer.args.disable_tqdm:
+            Console(width=None if sys.stdout.isatty() else 120).print(content)
+
+
+def longest_row(dataset: Dataset) -> int:
+    """Most tokens in a row."""
+    return pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data.column("input_ids"))).as_py()
+
+
+def peak_memory_bytes() -> int:
+    """Peak of allocated GPU memory, or of the process's resident memory where there is no GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
