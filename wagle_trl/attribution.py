@@ -80,7 +80,7 @@ def compute_mask(
         "gradient_checkpointing": gradient_checkpointing,
     }
     streams = _streams(config.mask_score, score, forget, retain)
-    tier = _tier(config, model, parameters, streams, options)
+    tier = _tier(config, model, parameters, score, streams, options)
     accumulate = partial(accumulate_statistic, model, **options)
     key = json.dumps(
         [
@@ -119,13 +119,13 @@ def _streams(name: str, score: Score, forget: Batches | None, retain: Batches | 
     return {stream: Stream(batches) for stream, batches in read.items()}
 
 
-def _tier(config: MaskConfig, model: nn.Module, parameters, streams: dict[str, Stream], options) -> Tier:
+def _tier(config: MaskConfig, model: nn.Module, parameters, score: Score, streams, options) -> Tier:
     """What the config says, or the fastest that fits the memory that is free now."""
     if config.tier is not None:
         return config.tier
     device = next(iter(parameters.values())).device
     free = free_memory(device)
-    needed = STATISTIC_BYTES * len(streams) * sum(p.numel() for p in parameters.values())
+    needed = STATISTIC_BYTES * score.num_statistics * sum(p.numel() for p in parameters.values())
     if config.attribution_memory == "auto" and needed <= free / 4:
         return Tier("resident")  # without a look at the activations: were they so large, no tier would help
     shapes = [batch["input_ids"].shape for stream in streams.values() for batch in stream]
@@ -133,7 +133,7 @@ def _tier(config: MaskConfig, model: nn.Module, parameters, streams: dict[str, S
     rows = 1 if options["squared"] else rows
     step = Step(rows, length, frozenset(parameters), options["gradient_checkpointing"])
     working = Simulation(lambda: without_data(model)).run(options["losses"], step).peak
-    return choose_tier(config, parameters, len(streams), working, free, device.type != "cpu")
+    return choose_tier(config, parameters, score, working, free, device.type != "cpu")
 
 
 @contextmanager

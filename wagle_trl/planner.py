@@ -195,12 +195,11 @@ class Planner:
             gradient_checkpointing=setup.gradient_checkpointing,
         )
         working, fixed = self._working(setup.dtype, step), self._fixed(setup)
-        num_statistics = 1 + score.uses_retain
         free = None if capacity is None else capacity - sum(fixed.values())
-        tier = config.tier or choose_tier(config, parameters, num_statistics, working.peak, free, self.on_gpu)
-        phases = phases_of(tier, parameters, num_statistics, working, self.on_gpu)
+        tier = config.tier or choose_tier(config, parameters, score, working.peak, free, self.on_gpu)
+        phases = phases_of(tier, parameters, score, working, self.on_gpu)
         largest = max(phases, key=lambda phase: sum(phase.values()))
-        return fixed | largest, tier, elsewhere(tier, parameters, num_statistics)
+        return fixed | largest, tier, elsewhere(tier, parameters, score)
 
 
 def _dense_moment_bytes(parameter: Tensor, optim: str) -> int:

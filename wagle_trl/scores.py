@@ -31,6 +31,11 @@ class Score:
     uses_retain: bool
     scale: Literal["gamma", "eps"] | None = None
 
+    @property
+    def num_statistics(self) -> int:
+        """How many statistics are read."""
+        return (self.statistic is not None) + self.uses_retain
+
 
 SCORES = {
     # |(theta - g_r / gamma) * g_f|: WAGLE, arXiv 2410.17509

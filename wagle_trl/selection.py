@@ -50,7 +50,8 @@ class Piece:
         )
 
     def _statistic(self, kept: Mapping[str, Tensor], stride: int) -> Tensor:
-        statistic = kept[self.name].view(-1)[::stride].to(self.theta.device)
+        # A copy of a sample: a view would hold all of a file's mapping
+        statistic = kept[self.name].view(-1)[::stride].contiguous().to(self.theta.device)
         return statistic.sqrt() if self.scored.root else statistic
 
 
