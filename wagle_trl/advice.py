@@ -11,7 +11,7 @@ _SMALLEST_DENSITY, _SMALLEST_LENGTH = 0.01, 128  # no further down goes advice
 
 # Groups of options that change together, the cheapest change first
 _CHANGES = (
-    ("dtype", "bf16"),
+    ("dtype",),
     ("gradient_checkpointing",),
     ("optim",),
     ("per_device_train_batch_size", "gradient_accumulation_steps"),

@@ -12,6 +12,7 @@ from .simulation import Working
 from .tiers import STATISTIC_BYTES, split_evenly
 
 MAX_QUICK_SWEEPS = 8  # beyond, adding up on the host is faster: it moves every gradient, but computes it once
+HEADROOM = 0.95  # of the free memory, the rest being lost between allocations
 
 Components = dict[str, int]
 
@@ -53,7 +54,7 @@ def choose_tier(
         order = [tier for tier in order if tier.name == config.attribution_memory]
     for tier in order:
         phases = phases_of(tier, parameters, score, Working(0, working), on_gpu)
-        if free is None or max(sum(phase.values()) for phase in phases) <= free:
+        if free is None or max(sum(phase.values()) for phase in phases) <= HEADROOM * free:
             return tier
     return order[-1]
 

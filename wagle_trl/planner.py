@@ -211,7 +211,7 @@ def plan_table(plan: Plan) -> Table:
     peaks = {"attribution": plan.attribution, "training": plan.training}
     peaks = {name: components for name, components in peaks.items() if components is not None}
     table = Table("predicted peak, GB", *peaks, title=_verdict(plan))
-    for name in dict.fromkeys(name for components in peaks.values() for name in components):
+    for name in plan.training | (plan.attribution or {}):
         table.add_row(name, *(_gigabytes(components.get(name)) for components in peaks.values()))
     table.add_section()
     table.add_row("total", *(_gigabytes(sum(components.values())) for components in peaks.values()))

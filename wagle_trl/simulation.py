@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .allocations import Allocations
-from .statistics import Batch, SampleLosses, checkpointed_layers, per_sample_mean
+from .statistics import Batch, SampleLosses, checkpointed_layers, per_sample_mean, transformer_layers
 
 # Of TRL's fused LM head: tokens and vocabulary entries that are projected at a time
 _HEAD_TOKENS = 4096
@@ -79,9 +78,8 @@ class Simulation:
             step ([`Step`]): The step.
         """
         self.model.train(step.training)
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.gradient_checkpointing = False  # below, in both modes
+        for layer in transformer_layers(self.model):
+            layer.gradient_checkpointing = False  # below, in both modes
         hooks = []
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in step.trainable)

@@ -96,13 +96,18 @@ def accumulate_statistic(
     return totals
 
 
+def transformer_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers that gradient checkpointing works on."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 @contextmanager
 def checkpointed_layers(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """
     Keep only the inputs of every transformer layer for the backward pass, and compute the rest again there: in eval
     mode, too, where transformers' own gradient checkpointing is off.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
+    layers = transformer_layers(model) if enabled else []
     own = {layer: layer.forward for layer in layers if "forward" in vars(layer)}
     for layer in layers:
         layer.forward = partial(_recomputed, layer.forward)

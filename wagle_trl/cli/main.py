@@ -16,6 +16,7 @@ EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
 COMMANDS = {
     "demo": ("demo", "Train a tiny model, make it forget, and compare with dense and random masks"),
+    "plan": ("plan", "Predict the memory of a run from the model's config, and what makes it fit"),
     "mask": ("mask", "Compute a mask and show where it is"),
     "npo": ("train", "Unlearn with negative preference optimization"),
     "graddiff": ("train", "Unlearn with gradient difference"),
@@ -79,7 +80,10 @@ def _run(command: str, argv: list[str], as_json: bool) -> Output:
 def _explain(command: str, error: Exception) -> int:
     """One line about an error on stderr; the exit code."""
     text = " ".join(str(error).split())
-    if isinstance(error, (ValueError, OSError, ImportError)):  # ImportError: an optional package such as bitsandbytes
+    from torch import OutOfMemoryError  # late: `wagle --help` need not wait for torch
+
+    # ImportError: an optional package such as bitsandbytes
+    if isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError)):
         print(f"wagle {command}: error: {text}", file=sys.stderr)
         return 2
     advice = "run again with --debug for the traceback"

@@ -12,6 +12,7 @@ from ..trainers.masked_sft_trainer import MaskedSFTTrainer
 from ..trainers.npo_trainer import NPOTrainer
 from .arguments import (
     FineTuningData,
+    HalfModelConfig,
     MaskSource,
     UnlearningData,
     load_tokenizer,
@@ -40,9 +41,10 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def option_types(command: str) -> list[type]:
-    """The dataclasses that `command` reads its options into."""
-    data = FineTuningData if command == "sft" else UnlearningData
-    return [data, MaskSource, MaskConfig, TRAINERS[command].config_class, ModelConfig]
+    """The dataclasses that `command` reads its options into; those of `plan` understand the files of all trainers."""
+    data = FineTuningData if command in ("sft", "plan") else UnlearningData
+    config = NPOTrainer.config_class if command == "plan" else TRAINERS[command].config_class
+    return [data, MaskSource, MaskConfig, config, HalfModelConfig]
 
 
 def build_trainer(trainer_class, data_args, training_args, model_args: ModelConfig, **kwargs):

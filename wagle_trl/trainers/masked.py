@@ -21,6 +21,7 @@ from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import mask_report
 from ..scope import embedding_parameters
+from ..statistics import transformer_layers
 from .checks import (
     check_accelerator,
     check_answers,
@@ -151,6 +152,9 @@ class MaskedTrainer(SFTTrainer):
                 raise ValueError(f"No checkpoint to resume from in {self.args.output_dir}.")
         self.memory.predict()
         self.prepare_training(checkpoint)
+        if self.args.compile_layers:
+            for layer in transformer_layers(self.model):
+                layer.compile()
         with self._only_masked_weights_trainable(), self.memory.measure("training"):
             try:
                 return super().train(checkpoint, *args, **kwargs)

@@ -1,0 +1,137 @@
+"""`wagle plan`: will it fit? From the model's config alone; the other options are those of `wagle npo`."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from ..advice import suggest
+from ..arena import STATE_BITS
+from ..files import atomic_path
+from ..mask import WeightMask
+from ..planner import Planner, Setup, plan_table
+from ..simulation import losses_on_gpu
+from .arguments import parse, require_model
+from .output import Output
+from .train import TRAINERS, option_types
+
+_UNITS = {"GB": 1e9, "G": 1e9, "GIB": 2**30, "": 1e9}
+_OWN = ("config", "gpu", "auto", "objective")
+
+
+@dataclass
+class PlanArguments:
+    """
+    What to plan for.
+
+    Args:
+        gpu (`str`, *optional*): Memory of the GPU.
+        objective (`str`): Command that the plan is of.
+        auto (`str`, *optional*): File for the options that fit.
+    """
+
+    gpu: str | None = field(
+        default=None,
+        metadata={
+            "help": "Memory of the GPU, such as '24GB' (10^9 bytes each) or '80GiB'; by default of the one here."
+        },
+    )
+    objective: str = field(default="npo", metadata={"help": "What to run.", "choices": list(TRAINERS)})
+    auto: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write the options, with the cheapest change that makes them fit, to this YAML file (by default "
+            "wagle_plan.yaml).",
+            "nargs": "?",
+            "const": "wagle_plan.yaml",
+        },
+    )
+
+
+def run(argv: list[str], command: str) -> Output:
+    types = [PlanArguments, *option_types("plan")]
+    args, _, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
+    given = _given(argv, (mask_source, mask_config, training_args, model_args, _))
+    capacity = _capacity(args.gpu)
+    planner = Planner(partial(_build, _load_config(model_args, training_args), model_args), losses_on_gpu, on_gpu=True)
+    setup = _setup(args.objective, mask_source, mask_config, training_args, model_args, given)
+    plan, changes = planner.plan(setup, capacity), suggest(planner, setup, capacity)
+    content = plan.to_dict() | {"model": model_args.model_name_or_path, "changes": changes}
+    lines: list[Any] = [plan_table(plan)]
+    if changes:
+        lines.append(f"Cheapest change that makes it fit: {' '.join(f'--{n} {v}' for n, v in changes.items())}")
+    elif changes is None:
+        lines.append("No option makes this model fit: it takes a larger GPU, or a smaller model.")
+    if args.auto is not None and changes is not None:
+        with atomic_path(args.auto) as path:
+            path.write_text(yaml.safe_dump(given | changes, sort_keys=False), encoding="utf-8")
+        lines.append(f"Written: wagle {args.objective} --config {args.auto}")
+    fits = changes == {} or (args.auto is not None and changes is not None)
+    return Output(content, lines, exit_code=0 if fits else 1)
+
+
+def _capacity(gpu: str | None) -> int:
+    """Bytes that `--gpu` names, or of the GPU there is."""
+    if gpu is None:
+        if not torch.cuda.is_available():
+            raise ValueError("There is no GPU here; say which you mean, for example --gpu 24GB.")
+        return torch.cuda.get_device_properties(0).total_memory
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", gpu)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
+        raise ValueError(f"--gpu must be a size such as '24GB' or '80GiB', got '{gpu}'.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _load_config(model_args, training_args) -> PreTrainedConfig:
+    name = require_model(model_args)
+    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("wagle plan is of full-weight runs; leave out use_peft, load_in_4bit and load_in_8bit.")
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+        )
+    except OSError as error:  # not every message of transformers names the model
+        raise ValueError(f"Cannot load the config of '{name}': {error}") from error
+
+
+def _build(config: PreTrainedConfig, model_args, dtype: str) -> nn.Module:
+    # Flash attention takes what torch's own takes, and is not needed to know that
+    attention = "eager" if model_args.attn_implementation == "eager" else "sdpa"
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
+
+
+def _setup(objective: str, mask_source, mask_config, training_args, model_args, given: dict[str, Any]) -> Setup:
+    if training_args.max_length is None:
+        raise ValueError("How long are the rows? Give --max_length.")
+    if training_args.optim not in STATE_BITS:
+        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{training_args.optim.value}'.")
+    ready = mask_source.mask not in ("auto", "none")
+    return Setup(
+        mask_config=mask_config if mask_source.mask == "auto" else None,
+        mask=WeightMask.load(mask_source.mask) if ready else None,
+        dtype=model_args.dtype,
+        optim=training_args.optim,
+        per_device_train_batch_size=training_args.per_device_train_batch_size,
+        gradient_accumulation_steps=training_args.gradient_accumulation_steps,
+        gradient_checkpointing=training_args.gradient_checkpointing,
+        max_length=training_args.max_length,
+        bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
+        rows_a_sample=TRAINERS[objective].rows_a_sample,
+    )
+
+
+def _given(argv: list[str], parsed: tuple) -> dict[str, Any]:
+    """The options that the user gave, in the file or on the command line, as they were parsed."""
+    names = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
+    if "config" in names:
+        path = argv[argv.index("--config") + 1]
+        with open(path, encoding="utf-8") as file:
+            names = [*yaml.safe_load(file), *names]
+    values = {name: getattr(group, name) for group in parsed for name in names if hasattr(group, name)}
+    return {n: v.value if isinstance(v, Enum) else v for n, v in values.items() if n not in _OWN}
