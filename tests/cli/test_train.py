@@ -34,10 +34,11 @@ def test_unlearning_writes_model_mask_plot_and_report_and_moves_selected_weights
     for name in ("model.safetensors", "wagle_mask.safetensors", "wagle_mask.png", "wagle_report.json", "config.json"):
         assert (out / name).stat().st_size > 0
     before, after, mask = weights(saved_model), weights(out), WeightMask.load(out)
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
     assert mask.num_selected == round(0.05 * mask.numel) == content["num_selected"]
     moved = 0
     for name, old in before.items():
-        changed = after[name] != old
+        changed = after[name] != old.bfloat16()
         moved += int(changed.sum())
         assert not (changed & ~mask.dense(name)).any() if name in mask.bits else not changed.any()
     assert moved > 0

@@ -125,28 +125,33 @@ class MaskSource:
     )
 
     def trainer_arguments(self, config: MaskConfig, use_peft: bool) -> dict:
+        """The arguments of a trainer that say what its mask is; none without one."""
         if self.mask == "none" or (self.mask == "auto" and use_peft):
             return {}
         return {"mask_config": config} if self.mask == "auto" else {"mask": self.mask}
 
 
 @dataclass
-class HalfModelConfig(ModelConfig):
+class WagleModelConfig(ModelConfig):
     """
-    TRL's `ModelConfig`, with bf16 as the default: with a mask, the selected weights follow an fp32 master anyway.
+    TRL's `ModelConfig`, but for the default of `dtype`.
 
     Args:
-        dtype (`str`, *optional*, defaults to `"bfloat16"`): As in TRL.
+        dtype (`str`, *optional*): By default bf16 with a mask, and fp32, as in TRL, without one.
     """
 
     dtype: str | None = field(
-        default="bfloat16",
+        default=None,
         metadata={
-            "help": "Load the model under this dtype. With a mask, bfloat16 weights train as precisely as float32 ones "
-            "in half the memory: those selected follow a float32 master.",
+            "help": "Load the model under this dtype. With a mask it defaults to 'bfloat16': selected weights follow a "
+            "float32 master, so they train as precisely in half the memory. Without one it defaults to 'float32'.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
+
+    def dtype_for(self, masked: bool) -> str:
+        """The dtype to load under."""
+        return self.dtype or ("bfloat16" if masked else "float32")
 
 
 def require_model(model_args) -> str:
@@ -167,10 +172,10 @@ def load_tokenizer(model_args, trust_remote_code: bool = False) -> PreTrainedTok
         raise ValueError(f"Cannot load '{name}': {error}") from error
 
 
-def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
+def model_init_kwargs(model_args: WagleModelConfig, training_args, masked: bool) -> dict:
     """Loading options as TRL's own scripts put them together."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
+        "dtype": model_args.dtype_for(masked),
     } | (training_args.model_init_kwargs or {})

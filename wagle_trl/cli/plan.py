@@ -56,8 +56,8 @@ class PlanArguments:
 
 def run(argv: list[str], command: str) -> Output:
     types = [PlanArguments, *option_types("plan")]
-    args, _, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
-    given = _given(argv, (mask_source, mask_config, training_args, model_args, _))
+    args, data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
+    given = _given(argv, (data_args, mask_source, mask_config, training_args, model_args))
     capacity = _capacity(args.gpu)
     planner = Planner(partial(_build, _load_config(model_args, training_args), model_args), losses_on_gpu, on_gpu=True)
     setup = _setup(args.objective, mask_source, mask_config, training_args, model_args, given)
@@ -101,9 +101,12 @@ def _load_config(model_args, training_args) -> PreTrainedConfig:
 
 
 def _build(config: PreTrainedConfig, model_args, dtype: str) -> nn.Module:
+    """The model under `dtype`, `"auto"` being that of the config."""
     # Flash attention takes what torch's own takes, and is not needed to know that
     attention = "eager" if model_args.attn_implementation == "eager" else "sdpa"
-    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
+    return AutoModelForCausalLM.from_config(
+        config, dtype=dtype if dtype == "auto" else getattr(torch, dtype), attn_implementation=attention
+    )
 
 
 def _setup(objective: str, mask_source, mask_config, training_args, model_args, given: dict[str, Any]) -> Setup:
@@ -115,7 +118,7 @@ def _setup(objective: str, mask_source, mask_config, training_args, model_args, 
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,
         mask=WeightMask.load(mask_source.mask) if ready else None,
-        dtype=model_args.dtype,
+        dtype=model_args.dtype_for(masked=mask_source.mask != "none"),
         optim=training_args.optim,
         per_device_train_batch_size=training_args.per_device_train_batch_size,
         gradient_accumulation_steps=training_args.gradient_accumulation_steps,

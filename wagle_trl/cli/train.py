@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from ..mask_config import MaskConfig
 from ..report import plot_mask, report_tables
@@ -12,9 +12,9 @@ from ..trainers.masked_sft_trainer import MaskedSFTTrainer
 from ..trainers.npo_trainer import NPOTrainer
 from .arguments import (
     FineTuningData,
-    HalfModelConfig,
     MaskSource,
     UnlearningData,
+    WagleModelConfig,
     load_tokenizer,
     model_init_kwargs,
     parse,
@@ -44,13 +44,13 @@ def option_types(command: str) -> list[type]:
     """The dataclasses that `command` reads its options into; those of `plan` understand the files of all trainers."""
     data = FineTuningData if command in ("sft", "plan") else UnlearningData
     config = NPOTrainer.config_class if command == "plan" else TRAINERS[command].config_class
-    return [data, MaskSource, MaskConfig, config, HalfModelConfig]
+    return [data, MaskSource, MaskConfig, config, WagleModelConfig]
 
 
-def build_trainer(trainer_class, data_args, training_args, model_args: ModelConfig, **kwargs):
-    """A trainer of `trainer_class` on the data and model that the options name."""
+def build_trainer(trainer_class, data_args, training_args, model_args: WagleModelConfig, **mask):
+    """A trainer of `trainer_class` on the data, model and mask that the options name."""
     model = require_model(model_args)
-    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args, masked=bool(mask))
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     datasets = data_args.load(tokenizer)
     evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()}
@@ -62,7 +62,7 @@ def build_trainer(trainer_class, data_args, training_args, model_args: ModelConf
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
-        **kwargs,
+        **mask,
     )
 
 
