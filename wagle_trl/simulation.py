@@ -91,12 +91,12 @@ class Simulation:
             self._mode,
             Allocations(self.weights().values()) as memory,
             checkpointed_layers(self.model, step.gradient_checkpointing),
-            torch.autocast("cpu", torch.bfloat16, enabled=step.autocast),
         ):
             before = memory.current
             ids = torch.zeros(step.rows, step.length, dtype=torch.int64)
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}
-            means, _ = losses(self.model, batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
+                means, _ = losses(self.model, batch)
             kept = memory.current - before
             means.sum().backward()
             peak = memory.peak - before
@@ -107,11 +107,17 @@ class Simulation:
         return Working(kept, peak)
 
 
-def without_data(model: nn.Module) -> nn.Module:
-    """A copy of `model` for [`Simulation`] to build: on the CPU, where no kernel but torch's own is needed."""
+def without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """
+    A copy of `model` for [`Simulation`] to build: on the CPU, where no kernel but torch's own is needed.
+
+    Args:
+        model (`torch.nn.Module`): Model; left as it is.
+        dtype (`torch.dtype`, *optional*): Of the copy's parameters; by default that of each.
+    """
     attributes = (value for module in model.modules() for value in vars(module).values())
     tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): _empty_like(tensor) for tensor in tensors})
+    return copy.deepcopy(model, {id(tensor): _empty_like(tensor, dtype) for tensor in tensors})
 
 
 def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -125,9 +131,10 @@ def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+def _empty_like(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(torch.empty(tensor.shape, dtype=dtype or tensor.dtype), tensor.requires_grad)
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 class _FusedHead(torch.autograd.Function):

@@ -41,12 +41,21 @@ class MemoryWatch:
         self.plan: Plan | None = None
         self.measured: dict[str, int] = {}
 
+    def make_plan(self, capacity: int | None = None) -> Plan:
+        """
+        Plan of the run as the trainer stands.
+
+        Args:
+            capacity (`int`, *optional*): Bytes there are; without it, enough.
+        """
+        return self._planner().plan(self._setup(), capacity)
+
     def predict(self) -> None:
         """Print the plan, if one can be made. Never fails: a run must not stop for a table."""
         if not self._is_plannable():
             return
         try:
-            self.plan = self._planner().plan(self._setup(), self._capacity())
+            self.plan = self.make_plan(self._capacity())
         except Exception as error:  # whatever a model's own code raises when its tensors hold no data
             logger.warning(f"Cannot predict the memory of this model: {type(error).__name__}: {error}")
             return
@@ -95,8 +104,7 @@ class MemoryWatch:
         model, on_gpu = self.trainer.model, self.trainer.args.device.type != "cpu"
 
         def build(dtype: str | None) -> nn.Module:
-            copied = without_data(model)
-            return copied if dtype is None else copied.to(getattr(torch, dtype))
+            return without_data(model, None if dtype is None else getattr(torch, dtype))
 
         return Planner(build, losses_on_gpu if on_gpu else fused_sample_losses, on_gpu)
 
