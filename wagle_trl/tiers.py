@@ -149,24 +149,24 @@ class Store(Mapping[str, Tensor]):
 
 def split_evenly(parameters: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
     """Consecutive parameters in at most `parts` groups, of which the largest is as small as it can be."""
-    low, high = max((p.numel() for p in parameters.values()), default=0), sum(p.numel() for p in parameters.values())
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    low, high = max(sizes, default=0), sum(sizes)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_fill(parameters, middle)) <= parts else (middle + 1, high)
-    return _fill(parameters, low)
+        low, high = (low, middle) if len(_cuts(sizes, middle)) <= parts else (middle + 1, high)
+    cuts, items = _cuts(sizes, low), list(parameters.items())
+    return [dict(items[first:last]) for first, last in zip(cuts, [*cuts[1:], len(items)])]
 
 
-def _fill(parameters: Mapping[str, Tensor], capacity: int) -> list[dict[str, Tensor]]:
-    """Consecutive parameters in groups of up to `capacity` weights."""
-    groups: list[dict[str, Tensor]] = []
-    room = 0
-    for name, parameter in parameters.items():
-        if not groups or parameter.numel() > room:
-            groups.append({})
+def _cuts(sizes: list[int], capacity: int) -> list[int]:
+    """Where groups of up to `capacity` start."""
+    cuts, room = [], 0
+    for i, size in enumerate(sizes):
+        if not cuts or size > room:
+            cuts.append(i)
             room = capacity
-        groups[-1][name] = parameter
-        room -= parameter.numel()
-    return groups
+        room -= size
+    return cuts
 
 
 def _to_host(statistic: Mapping[str, Tensor]) -> dict[str, Tensor]:

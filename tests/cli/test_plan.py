@@ -1,0 +1,100 @@
+import json
+
+import pytest
+import yaml
+from transformers import LlamaConfig
+
+from wagle_trl.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def llama_7b(tmp_path_factory):
+    """Folder with the config of Llama-2-7b and nothing else."""
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def options(llama_7b):
+    return ["plan", "--model_name_or_path", llama_7b, "--max_length", "256", "--optim", "adamw_8bit"]
+
+
+def test_a_plan_needs_the_config_alone(options, capsys):
+    code = main([*options, "--mask_density", "0.05", "--gpu", "24GB", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert code == 0 and content["fits"] is True and content["changes"] == {}
+    assert content["training_peak_bytes"] == sum(content["training"].values()) < 24e9
+    assert content["attribution_peak_bytes"] == sum(content["attribution"].values()) < 24e9
+    assert content["attribution_memory"] == "sweeps" and content["attribution_sweeps"] > 1
+
+
+def test_what_does_not_fit_exits_with_1_and_says_what_would(options, capsys):
+    assert main([*options, "--mask_density", "0.5", "--gpu", "24GB"]) == 1
+    out = capsys.readouterr().out
+    assert "Does not fit 24.0 GB" in out
+    assert "Cheapest change that makes it fit: --mask_density 0.125" in out
+
+
+def test_auto_writes_options_that_fit(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = tmp_path / "mine.yaml"
+    given.write_text("forget_dataset: forget.jsonl\nretain_dataset: retain.jsonl\nbeta: 0.2\nmask_density: 0.5\n")
+    assert main([*options, "--config", str(given), "--gpu", "24GB", "--auto"]) == 0
+    assert "wagle npo --config wagle_plan.yaml" in capsys.readouterr().out
+    written = yaml.safe_load((tmp_path / "wagle_plan.yaml").read_text())
+    assert written["mask_density"] == 0.125 and written["beta"] == 0.2 and written["optim"] == "adamw_8bit"
+    assert written["forget_dataset"] == "forget.jsonl" and not {"gpu", "auto", "config"} & set(written)
+    assert main(["plan", "--config", "wagle_plan.yaml", "--gpu", "24GB"]) == 0
+
+
+def test_auto_takes_the_name_of_a_file(options, tmp_path, capsys):
+    path = tmp_path / "fits.yaml"
+    assert main([*options, "--gpu", "24GB", "--auto", str(path)]) == 0
+    assert yaml.safe_load(path.read_text())["max_length"] == 256
+
+
+def test_fine_tuning_has_half_the_rows(options, capsys):
+    peaks = {}
+    for objective in ("npo", "sft"):
+        main([*options, "--gpu", "80GiB", "--objective", objective, "--json"])
+        peaks[objective] = json.loads(capsys.readouterr().out)["training"]["activations"]
+    assert peaks["sft"] == pytest.approx(peaks["npo"] / 2, rel=0.01)
+
+
+def test_without_a_mask_all_weights_have_moments(options, capsys):
+    assert main([*options, "--mask", "none", "--optim", "adamw_torch", "--gpu", "80GB", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["attribution"] is None
+    assert content["training"]["moments"] == pytest.approx(2 * content["training"]["weights"], rel=1e-4)
+    assert content["training"]["weights"] > 26e9  # fp32, as in TRL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "large"], "--gpu must be a size such as '24GB' or '80GiB', got 'large'."),
+        (["--gpu", "0GB"], "--gpu must be a size"),
+        (["--gpu", "24GB", "--use_peft", "true"], "leave out use_peft"),
+        (["--gpu", "24GB", "--optim", "adafactor"], "--optim must be one of adamw_torch"),
+        (["--gpu", "24GB", "--objective", "dpo"], "invalid choice: 'dpo'"),
+        (["--gpu", "24GB", "--mask", "nowhere"], "No mask file at nowhere"),
+    ],
+)
+def test_bad_options_are_one_line(arguments, message, options, capsys):
+    assert main([*options, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_without_a_gpu_one_must_be_named(options, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(options) == 2
+    assert "for example --gpu 24GB" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys):
+    assert main(["plan", "--model_name_or_path", "nowhere/at-all", "--gpu", "24GB"]) == 2
+    assert "Cannot load the config of 'nowhere/at-all'" in capsys.readouterr().err
