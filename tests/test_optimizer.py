@@ -93,6 +93,27 @@ def test_a_mask_of_ones_is_torchs_adamw():
         assert relative_error(b.detach(), start.detach()) > 1e-3
 
 
+@pytest.mark.parametrize("accumulator_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_are_added_up_in_the_dtype_asked_for(dtype, accumulator_dtype):
+    model = make_model(dtype)
+    mask = make_mask(model, density=0.5)
+    optimizer = MaskedAdamW(model.named_parameters(), mask, lr=1e-2, accumulator_dtype=accumulator_dtype)
+    optimizer.prepare_accumulation()
+    optimizer.attach_hooks()
+    gradients = [{n: torch.randn(p.shape).to(dtype) for n, p in model.named_parameters()} for _ in range(3)]
+    for gradient in gradients:
+        sum((p * gradient[name]).sum() for name, p in model.named_parameters()).backward()
+    is_rounded = dtype == torch.bfloat16 and accumulator_dtype == "bfloat16"
+    for item, arena in optimizer._slices.values():
+        first, *others = (gradient[item.name][mask.dense(item.name)] for gradient in gradients)
+        total = first if is_rounded else first.float()
+        for other in others:
+            total = total + other
+        assert arena.grad.dtype == total.dtype
+        assert torch.equal(arena.grad[item.selected], total)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mask_of_zeros_leaves_every_bit_as_it_was(dtype):
     model = make_model(dtype)

@@ -14,6 +14,7 @@ _CHANGES = (
     ("dtype",),
     ("gradient_checkpointing",),
     ("optim",),
+    ("accumulator_dtype",),
     ("per_device_train_batch_size", "gradient_accumulation_steps"),
     ("mask_config",),
     ("max_length",),
@@ -70,6 +71,8 @@ def _ladder(setup: Setup) -> Iterator[Setup]:
         yield (setup := replace(setup, gradient_checkpointing=True))
     if STATE_BITS[setup.optim] != 8:
         yield (setup := replace(setup, optim="adamw_8bit"))
+    if setup.accumulator_dtype != "bfloat16":
+        yield (setup := replace(setup, accumulator_dtype="bfloat16"))
     while setup.per_device_train_batch_size > 1:
         rows, steps = setup.per_device_train_batch_size, setup.gradient_accumulation_steps
         smaller = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * steps}

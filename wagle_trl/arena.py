@@ -44,7 +44,7 @@ class Arena:
         slices (`list[Slice]`): Parameters.
         step (`torch.Tensor`): Number of updates so far, a scalar.
         grad (`torch.Tensor` of shape `(selected,)`, fp32 or the weights' dtype):
-            Gradient accumulator; fp32 from the first time on that gradients are added up.
+            Gradient accumulator; fp32 from the first time on that gradients are added up, unless the group says bf16.
         squares (`torch.Tensor` of shape `(tiles,)`, fp32): Partial sums of the squares of `grad`, each tensor's in its tiles.
         states (`dict[str, torch.Tensor]`):
             What lasts from step to step, by kind: `exp_avg` and `exp_avg_sq` of shape `(selected,)`, fp32, or int8 and
@@ -91,9 +91,14 @@ class Arena:
         }
         return {"step": self.step, **views}
 
+    def prepare_accumulation(self) -> None:
+        """Make room for gradients that will be added up."""
+        if self.group["accumulator_dtype"] == "float32":
+            self.accumulate_in_fp32()
+
     def collect(self, item: Slice, gradient: Tensor) -> None:
         """Add the selected part of a dense gradient to the accumulator."""
-        if item.is_collected or gradient.dtype != self.grad.dtype:
+        if gradient.dtype != self.grad.dtype or (item.is_collected and self.group["accumulator_dtype"] == "float32"):
             self.accumulate_in_fp32()
         wagle_kernels.compress(
             gradient.reshape(-1),
@@ -161,7 +166,7 @@ def allocate_arenas(group: dict[str, Any], mask: WeightMask) -> list[Arena]:
     return [Arena.allocate(group, parameters, mask) for parameters in kinds.values()]
 
 
-def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, accumulates: bool) -> dict[str, int]:
+def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, in_fp32: bool) -> dict[str, int]:
     """
     Bytes that [`Arena.allocate`] takes for a parameter, by kind.
 
@@ -169,7 +174,7 @@ def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, accumul
         parameter (`torch.Tensor`): Weights; only dtype and shape are read.
         num_selected (`float`): Number of selected weights, or how many to expect.
         state_bits (`int`): As in [`~optimizer.MaskedAdamW`].
-        accumulates (`bool`): Whether gradients are added up over several backward passes, in fp32.
+        in_fp32 (`bool`): Whether gradients are added up, in fp32.
     """
     tiles = (parameter.numel() + TILE - 1) // TILE
     is_indexed = num_selected <= INDEX_DENSITY * parameter.numel()
@@ -180,7 +185,7 @@ def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, accumul
         "positions": (2 * num_selected if is_indexed else tiles * TILE // 8) + 20 * tiles,  # starts, groups, owners
         "moments": 2 * (num_selected + groups) if is_8_bit else 8 * num_selected,
         "remainders": 2 * num_selected if is_split else 0,
-        "gradients": num_selected * (4 if accumulates else parameter.element_size()) + 4 * tiles,  # and their squares
+        "gradients": num_selected * (4 if in_fp32 else parameter.element_size()) + 4 * tiles,  # and their squares
     }
     return {kind: round(size) for kind, size in sizes.items()}
 

@@ -22,7 +22,7 @@ class MaskedAdamW(Optimizer):
 
     Gradients are compressed into accumulators, by hooks as soon as each is complete ([`attach_hooks`], which frees the
     full gradients during the backward pass), or else in [`step`]. Accumulators have the weights' dtype until the hooks
-    add a second gradient to one, and fp32 from then on ([`accumulate_in_fp32`] makes room for that in advance). A
+    add a second gradient to one, and fp32 from then on ([`prepare_accumulation`] makes room for that in advance). A
     parameter without a gradient counts as one whose gradient is zero.
 
     Args:
@@ -44,6 +44,9 @@ class MaskedAdamW(Optimizer):
             group may set its own.
         master (`"split"` or `None`, *optional*, defaults to `"split"`):
             `None` keeps no remainder: bf16 weights then round every update, and most small updates vanish.
+        accumulator_dtype (`"float32"` or `"bfloat16"`, *optional*, defaults to `"float32"`):
+            Of gradients that are added up. `"bfloat16"` rounds every sum of bf16 weights' gradients, as torch does
+            without a mask, in half the memory; fp32 weights add up in fp32.
 
     Example:
     ```python
@@ -64,6 +67,7 @@ class MaskedAdamW(Optimizer):
         weight_decay: float = 1e-2,
         state_bits: int = 32,
         master: str | None = "split",
+        accumulator_dtype: str = "float32",
     ):
         groups = list(named_parameters)
         if groups and not isinstance(groups[0], dict):
@@ -82,6 +86,7 @@ class MaskedAdamW(Optimizer):
                 "weight_decay": weight_decay,
                 "state_bits": state_bits,
                 "master": master,
+                "accumulator_dtype": accumulator_dtype,
             },
         )
         for group in self.param_groups:
@@ -105,10 +110,10 @@ class MaskedAdamW(Optimizer):
         self.remove_hooks()
         self._hooks = [p.register_post_accumulate_grad_hook(self._collect) for p in self._slices]
 
-    def accumulate_in_fp32(self) -> None:
-        """Allocate fp32 accumulators now, for gradients that will be added up over several backward passes."""
+    def prepare_accumulation(self) -> None:
+        """Allocate now what gradients need that will be added up over several backward passes."""
         for arena in self._arenas:
-            arena.accumulate_in_fp32()
+            arena.prepare_accumulation()
 
     def remove_hooks(self) -> None:
         """Stop collecting gradients during the backward pass."""
@@ -247,7 +252,7 @@ def _check_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) 
         )
 
 
-def _check_options(lr, betas, eps, weight_decay, state_bits, master) -> None:
+def _check_options(lr, betas, eps, weight_decay, state_bits, master, accumulator_dtype) -> None:
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}.")
@@ -257,3 +262,5 @@ def _check_options(lr, betas, eps, weight_decay, state_bits, master) -> None:
         raise ValueError(f"state_bits must be 8 or 32, got {state_bits}.")
     if master not in ("split", None):
         raise ValueError(f"master must be 'split' or None, got '{master}'.")
+    if accumulator_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"accumulator_dtype must be 'float32' or 'bfloat16', got '{accumulator_dtype}'.")

@@ -29,7 +29,7 @@ class Setup:
         mask ([`WeightMask`], *optional*): A ready mask. With neither, all trainable weights train.
         dtype (`str`, *optional*): Of the weights; by default as the model is built.
         optim (`str`): As in `TrainingArguments`.
-        per_device_train_batch_size, gradient_accumulation_steps, gradient_checkpointing, bf16: Likewise.
+        per_device_train_batch_size, gradient_accumulation_steps, gradient_checkpointing, bf16, accumulator_dtype: Likewise.
         max_length (`int`): Longest row, in tokens.
         rows_a_sample (`int`, *optional*, defaults to `2`): A forget row and a retain row; 1 in fine-tuning.
     """
@@ -43,6 +43,7 @@ class Setup:
     gradient_checkpointing: bool
     max_length: int
     bf16: bool = False
+    accumulator_dtype: str = "float32"
     rows_a_sample: int = 2
 
 
@@ -178,8 +179,8 @@ class Planner:
         total: Components = {}
         for name, parameter in parameters.items():
             bits = 32 if parameter in precise else STATE_BITS[setup.optim]
-            accumulates = setup.gradient_accumulation_steps > 1
-            for kind, size in state_bytes(parameter, selected[name], bits, accumulates).items():
+            in_fp32 = setup.gradient_accumulation_steps > 1 and setup.accumulator_dtype == "float32"
+            for kind, size in state_bytes(parameter, selected[name], bits, in_fp32).items():
                 total[kind] = total.get(kind, 0) + size
         if not self.on_gpu:
             total["mask"] = sum(p.numel() for p in parameters.values()) // 8

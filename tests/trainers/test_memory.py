@@ -64,6 +64,9 @@ CASES = {
     "32-bit, sparse": dict(mask=("fisher_ratio", 0.05)),
     "8-bit, dense coding": dict(mask=("fisher_ratio", 0.5), optim="adamw_8bit"),
     "32-bit, dense coding, accumulation": dict(mask=("wagle", 0.5), gradient_accumulation_steps=2),
+    "bf16 accumulators": dict(
+        mask=("gradient", 0.5), optim="adamw_8bit", gradient_accumulation_steps=2, accumulator_dtype="bfloat16"
+    ),
     "almost all, 8-bit": dict(mask=("gradient", 0.95), optim="adamw_8bit", gradient_accumulation_steps=2),
     "fp32": dict(mask=("wagle", 0.05), dtype=FP32, gradient_accumulation_steps=2),
     "fp32, half": dict(mask=("ratio", 0.5), dtype=FP32, optim="adamw_8bit"),

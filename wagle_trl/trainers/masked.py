@@ -259,9 +259,10 @@ class MaskedTrainer(SFTTrainer):
             lr=self.args.learning_rate,
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
+            accumulator_dtype=self.args.accumulator_dtype,
         )
         if self.args.gradient_accumulation_steps > 1:
-            self.optimizer.accumulate_in_fp32()
+            self.optimizer.prepare_accumulation()
         return self.optimizer
 
     def _clip_grad_norm(self, model):

@@ -11,11 +11,22 @@ class MaskedSFTConfig(SFTConfig):
     device has it, so that the same script runs on a CPU.
 
     Parameters:
+        accumulator_dtype (`str`, *optional*, defaults to `"float32"`):
+            In what the gradients of selected weights are added up over `gradient_accumulation_steps`. `"bfloat16"`
+            rounds every sum of bf16 weights' gradients, as torch does without a mask, in half the memory.
         compile_layers (`bool`, *optional*, defaults to `False`):
             Compile every transformer layer with `torch.compile`, one for all, where `torch_compile` compiles the model
             as a whole.
     """
 
+    accumulator_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "In what the gradients of selected weights are added up over `gradient_accumulation_steps`. "
+            "'bfloat16' rounds every sum of bf16 weights' gradients, as torch does without a mask, in half the memory.",
+            "choices": ["float32", "bfloat16"],
+        },
+    )
     compile_layers: bool = field(
         default=False,
         metadata={

@@ -121,6 +121,7 @@ class MemoryWatch:
             gradient_checkpointing=args.gradient_checkpointing,
             max_length=max(longest_row(dataset) for dataset in datasets if dataset is not None),
             bf16=args.bf16,
+            accumulator_dtype=args.accumulator_dtype,
             rows_a_sample=trainer.rows_a_sample,
         )
 
