@@ -34,11 +34,18 @@ def suggest(planner: Planner, setup: Setup, capacity: int) -> dict[str, Any] | N
     fitting = next((s for s in _ladder(setup) if planner.plan(s, capacity).fits), None)
     if fitting is None:
         return None
-    for group in _CHANGES:
-        original = {name: getattr(setup, name) for name in group}
-        if planner.plan(without := replace(fitting, **original), capacity).fits:
-            fitting = without
+    while (simpler := _without_one_change(planner, setup, fitting, capacity)) != fitting:
+        fitting = simpler
     return _difference(setup, fitting)
+
+
+def _without_one_change(planner: Planner, setup: Setup, fitting: Setup, capacity: int) -> Setup:
+    """`fitting` with the first change undone that it can do without, or as it is."""
+    for group in _CHANGES:
+        undone = replace(fitting, **{name: getattr(setup, name) for name in group})
+        if undone != fitting and planner.plan(undone, capacity).fits:
+            return undone
+    return fitting
 
 
 def advise(planner: Planner, setup: Setup, capacity: int) -> str:
