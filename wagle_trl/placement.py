@@ -71,12 +71,20 @@ def elsewhere(tier: Tier, parameters: Mapping[str, Tensor], score: Score) -> Com
     return places[tier.name]
 
 
+def usable_memory(device: torch.device) -> int:
+    """Bytes on `device` that this process has allocated or could allocate."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = round(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free + torch.cuda.memory_reserved(device), allowed)
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`."""
+    """Bytes on `device` that this process could still allocate."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    return usable_memory(device) - torch.cuda.memory_allocated(device)
 
 
 def phases_of(

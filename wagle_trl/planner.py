@@ -27,7 +27,7 @@ class Setup:
     Args:
         mask_config ([`MaskConfig`], *optional*): A mask that is yet to be computed.
         mask ([`WeightMask`], *optional*): A ready mask. With neither, all trainable weights train.
-        dtype (`str`, *optional*): Of the weights; by default as the model is built.
+        dtype (`str`): Of the weights.
         optim (`str`): As in `TrainingArguments`.
         per_device_train_batch_size, gradient_accumulation_steps, gradient_checkpointing, bf16, accumulator_dtype: Likewise.
         max_length (`int`): Longest row, in tokens.
@@ -36,7 +36,7 @@ class Setup:
 
     mask_config: MaskConfig | None
     mask: WeightMask | None
-    dtype: str | None
+    dtype: str
     optim: str
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -102,16 +102,16 @@ class Planner:
     Plans for one model.
 
     Args:
-        build (callable): `dtype or None` to the model; run where tensors get no memory.
+        build (callable): dtype to the model; run where tensors get no memory.
         losses (callable): As in [`~attribution.compute_mask`]; what both steps compute.
         on_gpu (`bool`): Whether the run is on a GPU: the host's memory is then another.
     """
 
-    build: Callable[[str | None], nn.Module]
+    build: Callable[[str], nn.Module]
     losses: SampleLosses
     on_gpu: bool
-    _simulations: dict[str | None, Simulation] = field(default_factory=dict)
-    _steps: dict[tuple[str | None, Step], Working] = field(default_factory=dict)
+    _simulations: dict[str, Simulation] = field(default_factory=dict)
+    _steps: dict[tuple[str, Step], Working] = field(default_factory=dict)
 
     def plan(self, setup: Setup, capacity: int | None = None) -> Plan:
         """
@@ -128,12 +128,12 @@ class Planner:
 
     # Components
 
-    def _simulation(self, dtype: str | None) -> Simulation:
+    def _simulation(self, dtype: str) -> Simulation:
         if dtype not in self._simulations:
             self._simulations[dtype] = Simulation(lambda: self.build(dtype))
         return self._simulations[dtype]
 
-    def _working(self, dtype: str | None, step: Step) -> Working:
+    def _working(self, dtype: str, step: Step) -> Working:
         if (dtype, step) not in self._steps:
             self._steps[dtype, step] = self._simulation(dtype).run(self.losses, step)
         return self._steps[dtype, step]

@@ -200,7 +200,10 @@ def test_out_of_memory_although_it_should_fit_says_so(make_trainer, small_mask, 
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("trl.SFTTrainer.train", fails)
-    with pytest.raises(torch.OutOfMemoryError, match=r"it should fit, .* to take less, set "):
+    with pytest.raises(torch.OutOfMemoryError, match=r"it should fit, .* to take less, set dtype='bfloat16'\."):
+        trainer.train()
+    trainer = make_trainer(model=trainer.model.bfloat16(), mask_config=small_mask)
+    with pytest.raises(torch.OutOfMemoryError, match=r"to take less, set gradient_checkpointing=True\."):
         trainer.train()
 
 

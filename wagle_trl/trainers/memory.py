@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..advice import advise
 from ..arena import STATE_BITS
-from ..placement import free_memory
+from ..placement import usable_memory
 from ..planner import CONTEXT_BYTES, Plan, Planner, Setup, plan_table
 from ..simulation import losses_on_gpu, without_data
 from ..statistics import Batch, per_sample_mean
@@ -103,8 +103,9 @@ class MemoryWatch:
     def _planner(self) -> Planner:
         model, on_gpu = self.trainer.model, self.trainer.args.device.type != "cpu"
 
-        def build(dtype: str | None) -> nn.Module:
-            return without_data(model, None if dtype is None else getattr(torch, dtype))
+        def build(dtype: str) -> nn.Module:
+            # As it is, where nothing changes: adapters may have another dtype than their base
+            return without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
 
         return Planner(build, losses_on_gpu if on_gpu else fused_sample_losses, on_gpu)
 
@@ -114,7 +115,7 @@ class MemoryWatch:
         return Setup(
             mask_config=trainer.mask_config if trainer.mask is None else None,
             mask=trainer.mask,
-            dtype=None,
+            dtype=_dtype_of(trainer.model),
             optim=args.optim,
             per_device_train_batch_size=args.per_device_train_batch_size,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -126,14 +127,17 @@ class MemoryWatch:
         )
 
     def _capacity(self) -> int:
-        """Bytes for all that the plan counts: what is free, and what the weights take already."""
-        model, device = self.trainer.model, self.trainer.args.device
-        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        return free_memory(device) + weights + (CONTEXT_BYTES if device.type == "cuda" else 0)
+        """Bytes for all that the plan counts."""
+        device = self.trainer.args.device
+        return usable_memory(device) + (CONTEXT_BYTES if device.type == "cuda" else 0)
 
     def _print(self, content) -> None:
         if self.trainer.is_world_process_zero() and not self.trainer.args.disable_tqdm:
             Console(width=None if sys.stdout.isatty() else 120).print(content)
+
+
+def _dtype_of(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def longest_row(dataset: Dataset) -> int:
