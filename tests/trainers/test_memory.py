@@ -181,7 +181,7 @@ def test_out_of_memory_names_the_cheapest_change(place, make_trainer, monkeypatc
         plan = trainer.memory.make_plan()
         return max(plan.training_peak_bytes, plan.attribution_peak_bytes or 0) - 1
 
-    monkeypatch.setattr(trainer.memory, "_capacity", too_little)
+    monkeypatch.setattr(trainer.memory, "capacity", too_little)
 
     def fails(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -50,12 +50,17 @@ class MemoryWatch:
         """
         return self._planner().plan(self._setup(), capacity)
 
+    def capacity(self) -> int:
+        """Bytes for all that the plan counts."""
+        device = self.trainer.args.device
+        return usable_memory(device) + (CONTEXT_BYTES if device.type == "cuda" else 0)
+
     def predict(self) -> None:
         """Print the plan, if one can be made. Never fails: a run must not stop for a table."""
         if not self._is_plannable():
             return
         try:
-            self.plan = self.make_plan(self._capacity())
+            self.plan = self.make_plan(self.capacity())
         except Exception as error:  # whatever a model's own code raises when its tensors hold no data
             logger.warning(f"Cannot predict the memory of this model: {type(error).__name__}: {error}")
             return
@@ -83,7 +88,7 @@ class MemoryWatch:
 
     def _advice(self) -> str:
         try:
-            return advise(self._planner(), self._setup(), self._capacity())
+            return advise(self._planner(), self._setup(), self.capacity())
         except Exception as error:  # as above; the user must see that memory ran out
             return f"(No advice: {type(error).__name__}: {error})"
 
@@ -125,11 +130,6 @@ class MemoryWatch:
             accumulator_dtype=args.accumulator_dtype,
             rows_a_sample=trainer.rows_a_sample,
         )
-
-    def _capacity(self) -> int:
-        """Bytes for all that the plan counts."""
-        device = self.trainer.args.device
-        return usable_memory(device) + (CONTEXT_BYTES if device.type == "cuda" else 0)
 
     def _print(self, content) -> None:
         if self.trainer.is_world_process_zero() and not self.trainer.args.disable_tqdm:
