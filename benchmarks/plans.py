@@ -31,7 +31,7 @@ def build(shape: str, dtype: str) -> nn.Module:
 
 def plans(shape: str) -> list[dict[str, Any]]:
     """NPO with 8-bit moments, by density and capacity, at the shape's own number of rows, length and accumulation."""
-    planner = Planner(partial(build, shape), losses_on_gpu, on_gpu=True)
+    planner = Planner(partial(build, shape), losses_on_gpu, on_gpu=True, host=0)
     rows = []
     for density in DENSITIES:
         setup = Setup(

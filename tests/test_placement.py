@@ -169,8 +169,9 @@ def test_the_tier_fits_and_no_faster_one_does(numels, score, free, working, host
         for tier in fastest_first(score, parameters, host_free, on_gpu)
         if tier.name != "sweeps" or tier.sweeps in TRIED | {len(parameters)}
     ]
-    fits = [peak(tier, score, on_gpu, working, parameters) <= HEADROOM * free for tier in tiers]
-    assert chosen == (tiers[fits.index(True)] if any(fits) else Tier("sweeps", len(parameters)))
+    peaks = [peak(tier, score, on_gpu, working, parameters) for tier in tiers]
+    fitting = [tier for tier, size in zip(tiers, peaks) if size <= HEADROOM * free]
+    assert chosen == (fitting[0] if fitting else tiers[peaks.index(min(peaks))])
 
 
 # What a tier takes
@@ -189,12 +190,13 @@ AT_ONCE = [  # statistics of 20 GB on the device while adding up, and while sele
 @pytest.mark.parametrize(("name", "score", "on_gpu", "adding", "selecting"), AT_ONCE)
 def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, adding, selecting):
     tier, working = Tier(name, 4 if name == "sweeps" else 1), Working(kept=GB, peak=3 * GB)
-    added, selected = phases_of(tier, LAYERS, SCORES[score], working, on_gpu)
+    added, selected, compared = phases_of(tier, LAYERS, SCORES[score], working, on_gpu)
     assert added == {"statistics": adding * TOTAL, "activations": GB, "backward pass": 2 * GB}
     copied = selected["statistics"] - selecting * TOTAL  # of a parameter at a time
     moved = selecting < SCORES[score].num_statistics
     assert copied == moved * SCORES[score].num_statistics * 200_000_000
-    assert selected["masks"] == 3 * TOTAL // 32
+    assert selected["masks"] == 2 * TOTAL // 32
+    assert compared == {"statistics": selecting * TOTAL, "masks": 3 * TOTAL // 32}
     assert selected["candidates"] > 0
 
 
@@ -235,7 +237,9 @@ def test_free_memory_of_a_cpu_is_that_of_the_machine():
     assert free_memory(torch.device("cpu")) == pytest.approx(psutil.virtual_memory().available, rel=0.1)
 
 
-def test_free_memory_of_a_gpu_is_what_the_driver_and_torch_have_left(monkeypatch):
-    for name, size in {"memory_reserved": 7, "memory_allocated": 5, "mem_get_info": (100, 1000)}.items():
+@pytest.mark.parametrize(("share", "free"), [(1.0, 102), (0.05, 45)])
+def test_free_memory_of_a_gpu_is_what_the_driver_and_torch_have_left_within_the_limit(share, free, monkeypatch):
+    sizes = {"memory_reserved": 7, "memory_allocated": 5, "mem_get_info": (100, 1000)}
+    for name, size in (sizes | {"get_per_process_memory_fraction": share}).items():
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
-    assert free_memory(torch.device("cuda")) == 102
+    assert free_memory(torch.device("cuda")) == free

@@ -3,14 +3,16 @@
 import shutil
 from collections import namedtuple
 from functools import partial
-from itertools import combinations
+from itertools import combinations, count
 from unittest.mock import MagicMock, call
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
 from wagle_trl import attribution, tiers
 from wagle_trl.allocations import Allocations
@@ -83,6 +85,27 @@ def test_statistics_are_the_same_in_every_tier(place, squared, tiny_model, tmp_p
         assert all(torch.equal(actual[stream][name], value) and value.any() for name, value in statistic.items())
 
 
+MOVES = {
+    "resident": ["forget to None", "retain to None"],
+    "offload": ["forget to None", "forget moved", "retain to None"],
+    "host": ["forget to cpu", "retain to cpu"],
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_statistics_go_where_the_tier_says(name):
+    done = []
+
+    def accumulate(parameters, batches, device=None):
+        (stream,) = batches
+        done.append(f"{stream} to {device}")
+        return {"weight": MagicMock(cpu=lambda: done.append(f"{stream} moved"))}
+
+    streams = {stream: Stream([stream]) for stream in ("forget", "retain")}
+    gather(Tier(name), {}, streams, accumulate, folder=None, key="", progress=False)
+    assert done == MOVES[name]
+
+
 def test_sweeps_read_a_generator_as_often_as_they_need(tiny_model):
     model, config = tiny_model(), configured(sweeps=3)
     assert run(model, config, iter(FORGET), (batch for batch in RETAIN)) == run(model, config)
@@ -148,23 +171,37 @@ def run_in(folder, model, config, *data, cut_at=None):
     return mask, len(calls)
 
 
-# In sweeps of one parameter: a sweep that was cut off is made again, those before it are not
-@pytest.mark.parametrize(("cut_at", "left"), [(1, 4), (PASS, 4), (PASS + 1, 3), (PASS + 3, 3), (4 * PASS, 1)])
-def test_a_run_that_was_cut_off_makes_the_sweeps_that_are_missing(cut_at, left, tiny_model, tmp_path):
-    model, config = tiny_model(), configured(sweeps=4, scope=FOUR)
+HALF = PASS - len(FORGET)  # left of a sweep once its forget statistic is written
+
+
+# The set that was being read is read again, those before it are not
+@pytest.mark.parametrize("scope", [FOUR, SCOPE], ids=["a parameter a sweep", "many"])
+@pytest.mark.parametrize(
+    ("cut_at", "left"),
+    [
+        (1, 4 * PASS),
+        (PASS, 3 * PASS + HALF),
+        (PASS + 1, 3 * PASS),
+        (PASS + 3, 2 * PASS + HALF),
+        (2 * PASS + 1, 2 * PASS),
+        (4 * PASS, HALF),
+    ],
+)
+def test_a_run_that_was_cut_off_makes_what_is_missing(cut_at, left, scope, tiny_model, tmp_path):
+    model, config = tiny_model(), configured(sweeps=4, scope=scope)
     assert run_in(tmp_path, model, config, cut_at=cut_at) == (None, cut_at)
     mask, calls = run_in(tmp_path, model, config)
     expected = run(model, config)
-    assert calls == left * PASS
+    assert calls == left
     assert mask == expected and mask.info == expected.info
 
 
-@pytest.mark.parametrize(("sweeps", "left"), [(1, 1), (2, 2), (100, 3)])
+@pytest.mark.parametrize(("sweeps", "left"), [(1, PASS), (2, PASS + HALF), (100, 2 * PASS + HALF)])
 def test_the_number_of_sweeps_may_change_in_between(sweeps, left, tiny_model, tmp_path):
     model = tiny_model()
     run_in(tmp_path, model, configured(sweeps=4, scope=FOUR), cut_at=PASS + 3)
     mask, calls = run_in(tmp_path, model, configured(sweeps=sweeps, scope=FOUR))
-    assert calls == left * PASS
+    assert calls == left
     assert mask == run(model, configured(memory="resident", scope=FOUR))
 
 
@@ -190,15 +227,21 @@ def test_scores_of_the_same_statistic_take_up_each_others_sweeps(score, tiny_mod
 
 ROWS = sum(len(batch["input_ids"]) for batch in FORGET + RETAIN)
 OTHER_LABELS = FORGET[0] | {"labels": FORGET[0]["labels"].masked_fill(torch.arange(12)[:9] == 2, -100)}
-# What differs: options of the configuration, the model, the data; and the batches that a sweep then reads
+# What differs: options of the configuration, the model, the data; and the batches that a sweep then reads again
 OTHERS = {
     "weights out of scope": ({}, lambda model: model.model.embed_tokens.weight.data.mul_(1.5), (), PASS),
     "dtype": ({}, lambda model: model.bfloat16(), (), PASS),
     "Fisher information": ({"score": "fisher_ratio"}, None, (), ROWS),
     "sum over batches": ({"score": "wagle", "mask_gamma": "official"}, None, (), PASS),
-    "order": ({}, None, (FORGET[::-1], RETAIN), PASS),
-    "fewer batches": ({}, None, (FORGET, RETAIN[:2]), PASS - 1),
-    "labels": ({}, None, ([OTHER_LABELS, FORGET[1]], RETAIN), PASS),
+    "order": ({}, None, (FORGET[::-1], RETAIN), len(FORGET)),
+    "fewer batches": ({}, None, (FORGET, RETAIN[:2]), 2),
+    "shape": (
+        {},
+        None,
+        ([FORGET[0], {key: value.view(4, 6) for key, value in FORGET[1].items()}], RETAIN),
+        len(FORGET),
+    ),
+    "labels": ({}, None, ([OTHER_LABELS, FORGET[1]], RETAIN), len(FORGET)),
     "sets swapped": ({}, None, (RETAIN, FORGET), PASS),
 }
 
@@ -228,7 +271,7 @@ def test_damaged_files_are_overwritten(damage, tiny_model, tmp_path):
     run_in(tmp_path, model, config, cut_at="selection")
     (path,) = tmp_path.rglob("retain-*.0.mlp.up_proj*")
     DAMAGES[damage](path)
-    assert run_in(tmp_path, model, config, cut_at="selection") == (None, PASS)
+    assert run_in(tmp_path, model, config, cut_at="selection") == (None, len(RETAIN))
     assert run_in(tmp_path, model, config) == (run(model, config), 0)
 
 
@@ -236,14 +279,14 @@ def test_damaged_files_are_overwritten(damage, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("retain", [RETAIN, lambda: RETAIN], ids=["length known", "length unknown"])
-@pytest.mark.parametrize(("memory", "sweeps"), [("resident", None), ("sweeps", 2)])
-def test_progress_counts_the_batches_of_all_sweeps(memory, sweeps, retain, tiny_model, monkeypatch):
+@pytest.mark.parametrize(("memory", "sweeps", "parts"), [("host", None, None), ("sweeps", 2, 2), ("sweeps", 9, 4)])
+def test_progress_counts_the_batches_of_all_sweeps(memory, sweeps, parts, retain, tiny_model, monkeypatch):
     bar = MagicMock()
     monkeypatch.setattr(tiers, "tqdm", lambda **options: bar)
     bar.update.side_effect = lambda: bar.told(bar.total)
-    run(tiny_model(), configured("wagle", memory, sweeps), FORGET, retain)
-    notes = [f", sweep {i + 1} of {sweeps}" for i in range(sweeps)] if sweeps else [""]
-    expected, total = [], None if callable(retain) else len(notes) * PASS
+    run(tiny_model(), configured("wagle", memory, sweeps, FOUR), FORGET, retain)
+    notes = [f", sweep {i + 1} of {parts}" for i in range(parts)] if parts else [""]
+    expected, total = [], None if callable(retain) and memory == "host" else len(notes) * PASS
     for note in notes:
         expected += [call.set_description(f"Attributing the forget set{note}")] + len(FORGET) * [call.told(total)]
         expected += [call.set_description(f"Attributing the retain set{note}")] + len(RETAIN) * [call.told(total)]
@@ -264,10 +307,80 @@ def test_too_little_room_on_the_disk_is_refused_before_anything_is_computed(done
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(needed - 1))
     with pytest.raises(ValueError, match=rf"GB on the disk of '{tmp_path}.*', .* or set attribution_memory to 'host'"):
-        run(model, config, losses=None, folder=tmp_path)
+        run_in(tmp_path, model, config, cut_at=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(needed))
     resident = run(model, configured(memory="resident", scope=FOUR))
     assert run_in(tmp_path, model, config) == (resident, (4 - done) * PASS)
+
+
+def test_other_losses_do_not_take_up_the_files(tiny_model, tmp_path):
+    def doubled(model, batch):
+        means, num_tokens = sample_losses(model, batch)
+        return 2 * means, num_tokens
+
+    model, config = tiny_model(), configured("gradient", sweeps=2)
+    run_in(tmp_path, model, config, cut_at="selection")
+    mask = run(model, config, losses=doubled, folder=tmp_path)
+    assert float(mask.info["threshold"]) == 2 * float(run(model, config).info["threshold"])
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 100])
+def test_weights_that_no_row_uses_have_no_gradient_in_their_sweep(sweeps, tiny_model):
+    model = tiny_model()
+    model.model.tower = nn.Linear(64, 64)
+    config = configured(sweeps=sweeps, scope=["*tower*", "*mlp*"])
+    assert run(model, config) == run(model, configured(memory="resident", scope=["*tower*", "*mlp*"]))
+
+
+@pytest.mark.parametrize("sweeps", [1, 3])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+        GPTNeoXConfig(
+            vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_layers_that_take_a_cache_by_other_names_are_checkpointed_too(config, sweeps):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    masks = [
+        run(model, configured("gradient", sweeps=sweeps, scope=None), gradient_checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    ]
+    assert masks[0] == masks[1] and model.config.use_cache
+
+
+def test_a_shuffled_loader_gives_every_sweep_the_same_rows(tiny_model):
+    class Shuffled(list):
+        def __iter__(self):
+            return iter(self[::-1] if next(reads) % 2 else self[:])
+
+    reads = count()
+    model = tiny_model()
+    swept = run(model, configured(sweeps=4, scope=FOUR), Shuffled(FORGET), Shuffled(RETAIN))
+    assert swept in (run(model, configured(sweeps=1, scope=FOUR), f, RETAIN) for f in (FORGET, FORGET[::-1]))
+
+
+@pytest.mark.parametrize("memory", ["auto", "sweeps"])
+def test_what_cannot_be_simulated_is_attributed_all_the_same(memory, tiny_model, monkeypatch, caplog):
+    def looking(model, batch):
+        means, num_tokens = sample_losses(model, batch)
+        assert float(means.detach().sum()) > 0
+        return means, num_tokens
+
+    monkeypatch.setattr(attribution, "free_memory", lambda device: 400_000)
+    model = tiny_model()
+    assert run(model, configured(memory=memory), losses=looking) == run(model, configured(memory="resident"))
+
+
+@pytest.mark.parametrize("memory", ["auto", "sweeps"])
+def test_scores_that_read_no_data_and_sets_without_rows(memory, tiny_model):
+    assert run(tiny_model(), configured("magnitude", memory), None, None).num_selected
+    with pytest.raises(ValueError, match="No batches to attribute"):
+        run(tiny_model(), configured(memory=memory), [], [])
 
 
 def cuts(sizes, parts):

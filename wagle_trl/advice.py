@@ -25,8 +25,9 @@ def suggest(planner: Planner, setup: Setup, capacity: int) -> dict[str, Any] | N
     """
     The cheapest change of options that makes a run fit.
 
-    Changes that leave the result as it is come first, then those that make it slower, then those that alter it; of
-    each as little as needed, and none that turns out not to matter.
+    First come changes that cost little: where attribution keeps its statistics, bf16 weights under an fp32 master, the
+    recomputation of layers, rounded state. Then a smaller batch that is accumulated longer, then a lower density, then
+    shorter rows; of each as little as needed, and none that turns out not to matter.
 
     Returns:
         `dict` or `None`: Option -> value, empty if the run fits as it is; `None` if nothing helps.
@@ -72,7 +73,12 @@ def advise(planner: Planner, setup: Setup, capacity: int) -> str:
 def _ladder(setup: Setup) -> Iterator[Setup]:
     """The setup, and ever cheaper ones, each step on top of those before."""
     yield setup
-    if setup.dtype != "bfloat16":
+    config = setup.mask_config
+    if config is not None and config.attribution_memory != "auto":
+        config = replace(config, attribution_memory="auto", attribution_sweeps=None)
+        yield (setup := replace(setup, mask_config=config))
+    is_masked = config is not None or setup.mask is not None
+    if is_masked and setup.dtype != "bfloat16":  # without a mask there is no fp32 master
         yield (setup := replace(setup, dtype="bfloat16"))
     if not setup.gradient_checkpointing:
         yield (setup := replace(setup, gradient_checkpointing=True))
@@ -80,9 +86,9 @@ def _ladder(setup: Setup) -> Iterator[Setup]:
         yield (setup := replace(setup, optim="adamw_8bit"))
     if setup.accumulator_dtype != "bfloat16":
         yield (setup := replace(setup, accumulator_dtype="bfloat16"))
-    while setup.per_device_train_batch_size > 1:
-        rows, steps = setup.per_device_train_batch_size, setup.gradient_accumulation_steps
-        smaller = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * steps}
+    rows, steps = setup.per_device_train_batch_size, setup.gradient_accumulation_steps
+    for fewer in (n for n in range(rows - 1, 0, -1) if rows % n == 0):
+        smaller = {"per_device_train_batch_size": fewer, "gradient_accumulation_steps": rows // fewer * steps}
         yield (setup := replace(setup, **smaller))
     while setup.mask_config is not None and setup.mask_config.mask_density / 2 >= _SMALLEST_DENSITY:
         config = replace(setup.mask_config, mask_density=setup.mask_config.mask_density / 2)
@@ -99,6 +105,7 @@ def _difference(setup: Setup, other: Setup) -> dict[str, Any]:
         for name in group
         if getattr(setup, name) != getattr(other, name)
     }
-    if "mask_config" in changed:
-        changed["mask_density"] = changed.pop("mask_config").mask_density
+    if (config := changed.pop("mask_config", None)) is not None:
+        names = ("attribution_memory", "attribution_sweeps", "mask_density")
+        changed |= {n: getattr(config, n) for n in names if getattr(config, n) != getattr(setup.mask_config, n)}
     return changed

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 import wagle_kernels
 from wagle_kernels import ScoreSpec
@@ -35,6 +37,8 @@ from .simulation import Simulation, Step, without_data
 from .statistics import SampleLosses, accumulate_statistic, sample_losses
 from .tiers import STATISTIC_BYTES, Batches, Stream, gather
 
+logger = logging.get_logger(__name__)
+
 SCRATCH_FOLDER = "wagle_attribution"  # of sweeps that are not done
 
 
@@ -45,6 +49,7 @@ def compute_mask(
     config: MaskConfig | None = None,
     *,
     losses: SampleLosses = sample_losses,
+    planning_losses: SampleLosses | None = None,
     gradient_checkpointing: bool = True,
     folder: str | Path | None = None,
     progress: bool = True,
@@ -60,6 +65,9 @@ def compute_mask(
         config ([`MaskConfig`], *optional*): Score, density, scope, and where to keep the statistics.
         losses (callable, *optional*, defaults to [`~statistics.sample_losses`]):
             `(model, batch)` to the token-mean loss and the number of answer tokens of every sample, both `(batch,)`.
+        planning_losses (callable, *optional*):
+            What takes the same memory as `losses` and runs without data, by which the automatic choice of
+            `attribution_memory` is made; by default `losses`.
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
             Recompute every transformer layer in the backward pass instead of keeping its activations.
         folder (`str` or `pathlib.Path`, *optional*):
@@ -80,16 +88,10 @@ def compute_mask(
         "gradient_checkpointing": gradient_checkpointing,
     }
     streams = _streams(config.mask_score, score, forget, retain)
-    tier = _tier(config, model, parameters, score, streams, options)
+    planned = options | {"losses": planning_losses or losses}
+    tier = _tier(config, model, parameters, score, streams, planned)
     accumulate = partial(accumulate_statistic, model, **options)
-    key = json.dumps(
-        [
-            model_fingerprint(model),
-            str(next(iter(parameters.values())).dtype),
-            options["squared"],
-            options["sum_batches"],
-        ]
-    )
+    key = _key(model, parameters, options)
     with _scratch(folder) as scratch:
         statistics = gather(tier, parameters, streams, accumulate, folder=scratch, key=key, progress=progress)
         retained = statistics.get("retain")
@@ -126,14 +128,42 @@ def _tier(config: MaskConfig, model: nn.Module, parameters, score: Score, stream
     device = next(iter(parameters.values())).device
     free = free_memory(device)
     needed = STATISTIC_BYTES * score.num_statistics * sum(p.numel() for p in parameters.values())
-    if config.attribution_memory == "auto" and needed <= free / 4:
+    if not streams or (config.attribution_memory == "auto" and needed <= free / 4):
         return Tier("resident")  # without a look at the activations: were they so large, no tier would help
+    working = _working_memory(model, parameters, streams, options, free)
+    return choose_tier(config, parameters, score, working, free, device.type != "cpu")
+
+
+def _working_memory(model: nn.Module, parameters, streams: dict[str, Stream], options, free: int) -> int:
+    """Bytes that a pass takes on the largest batch."""
     shapes = [batch["input_ids"].shape for stream in streams.values() for batch in stream]
+    if not shapes:
+        raise ValueError("No batches to attribute: the data set is empty.")
     rows, length = (max(sizes) for sizes in zip(*shapes))
     rows = 1 if options["squared"] else rows
     step = Step(rows, length, frozenset(parameters), options["gradient_checkpointing"])
-    working = Simulation(lambda: without_data(model)).run(options["losses"], step).peak
-    return choose_tier(config, parameters, score, working, free, device.type != "cpu")
+    try:
+        return Simulation(lambda: without_data(model)).run(options["losses"], step).peak
+    except Exception as error:  # whatever a model's own code raises when its tensors hold no data
+        logger.warning(
+            f"Cannot predict the memory of this model ({type(error).__name__}: {error}); leaving a quarter of the free "
+            "memory to the passes. If that is not enough, set attribution_memory and attribution_sweeps."
+        )
+        return free // 4
+
+
+def _key(model: nn.Module, parameters, options: dict[str, Any]) -> str:
+    """What a statistic depends on besides the batches."""
+    losses = options["losses"]
+    described = options | {
+        "losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
+        "fingerprint": model_fingerprint(model),
+        "device": next(iter(parameters.values())).device.type,
+        "attention": model.config._attn_implementation if isinstance(model, PreTrainedModel) else None,
+        "dtypes": sorted({str(parameter.dtype) for parameter in parameters.values()}),
+        "versions": _versions(),
+    }
+    return json.dumps(described)
 
 
 @contextmanager
@@ -158,6 +188,10 @@ def _mean_abs(tensors: Iterable[Tensor]) -> float:
     return total / numel
 
 
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("wagle-trl", "torch", "transformers")}
+
+
 def _info(model: nn.Module, config: MaskConfig, scale: float) -> dict[str, str]:
     info = {
         "score": config.mask_score,
@@ -168,7 +202,7 @@ def _info(model: nn.Module, config: MaskConfig, scale: float) -> dict[str, str]:
         "scope": json.dumps(config.mask_scope),
         "exclude": json.dumps(config.mask_exclude),
         "fingerprint": model_fingerprint(model),
-        "versions": json.dumps({name: version(name) for name in ("wagle-trl", "torch", "transformers")}),
+        "versions": json.dumps(_versions()),
     }
     if hasattr(model, "config"):  # a plain module has no name
         info["base_model"] = model.config._name_or_path

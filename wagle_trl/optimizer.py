@@ -227,7 +227,8 @@ class MaskedAdamW(Optimizer):
             for kind, tensor in self.state[parameter].items():
                 tensor.copy_(saved[kind])
         for saved, group in zip(groups, self.param_groups, strict=True):
-            group.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
+            kept = ("params", "param_names", "accumulator_dtype")  # the last is of this run's memory, not of its state
+            group.update({key: value for key, value in saved.items() if key not in kept})
 
     @property
     def state_bytes(self) -> int:

@@ -12,6 +12,7 @@ from .simulation import Working
 from .tiers import STATISTIC_BYTES, split_evenly
 
 MAX_QUICK_SWEEPS = 8  # beyond, adding up on the host is faster: it moves every gradient, but computes it once
+_SWEEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)  # tried, and one for each parameter
 HEADROOM = 0.95  # of the free memory, the rest being lost between allocations
 
 Components = dict[str, int]
@@ -24,6 +25,7 @@ def choose_tier(
     working: int,
     free: int | None,
     on_gpu: bool,
+    host: int | None = None,
 ) -> Tier:
     """
     The fastest tier that fits.
@@ -35,13 +37,14 @@ def choose_tier(
         working (`int`): Bytes that a step takes beyond the weights and statistics.
         free (`int`, *optional*): Bytes on the device beside the weights; without it, there are enough.
         on_gpu (`bool`): Whether the host's memory is another.
+        host (`int`, *optional*): Bytes there; by default those available.
 
     Returns:
         [`~tiers.Tier`]: If none fits, the one that takes least.
     """
     total = STATISTIC_BYTES * sum(p.numel() for p in parameters.values())
-    host = psutil.virtual_memory().available if on_gpu else 0
-    counts = [count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if count < len(parameters)]
+    host = (psutil.virtual_memory().available if host is None else host) if on_gpu else 0
+    counts = [count for count in _SWEEPS if count < len(parameters)]
     sweeps = [Tier("sweeps", count) for count in (*counts, len(parameters))]
     order = [Tier("resident")]
     if score.num_statistics > 1 and total <= host:
@@ -52,11 +55,13 @@ def choose_tier(
     order += sweeps
     if config.attribution_memory != "auto":
         order = [tier for tier in order if tier.name == config.attribution_memory]
-    for tier in order:
-        phases = phases_of(tier, parameters, score, Working(0, working), on_gpu)
-        if free is None or max(sum(phase.values()) for phase in phases) <= HEADROOM * free:
-            return tier
-    return order[-1]
+    peaks = {tier: _peak(phases_of(tier, parameters, score, Working(0, working), on_gpu)) for tier in order}
+    fitting = (tier for tier, peak in peaks.items() if free is None or peak <= HEADROOM * free)
+    return next(fitting, min(peaks, key=peaks.get))
+
+
+def _peak(phases: list[Components]) -> int:
+    return max(sum(phase.values()) for phase in phases)
 
 
 def elsewhere(tier: Tier, parameters: Mapping[str, Tensor], score: Score) -> Components:
@@ -64,7 +69,7 @@ def elsewhere(tier: Tier, parameters: Mapping[str, Tensor], score: Score) -> Com
     total = STATISTIC_BYTES * sum(p.numel() for p in parameters.values())
     places = {
         "resident": {},
-        "offload": {"host": total},
+        "offload": {"host": (score.num_statistics - 1) * total},
         "host": {"host": score.num_statistics * total},
         "sweeps": {"disk": score.num_statistics * total},
     }
@@ -90,23 +95,25 @@ def free_memory(device: torch.device) -> int:
 def phases_of(
     tier: Tier, parameters: Mapping[str, Tensor], score: Score, working: Working, on_gpu: bool
 ) -> list[Components]:
-    """Components of adding up and of selecting, beside the weights."""
+    """Components beside the weights: of adding up, of scoring, of comparing the mask with a rival score's."""
     numels = [p.numel() for p in parameters.values()]
     total = STATISTIC_BYTES * sum(numels)
     if tier.name == "sweeps":
         added, held = STATISTIC_BYTES * largest_part(parameters, tier.sweeps), 0
-    else:  # on a CPU, what is on the host is where it was
-        added = held = total * (
-            score.num_statistics if tier.name == "resident" or not on_gpu else tier.name == "offload"
-        )
+    else:
+        on_device = {"resident": score.num_statistics, "offload": 1, "host": 0}[tier.name]
+        # On a CPU, what is on the host is where it was
+        added = held = total * (on_device if on_gpu else score.num_statistics)
     # One parameter at a time: its statistics, where they are elsewhere, and for the rivals of Fisher scores their roots
     copies = (held < score.num_statistics * total) + (score.statistic == "fisher")
-    selecting = {
-        "statistics": held + copies * score.num_statistics * STATISTIC_BYTES * max(numels),
-        "masks": 3 * sum(numels) // 8,  # the score's, a rival's, and both together
-        "candidates": round(100 * sum(numels) ** (2 / 3)),
-    }
-    return [{"statistics": added} | working_components(working), selecting]
+    pieces = copies * score.num_statistics * STATISTIC_BYTES * max(numels)
+    bits = sum(numels) // 8
+    candidates = round(60 * sum(numels) ** (2 / 3))  # at most, see `selection.bracket`
+    return [
+        {"statistics": added} | working_components(working),
+        {"statistics": held + pieces, "masks": 2 * bits, "candidates": candidates},
+        {"statistics": held, "masks": 3 * bits},  # both, and both together
+    ]
 
 
 def working_components(working: Working) -> Components:

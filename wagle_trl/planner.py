@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from .arena import STATE_BITS, state_bytes
 from .mask import WeightMask
 from .mask_config import MaskConfig, Tier
-from .placement import Components, choose_tier, elsewhere, phases_of, working_components
+from .placement import HEADROOM, Components, choose_tier, elsewhere, phases_of, working_components
 from .scope import embedding_parameters, scope_parameters
 from .scores import get_score
 from .simulation import Simulation, Step, Working
 from .statistics import SampleLosses
 
+FIXED = ("weights", "CUDA context")  # components that are there before and after a run
 CONTEXT_BYTES = 500_000_000  # of CUDA and its libraries, beside what torch allocates
 
 
@@ -31,6 +32,7 @@ class Setup:
         optim (`str`): As in `TrainingArguments`.
         per_device_train_batch_size, gradient_accumulation_steps, gradient_checkpointing, bf16, accumulator_dtype: Likewise.
         max_length (`int`): Longest row, in tokens.
+        attribution_length (`int`, *optional*): Of the rows that attribution reads; by default the same.
         rows_a_sample (`int`, *optional*, defaults to `2`): A forget row and a retain row; 1 in fine-tuning.
     """
 
@@ -44,6 +46,7 @@ class Setup:
     max_length: int
     bf16: bool = False
     accumulator_dtype: str = "float32"
+    attribution_length: int | None = None
     rows_a_sample: int = 2
 
 
@@ -76,9 +79,12 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether both peaks are within the capacity, if there is one."""
+        """Whether both peaks are within the capacity, if there is one, with some headroom beside what is fixed."""
+        if self.capacity is None:
+            return None
+        fixed = sum(self.training.get(name, 0) for name in FIXED)
         peak = max(self.training_peak_bytes, self.attribution_peak_bytes or 0)
-        return None if self.capacity is None else peak <= self.capacity
+        return peak - fixed <= HEADROOM * (self.capacity - fixed)
 
     def to_dict(self) -> dict[str, Any]:
         """As `wagle plan --json` prints it."""
@@ -105,11 +111,13 @@ class Planner:
         build (callable): dtype to the model; run where tensors get no memory.
         losses (callable): As in [`~attribution.compute_mask`]; what both steps compute.
         on_gpu (`bool`): Whether the run is on a GPU: the host's memory is then another.
+        host (`int`, *optional*): Bytes that attribution may take on the host; by default those available here.
     """
 
     build: Callable[[str], nn.Module]
     losses: SampleLosses
     on_gpu: bool
+    host: int | None = None
     _simulations: dict[str, Simulation] = field(default_factory=dict)
     _steps: dict[tuple[str, Step], Working] = field(default_factory=dict)
 
@@ -147,7 +155,9 @@ class Planner:
         selected = self._selected(setup, model)
         if selected is None:
             trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            state = {"moments": sum(_dense_moment_bytes(p, setup.optim) for p in trainable.values())}
+            # As transformers sets up 8-bit AdamW, embeddings keep fp32 moments
+            precise = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+            state = {"moments": sum(_dense_moment_bytes(p, setup.optim, p in precise) for p in trainable.values())}
         else:
             trainable = {name: model.get_parameter(name) for name in selected}
             state = self._masked_state(setup, trainable, selected, embedding_parameters(model))
@@ -158,6 +168,7 @@ class Planner:
             gradient_checkpointing=setup.gradient_checkpointing,
             training=True,
             keep_gradients=selected is None,
+            passes=2 if selected is None and setup.gradient_accumulation_steps > 1 else 1,
             autocast=setup.bf16,
         )
         return self._fixed(setup) | state | working_components(self._working(setup.dtype, step))
@@ -191,20 +202,21 @@ class Planner:
         score, parameters = get_score(config.mask_score), self._scope(config, model)
         step = Step(
             rows=1 if score.statistic == "fisher" else setup.per_device_train_batch_size,
-            length=setup.max_length,
+            length=setup.attribution_length or setup.max_length,
             trainable=frozenset(parameters),
             gradient_checkpointing=setup.gradient_checkpointing,
         )
         working, fixed = self._working(setup.dtype, step), self._fixed(setup)
         free = None if capacity is None else capacity - sum(fixed.values())
-        tier = config.tier or choose_tier(config, parameters, score, working.peak, free, self.on_gpu)
+        tier = config.tier or choose_tier(config, parameters, score, working.peak, free, self.on_gpu, self.host)
         phases = phases_of(tier, parameters, score, working, self.on_gpu)
         largest = max(phases, key=lambda phase: sum(phase.values()))
         return fixed | largest, tier, elsewhere(tier, parameters, score)
 
 
-def _dense_moment_bytes(parameter: Tensor, optim: str) -> int:
-    return 2 * parameter.numel() * (1 if STATE_BITS[optim] == 8 else parameter.element_size())
+def _dense_moment_bytes(parameter: Tensor, optim: str, is_precise: bool) -> int:
+    in_8_bits = 4 if is_precise else 1
+    return 2 * parameter.numel() * (in_8_bits if STATE_BITS[optim] == 8 else parameter.element_size())
 
 
 def plan_table(plan: Plan) -> Table:

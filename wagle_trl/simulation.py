@@ -3,11 +3,13 @@
 import copy
 import gc
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 
 from .allocations import Allocations
 from .statistics import Batch, SampleLosses, checkpointed_layers, per_sample_mean, transformer_layers
@@ -29,6 +31,7 @@ class Step:
         training (`bool`, *optional*, defaults to `False`): Training mode instead of eval mode.
         keep_gradients (`bool`, *optional*, defaults to `False`):
             Keep all gradients, as plain training does, instead of freeing each as soon as it is complete.
+        passes (`int`, *optional*, defaults to `1`): Passes before the update; from the second on there are gradients.
         autocast (`bool`, *optional*, defaults to `False`): Compute in bf16 whatever the weights are.
     """
 
@@ -38,6 +41,7 @@ class Step:
     gradient_checkpointing: bool
     training: bool = False
     keep_gradients: bool = False
+    passes: int = 1
     autocast: bool = False
 
 
@@ -80,31 +84,32 @@ class Simulation:
         self.model.train(step.training)
         for layer in transformer_layers(self.model):
             layer.gradient_checkpointing = False  # below, in both modes
-        hooks = []
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in step.trainable)
-            parameter.grad = None
-            if parameter.requires_grad and not step.keep_gradients:
-                hooks.append(parameter.register_post_accumulate_grad_hook(_free_gradient))
+        with ExitStack() as hooks:
+            if not step.keep_gradients:
+                for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
+                    hooks.callback(parameter.register_post_accumulate_grad_hook(_free_gradient).remove)
+            hooks.callback(self.model.zero_grad)
+            return self._run(losses, step)
+
+    def _run(self, losses: SampleLosses, step: Step) -> Working:
         gc.collect()  # what an earlier step left in circles would be freed in this one
         with (
             self._mode,
             Allocations(self.weights().values()) as memory,
             checkpointed_layers(self.model, step.gradient_checkpointing),
         ):
-            before = memory.current
+            base, kept = memory.current, 0
             ids = torch.zeros(step.rows, step.length, dtype=torch.int64)
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}
-            with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
-                means, _ = losses(self.model, batch)
-            kept = memory.current - before
-            means.sum().backward()
-            peak = memory.peak - before
-        for hook in hooks:
-            hook.remove()
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        return Working(kept, peak)
+            for _ in range(step.passes):
+                with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
+                    means, _ = losses(self.model, batch)
+                kept = kept or memory.current - base  # of the first pass, before there are gradients
+                means.sum().backward()
+                del means
+            return Working(kept, memory.peak - base)
 
 
 def without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -117,7 +122,12 @@ def without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     """
     attributes = (value for module in model.modules() for value in vars(module).values())
     tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): _empty_like(tensor, dtype) for tensor in tensors})
+    copied = copy.deepcopy(model, {id(tensor): _empty_like(tensor, dtype) for tensor in tensors})
+    for module in copied.modules():
+        # Flash attention needs a GPU, and takes as much as torch's own
+        if isinstance(module, PreTrainedModel) and "flash" in (module.config._attn_implementation or ""):
+            module.config._attn_implementation = "sdpa"
+    return copied
 
 
 def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -125,7 +135,8 @@ def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Sample losses through TRL's fused LM head as it works on a GPU, where kernels fold the logits in place. On a CPU it
     makes several fp32 copies of them.
     """
-    hidden = model.get_decoder()(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     labels, hidden = batch["labels"][:, 1:], hidden[:, :-1]
     log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), model.get_output_embeddings().weight)
     return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
@@ -143,7 +154,8 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        _tile(hidden)
+        ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        _tile(hidden, ctx.dtype)
         return hidden.new_zeros(len(hidden), dtype=torch.float32)
 
     @staticmethod
@@ -153,14 +165,14 @@ class _FusedHead(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=torch.float32) if needed else None
             for tensor, needed in zip((hidden, weight), ctx.needs_input_grad)
         ]
-        tile = _tile(hidden)  # alive until the gradients are rounded
+        tile = _tile(hidden, ctx.dtype)  # alive until the gradients are rounded
         rounded = [None if total is None else total.to(hidden.dtype) for total in sums]
         del tile
         return tuple(rounded)
 
 
-def _tile(hidden: Tensor) -> Tensor:
-    return hidden.new_empty(min(len(hidden), _HEAD_TOKENS), _HEAD_VOCABULARY)
+def _tile(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return hidden.new_empty(min(len(hidden), _HEAD_TOKENS), _HEAD_VOCABULARY, dtype=dtype)
 
 
 def _free_gradient(parameter: nn.Parameter) -> None:

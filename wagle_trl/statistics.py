@@ -1,12 +1,13 @@
 """Batches to a statistic of every weight: the mean gradient of a sample's loss, or of its square."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import wagle_kernels
@@ -85,13 +86,14 @@ def accumulate_statistic(
                 means, num_tokens = losses(model, part)
                 _refuse_empty(num_tokens)
                 loss = (means * num_tokens).sum() / num_tokens.sum() if sum_batches else means.sum()
-                loss.backward()
+                if loss.requires_grad:  # a loss may use none of the parameters, of which there can be few
+                    loss.backward()
                 num_samples += len(means)
     if num_samples == 0:
         raise ValueError("No batches to attribute: the data set is empty.")
     for name, total in totals.items():
         if not sum_batches:
-            total /= num_samples
+            total *= 1 / num_samples  # not divided: CUDA would multiply, a CPU not, and bits could differ
         _refuse_non_finite(name, total)
     return totals
 
@@ -109,20 +111,31 @@ def checkpointed_layers(model: nn.Module, enabled: bool = True) -> Iterator[None
     """
     layers = transformer_layers(model) if enabled else []
     own = {layer: layer.forward for layer in layers if "forward" in vars(layer)}
-    for layer in layers:
-        layer.forward = partial(_recomputed, layer.forward)
+    with _without_cache(model) if enabled else nullcontext():
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+            for layer, forward in own.items():
+                layer.forward = forward
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """No key-value cache by default: a layer that is computed twice would fill it twice."""
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    configs = {id(config): config for config in (module.config.get_text_config() for module in models)}.values()
+    configs = [config for config in configs if getattr(config, "use_cache", False)]
+    for config in configs:
+        config.use_cache = False
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
-        for layer, forward in own.items():
-            layer.forward = forward
-
-
-def _recomputed(forward: Callable, *args, past_key_values=None, **kwargs):
-    """Without the cache, which computing twice would fill twice."""
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        for config in configs:
+            config.use_cache = True
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def gather(
     with bar:
         if tier.name == "sweeps":
             return _sweep(tier, parameters, streams, accumulate, read, bar, folder, key)
-        _set_total(bar, streams, 1)
+        _set_total(bar, streams.values())
         device = "cpu" if tier.name == "host" else None
         gathered: dict[str, Mapping[str, Tensor]] = {}
         for name in streams:
@@ -95,14 +95,19 @@ def gather(
 
 def _sweep(tier, parameters, streams, accumulate, read, bar, folder, key) -> dict[str, Mapping[str, Tensor]]:
     folder.mkdir(parents=True, exist_ok=True)
+    streams = {name: Stream(list(batches)) for name, batches in streams.items()}  # a loader may shuffle
     stores = {name: Store(folder, name, parameters, _digest(key, batches)) for name, batches in streams.items()}
-    missing = {n: p for n, p in parameters.items() if not all(n in store.done for store in stores.values())}
-    _check_space(folder, missing, len(streams))
-    parts = split_evenly(missing, tier.sweeps)
-    _set_total(bar, streams, len(parts))
-    for i, part in enumerate(parts):
-        for name, store in stores.items():
-            store.write(accumulate(part, read(name, f", sweep {i + 1} of {len(parts)}")))
+    parts = split_evenly(parameters, tier.sweeps)
+    passes = [
+        (f", sweep {i + 1} of {len(parts)}", name, missing)
+        for i, part in enumerate(parts)
+        for name, store in stores.items()
+        if (missing := {n: p for n, p in part.items() if n not in store.done})
+    ]
+    _check_space(folder, [p for *_, missing in passes for p in missing.values()])
+    _set_total(bar, [streams[name] for _, name, _ in passes])
+    for note, name, missing in passes:
+        stores[name].write(accumulate(missing, read(name, note)))
     return stores
 
 
@@ -173,19 +178,19 @@ def _to_host(statistic: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in statistic.items()}
 
 
-def _set_total(bar: tqdm, streams: Mapping[str, Stream], passes: int) -> None:
+def _set_total(bar: tqdm, passes: Iterable[Stream]) -> None:
     """Number of batches in all, from which the bar estimates the time left."""
-    lengths = [stream.length for stream in streams.values()]
-    bar.total = None if None in lengths else passes * sum(lengths)
+    lengths = [stream.length for stream in passes]
+    bar.total = None if None in lengths else sum(lengths)
 
 
-def _check_space(folder: Path, parameters: Mapping[str, Tensor], num_streams: int) -> None:
-    needed = num_streams * STATISTIC_BYTES * sum(p.numel() for p in parameters.values())
+def _check_space(folder: Path, parameters: Iterable[Tensor]) -> None:
+    needed = STATISTIC_BYTES * sum(p.numel() for p in parameters)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
             f"Attribution in sweeps needs {needed / 1e9:.1f} GB on the disk of '{folder}', which has {free / 1e9:.1f} GB "
-            "left; make room, choose another output_dir, or set attribution_memory to 'host'."
+            "left; make room, choose another folder (output_dir), or set attribution_memory to 'host'."
         )
 
 
@@ -194,5 +199,5 @@ def _digest(key: str, batches: Iterable[Batch]) -> str:
     for batch in batches:
         for name, tensor in sorted(batch.items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -61,6 +61,7 @@ def make_trainer(make_config, tiny_model, tiny_tokenizer, forget_rows, retain_ro
             "mask",
             "train_dataset",
             "retain_dataset",
+            "forget_dataset",
             "eval_dataset",
             "processing_class",
             "peft_config",

@@ -99,9 +99,10 @@ def test_peaks_are_as_predicted(case, make_large, record_property):
     assert plan.training_peak_bytes == pytest.approx(training, rel=0.05)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-def test_dense_training_is_predicted_too(dtype, make_large):
-    trainer = make_large(dtype=dtype)
+def test_dense_training_is_predicted_too(dtype, accumulation, make_large):
+    trainer = make_large(dtype=dtype, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4)
     plan = trainer.memory.make_plan()
     assert plan.attribution_peak_bytes is None
     assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train), rel=0.05)
@@ -114,6 +115,16 @@ def test_a_ready_mask_is_counted_as_it_is(make_large):
     assert plan.attribution is None
     held = trainer.mask.bits.values()
     assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train, *held), rel=0.05)
+
+
+def test_attribution_reads_the_forget_rows_of_fine_tuning(make_trainer, forget_rows, small_mask):
+    long_rows = forget_rows.map(lambda row: {"completion": 20 * row["completion"]})
+    setups = [
+        make_trainer("masked_sft", forget_dataset=rows, mask_config=small_mask).memory._setup()
+        for rows in (forget_rows, long_rows)
+    ]
+    assert setups[0].max_length == setups[1].max_length
+    assert setups[1].attribution_length > 2 * setups[0].attribution_length
 
 
 # What the user sees
@@ -210,12 +221,12 @@ def test_out_of_memory_although_it_should_fit_says_so(make_trainer, small_mask, 
 def test_the_longest_row_counts(make_trainer, small_mask):
     trainer = make_trainer(mask_config=small_mask)
     lengths = [len(ids) for data in (trainer.train_dataset, trainer.retain_dataset) for ids in data["input_ids"]]
-    assert max(map(longest_row, (trainer.train_dataset, trainer.retain_dataset))) == max(lengths)
+    assert longest_row(trainer.train_dataset, None, trainer.retain_dataset) == max(lengths)
     assert trainer.memory._setup().max_length == max(lengths)
 
 
 def test_peak_memory_is_in_bytes():
-    assert 10 * 2**20 < peak_memory_bytes() < 2**43
+    assert 10 * 2**20 < peak_memory_bytes(torch.device("cpu")) < 2**43
 
 
 # Options that save memory leave the result as it is

@@ -59,9 +59,13 @@ def run(argv: list[str], command: str) -> Output:
     args, data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
     given = _given(argv, (data_args, mask_source, mask_config, training_args, model_args))
     capacity = _capacity(args.gpu)
-    planner = Planner(partial(_build, _load_config(model_args, training_args), model_args), losses_on_gpu, on_gpu=True)
+    build = partial(_build, _load_config(model_args, training_args), model_args, training_args.trust_remote_code)
+    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan is of another machine, perhaps
     setup = _setup(args.objective, mask_source, mask_config, training_args, model_args, given)
-    plan, changes = planner.plan(setup, capacity), suggest(planner, setup, capacity)
+    try:
+        plan, changes = planner.plan(setup, capacity), suggest(planner, setup, capacity)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"This model cannot be planned without its data: {error}") from error
     content = plan.to_dict() | {"model": model_args.model_name_or_path, "changes": changes}
     lines: list[Any] = [plan_table(plan)]
     if changes:
@@ -70,7 +74,9 @@ def run(argv: list[str], command: str) -> Output:
         lines.append("No option makes this model fit: it takes a larger GPU, or a smaller model.")
     if args.auto is not None and changes is not None:
         with atomic_path(args.auto) as path:
-            path.write_text(yaml.safe_dump(given | changes, sort_keys=False), encoding="utf-8")
+            given.pop("activation_checkpointing", None)  # its old name below counts for less
+            options = given | {"gradient_checkpointing": setup.gradient_checkpointing} | changes
+            path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
         lines.append(f"Written: wagle {args.objective} --config {args.auto}")
     fits = changes == {} or (args.auto is not None and changes is not None)
     return Output(content, lines, exit_code=0 if fits else 1)
@@ -100,12 +106,16 @@ def _load_config(model_args, training_args) -> PreTrainedConfig:
         raise ValueError(f"Cannot load the config of '{name}': {error}") from error
 
 
-def _build(config: PreTrainedConfig, model_args, dtype: str) -> nn.Module:
+def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype: str) -> nn.Module:
     """The model under `dtype`, `"auto"` being that of the config."""
-    # Flash attention takes what torch's own takes, and is not needed to know that
-    attention = "eager" if model_args.attn_implementation == "eager" else "sdpa"
+    attention = model_args.attn_implementation
+    if attention is not None and "flash" in attention:  # it takes as much as torch's own, and needs a GPU
+        attention = "sdpa"
     return AutoModelForCausalLM.from_config(
-        config, dtype=dtype if dtype == "auto" else getattr(torch, dtype), attn_implementation=attention
+        config,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -137,5 +147,6 @@ def _given(argv: list[str], parsed: tuple) -> dict[str, Any]:
         path = argv[argv.index("--config") + 1]
         with open(path, encoding="utf-8") as file:
             names = [*yaml.safe_load(file), *names]
+    names = [name.replace("-", "_").removeprefix("no_") for name in names]
     values = {name: getattr(group, name) for group in parsed for name in names if hasattr(group, name)}
     return {n: v.value if isinstance(v, Enum) else v for n, v in values.items() if n not in _OWN}

@@ -21,6 +21,7 @@ from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import mask_report
 from ..scope import embedding_parameters
+from ..simulation import losses_on_gpu
 from ..statistics import transformer_layers
 from .checks import (
     check_accelerator,
@@ -203,6 +204,7 @@ class MaskedTrainer(SFTTrainer):
                 None if self.retain_dataset is None else self._batches(self.retain_dataset),
                 self.mask_config,
                 losses=fused_sample_losses,
+                planning_losses=losses_on_gpu if self.args.device.type == "cuda" else None,
                 gradient_checkpointing=self.args.gradient_checkpointing,
                 folder=self.args.output_dir,
                 progress=not self.args.disable_tqdm,

@@ -76,7 +76,7 @@ class MemoryWatch:
             yield
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(f"{error} {self._advice()}") from error
-        self.measured[phase] = peak_memory_bytes()
+        self.measured[phase] = peak_memory_bytes(device)
         self._print(self._comparison(phase))
 
     def _comparison(self, phase: str) -> str:
@@ -116,7 +116,7 @@ class MemoryWatch:
 
     def _setup(self) -> Setup:
         trainer, args = self.trainer, self.trainer.args
-        datasets = [trainer.train_dataset, trainer.retain_dataset]
+        trained = [trainer.train_dataset, trainer.retain_dataset if trainer.rows_a_sample == 2 else None]
         return Setup(
             mask_config=trainer.mask_config if trainer.mask is None else None,
             mask=trainer.mask,
@@ -125,7 +125,8 @@ class MemoryWatch:
             per_device_train_batch_size=args.per_device_train_batch_size,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             gradient_checkpointing=args.gradient_checkpointing,
-            max_length=max(longest_row(dataset) for dataset in datasets if dataset is not None),
+            max_length=longest_row(*trained),
+            attribution_length=longest_row(trainer.attributed_dataset, trainer.retain_dataset),
             bf16=args.bf16,
             accumulator_dtype=args.accumulator_dtype,
             rows_a_sample=trainer.rows_a_sample,
@@ -140,14 +141,15 @@ def _dtype_of(model: nn.Module) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
-def longest_row(dataset: Dataset) -> int:
+def longest_row(*datasets: Dataset | None) -> int:
     """Most tokens in a row."""
-    return pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data.column("input_ids"))).as_py()
+    columns = [dataset.data.column("input_ids") for dataset in datasets if dataset is not None]
+    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py() for column in columns)
 
 
-def peak_memory_bytes() -> int:
-    """Peak of allocated GPU memory, or of the process's resident memory where there is no GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of allocated GPU memory, or on a CPU of the process's resident memory since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
