@@ -5,6 +5,7 @@ python -m benchmarks plans
 
 import argparse
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ def build(shape: str, dtype: str) -> nn.Module:
 
 
 def plans(shape: str) -> list[dict[str, Any]]:
-    """NPO with 8-bit moments, by density and capacity, at the shape's own number of rows, length and accumulation."""
+    """NPO with 8-bit moments, at the shape's own number of rows, length and accumulation."""
     planner = Planner(partial(build, shape), losses_on_gpu, on_gpu=True, host=0)
     rows = []
-    for density in DENSITIES:
+    for density, accumulator in product(DENSITIES, ("float32", "bfloat16")):
         setup = Setup(
             mask_config=MaskConfig(mask_density=density, attribution_memory="auto"),
             mask=None,
@@ -44,21 +45,25 @@ def plans(shape: str) -> list[dict[str, Any]]:
             gradient_checkpointing=True,
             max_length=SHAPES[shape].length,
             bf16=True,
+            accumulator_dtype=accumulator,
         )
         for capacity in CAPACITIES:
             plan = planner.plan(setup, int(capacity * 1e9)).to_dict()
-            rows.append({"shape": shape, "density": density, "capacity_gb": capacity} | plan)
+            options = {"shape": shape, "density": density, "accumulator": accumulator, "capacity_gb": capacity}
+            rows.append(options | plan)
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("shape", "density", "GPU", "training, GB", "attribution, GB", "by", "fits", title="Predicted peaks")
+    columns = ("shape", "density", "accumulators", "GPU", "training, GB", "attribution, GB", "by", "fits")
+    table = Table(*columns, title="Predicted peaks")
     for row in rows:
         sweeps = f" ({row['attribution_sweeps']})" if row["attribution_memory"] == "sweeps" else ""
         peaks = (f"{row[f'{phase}_peak_bytes'] / 1e9:.1f}" for phase in ("training", "attribution"))
         fits = "yes" if row["fits"] else "no"
         gpu = f"{row['capacity_gb']} GB"
-        table.add_row(row["shape"], str(row["density"]), gpu, *peaks, row["attribution_memory"] + sweeps, fits)
+        options = (row["shape"], str(row["density"]), row["accumulator"], gpu)
+        table.add_row(*options, *peaks, row["attribution_memory"] + sweeps, fits)
     Console(width=120).print(table)
 
 
