@@ -15,8 +15,8 @@ class MaskedSFTConfig(SFTConfig):
             In what the gradients of selected weights are added up over `gradient_accumulation_steps`. `"bfloat16"`
             rounds every sum of bf16 weights' gradients, as torch does without a mask, in half the memory.
         compile_layers (`bool`, *optional*, defaults to `False`):
-            Compile every transformer layer with `torch.compile`, one for all, where `torch_compile` compiles the model
-            as a whole.
+            Compile the transformer layers with `torch.compile`, which compiles equal layers once; `torch_compile`
+            compiles the model as a whole.
     """
 
     accumulator_dtype: str = field(
@@ -30,8 +30,8 @@ class MaskedSFTConfig(SFTConfig):
     compile_layers: bool = field(
         default=False,
         metadata={
-            "help": "Compile every transformer layer with `torch.compile`, one for all, where `torch_compile` compiles "
-            "the model as a whole."
+            "help": "Compile the transformer layers with `torch.compile`, which compiles equal layers once; "
+            "`torch_compile` compiles the model as a whole."
         },
     )
 
