@@ -231,6 +231,7 @@ def plan_table(plan: Plan) -> Table:
     if plan.tier is not None:
         kept = "".join(f", {size / 1e9:.1f} GB on the {place}" for place, size in plan.elsewhere.items())
         table.caption = f"attribution memory: {plan.tier}{kept}"
+        table.min_width = len(table.caption)  # on one line
     return table
 
 
