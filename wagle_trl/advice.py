@@ -62,12 +62,14 @@ def advise(planner: Planner, setup: Setup, capacity: int) -> str:
     if changes is None:
         return f"{needs}; no option makes this model fit, it takes a larger GPU or a smaller model."
     if changes:
-        return (
-            f"{needs}; the cheapest change that makes it fit: {', '.join(f'{n}={v!r}' for n, v in changes.items())}."
-        )
+        return f"{needs}; the cheapest change that makes it fit: {_spoken(changes)}."
     spare = next((_difference(setup, s) for s in _ladder(setup) if s != setup), None)
-    less = f"; to take less, set {', '.join(f'{n}={v!r}' for n, v in spare.items())}" if spare else ""
+    less = f"; to take less, set {_spoken(spare)}" if spare else ""
     return f"{needs}: it should fit, unless other processes take memory too{less}."
+
+
+def _spoken(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in changes.items())
 
 
 def _ladder(setup: Setup) -> Iterator[Setup]:

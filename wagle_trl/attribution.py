@@ -35,7 +35,7 @@ from .scores import Score, get_score, parse_gamma, score_scale
 from .selection import Scored, select
 from .simulation import Simulation, Step, without_data
 from .statistics import SampleLosses, accumulate_statistic, sample_losses
-from .tiers import STATISTIC_BYTES, Batches, Stream, gather
+from .tiers import Batches, Stream, gather, statistic_bytes
 
 logger = logging.get_logger(__name__)
 
@@ -127,7 +127,7 @@ def _tier(config: MaskConfig, model: nn.Module, parameters, score: Score, stream
         return config.tier
     device = next(iter(parameters.values())).device
     free = free_memory(device)
-    needed = STATISTIC_BYTES * score.num_statistics * sum(p.numel() for p in parameters.values())
+    needed = score.num_statistics * statistic_bytes(parameters.values())
     if not streams or (config.attribution_memory == "auto" and needed <= free / 4):
         return Tier("resident")  # without a look at the activations: were they so large, no tier would help
     working = _working_memory(model, parameters, streams, options, free)

@@ -9,7 +9,7 @@ from torch import Tensor
 from .mask_config import MaskConfig, Tier
 from .scores import Score
 from .simulation import Working
-from .tiers import STATISTIC_BYTES, split_evenly
+from .tiers import STATISTIC_BYTES, split_evenly, statistic_bytes
 
 MAX_QUICK_SWEEPS = 8  # beyond, adding up on the host is faster: it moves every gradient, but computes it once
 _SWEEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)  # tried, and one for each parameter
@@ -42,7 +42,7 @@ def choose_tier(
     Returns:
         [`~tiers.Tier`]: If none fits, the one that takes least.
     """
-    total = STATISTIC_BYTES * sum(p.numel() for p in parameters.values())
+    total = statistic_bytes(parameters.values())
     host = (psutil.virtual_memory().available if host is None else host) if on_gpu else 0
     counts = [count for count in _SWEEPS if count < len(parameters)]
     sweeps = [Tier("sweeps", count) for count in (*counts, len(parameters))]
@@ -66,7 +66,7 @@ def _peak(phases: list[Components]) -> int:
 
 def elsewhere(tier: Tier, parameters: Mapping[str, Tensor], score: Score) -> Components:
     """Bytes that a tier takes on the `host` or the `disk`."""
-    total = STATISTIC_BYTES * sum(p.numel() for p in parameters.values())
+    total = statistic_bytes(parameters.values())
     places = {
         "resident": {},
         "offload": {"host": (score.num_statistics - 1) * total},
@@ -97,7 +97,7 @@ def phases_of(
 ) -> list[Components]:
     """Components beside the weights: of adding up, of scoring, of comparing the mask with a rival score's."""
     numels = [p.numel() for p in parameters.values()]
-    total = STATISTIC_BYTES * sum(numels)
+    total = statistic_bytes(parameters.values())
     if tier.name == "sweeps":
         added, held = STATISTIC_BYTES * largest_part(parameters, tier.sweeps), 0
     else:

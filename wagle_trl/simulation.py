@@ -84,13 +84,13 @@ class Simulation:
         self.model.train(step.training)
         for layer in transformer_layers(self.model):
             layer.gradient_checkpointing = False  # below, in both modes
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in step.trainable)
-        with ExitStack() as hooks:
-            if not step.keep_gradients:
-                for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
-                    hooks.callback(parameter.register_post_accumulate_grad_hook(_free_gradient).remove)
-            hooks.callback(self.model.zero_grad)
+        with ExitStack() as undo:  # the next step may ask which parameters are trainable
+            for name, parameter in self.model.named_parameters():
+                undo.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(name in step.trainable)
+                if parameter.requires_grad and not step.keep_gradients:
+                    undo.callback(parameter.register_post_accumulate_grad_hook(_free_gradient).remove)
+            undo.callback(self.model.zero_grad)
             return self._run(losses, step)
 
     def _run(self, losses: SampleLosses, step: Step) -> Working:

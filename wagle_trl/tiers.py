@@ -22,6 +22,11 @@ Accumulate = Callable[..., dict[str, Tensor]]
 STATISTIC_BYTES = 4  # fp32
 
 
+def statistic_bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes of one statistic of them."""
+    return STATISTIC_BYTES * sum(parameter.numel() for parameter in parameters)
+
+
 class Stream:
     """
     Batches that can be read again and again.
@@ -185,7 +190,7 @@ def _set_total(bar: tqdm, passes: Iterable[Stream]) -> None:
 
 
 def _check_space(folder: Path, parameters: Iterable[Tensor]) -> None:
-    needed = STATISTIC_BYTES * sum(p.numel() for p in parameters)
+    needed = statistic_bytes(parameters)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
