@@ -45,6 +45,8 @@ def make_config(tmp_path):
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
+        if kind != "masked_sft":
+            defaults["trajectory_steps"] = 0
         return TRAINERS[kind][1](**defaults | options)
 
     return build

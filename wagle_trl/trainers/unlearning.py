@@ -15,6 +15,7 @@ from ..pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from .checks import check_answers
 from .masked import MaskedTrainer
 from .masked_sft_config import MaskedSFTConfig
+from .trajectory import Trajectory
 
 
 @dataclass
@@ -25,16 +26,32 @@ class UnlearningConfig(MaskedSFTConfig):
     Parameters:
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the cross-entropy on the retain rows.
+        trajectory_steps (`int`, *optional*, defaults to `10`):
+            Every how many steps the answer probability of each set is measured and logged, see
+            [`~trainers.trajectory.Trajectory`]; `0` never.
+        trajectory_rows (`int`, *optional*, defaults to `32`):
+            On at most how many rows of each set.
     """
 
     retain_weight: float = field(
         default=1.0, metadata={"help": "Weight of the cross-entropy on the retain rows in the loss."}
+    )
+    trajectory_steps: int = field(
+        default=10,
+        metadata={"help": "Every how many steps the answer probability of each set is measured and logged; 0 never."},
+    )
+    trajectory_rows: int = field(
+        default=32, metadata={"help": "On at most how many rows of each set the trajectory is measured."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.retain_weight < 0:
             raise ValueError(f"retain_weight must not be negative, got {self.retain_weight}.")
+        if self.trajectory_steps < 0:
+            raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
+        if self.trajectory_rows < 1:
+            raise ValueError(f"trajectory_rows must be at least 1, got {self.trajectory_rows}.")
         if self.packing or self.padding_free:
             raise ValueError("Unlearning needs one row a sample; set `packing=False` and `padding_free=False`.")
         if self.loss_type != "nll" or self.label_smoothing_factor:
@@ -79,6 +96,8 @@ class UnlearningTrainer(MaskedTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), seed)
         self.add_callback(_EpochSetter(self._pair_sampler))
+        if self.args.trajectory_steps:
+            self.add_callback(Trajectory(self))
 
     @abstractmethod
     def forget_loss(self, token_log_probs: Tensor, inputs: dict[str, Tensor], counts: Counts) -> Tensor:

@@ -1,0 +1,68 @@
+"""How forgetting goes: answer probabilities on a few rows of every set, every few steps."""
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from ..statistics import Batch
+from .memory import fused_sample_losses
+
+SUFFIX = "_probability"
+
+
+class Trajectory(TrainerCallback):
+    """
+    Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), at step 0, every
+    `args.trajectory_steps` steps and at the end.
+
+    The sets are the forget rows, the retain rows, and every other set of `eval_dataset` where that is a `dict`. It
+    costs little: at most `args.trajectory_rows` rows of each, evenly spaced, go forward in batches of training's size,
+    without logits.
+
+    Args:
+        trainer ([`~trainers.unlearning.UnlearningTrainer`]): Trainer to watch.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        sets = {"forget": trainer.train_dataset, "retain": trainer.retain_dataset}
+        if isinstance(trainer.eval_dataset, dict):
+            sets |= {name: rows for name, rows in trainer.eval_dataset.items() if name not in sets}
+        self.batches = {
+            name: self._collate(_spread(rows, trainer.args.trajectory_rows)) for name, rows in sets.items()
+        }
+
+    def _collate(self, rows: Dataset) -> list[Batch]:
+        # Without a `DataLoader`, which draws from the random numbers of dropout: watching must not change a run
+        size = self.trainer.args.per_device_train_batch_size
+        rows = rows.select_columns(["input_ids", "labels"]).to_list()
+        return [self.trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:  # not of a resumed run, whose history has it
+            self._log(control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.trajectory_steps == 0 or state.global_step == state.max_steps:
+            self._log(control)
+
+    def _log(self, control) -> None:
+        model, should_log = self.trainer.model, control.should_log
+        model.eval()  # `SFTTrainer.log` would otherwise flush the averages of the training metrics, too
+        self.trainer.log({f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()})
+        model.train()
+        control.should_log = should_log  # of the training metrics, which a log of anything takes for done
+
+    @torch.no_grad()
+    def _probability(self, batches: list[Batch]) -> float:
+        model, device = self.trainer.model, self.trainer.args.device
+        moved = ({key: value.to(device) for key, value in batch.items()} for batch in batches)
+        losses = torch.cat([fused_sample_losses(model, batch)[0] for batch in moved])
+        return losses.float().neg().exp().mean().item()
+
+
+def _spread(rows: Dataset, count: int) -> Dataset:
+    """At most `count` rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows.select([i * len(rows) // count for i in range(count)])
