@@ -43,7 +43,7 @@ LAYERS = {
         "wagle_trl.pairing",
         "wagle_trl.report",
     ),
-    3: ("wagle_trl.trainers", "wagle_trl.evaluation.scoring", "wagle_trl.evaluation.tofu"),
+    3: ("wagle_trl.trainers", "wagle_trl.evaluation.attacks", "wagle_trl.evaluation.scoring", "wagle_trl.evaluation.tofu"),
     4: ("wagle_trl.hub", "wagle_trl.templates"),
     5: ("wagle_trl.cli", "wagle_trl.demo"),
 }
