@@ -26,6 +26,8 @@ LAYERS = {
         "wagle_trl.scope",
         "wagle_trl.scores",
         "wagle_trl.evaluation.metrics",
+        "wagle_trl.evaluation.memorization",
+        "wagle_trl.evaluation.membership",
     ),
     2: (
         "wagle_trl.arena",
@@ -43,7 +45,15 @@ LAYERS = {
         "wagle_trl.pairing",
         "wagle_trl.report",
     ),
-    3: ("wagle_trl.trainers", "wagle_trl.evaluation.attacks", "wagle_trl.evaluation.scoring", "wagle_trl.evaluation.tofu"),
+    3: (
+        "wagle_trl.trainers",
+        "wagle_trl.evaluation.attacks",
+        "wagle_trl.evaluation.scoring",
+        "wagle_trl.evaluation.tofu",
+        "wagle_trl.evaluation.drift",
+        "wagle_trl.evaluation.partial",
+        "wagle_trl.evaluation.suite",
+    ),
     4: ("wagle_trl.hub", "wagle_trl.templates"),
     5: ("wagle_trl.cli", "wagle_trl.demo"),
 }

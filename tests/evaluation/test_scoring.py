@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl.data import to_prompt_completion, tokenize_row
-from wagle_trl.evaluation.scoring import answer_losses, generate_answers
+from wagle_trl.evaluation.scoring import answer_losses, answer_scores, generate_answers, token_scores
 
 from .conftest import ROWS
 
@@ -81,6 +81,51 @@ class TestAnswerLosses:
         model.lm_head.weight.data[0] = math.nan
         with pytest.raises(ValueError, match="3 of 3 answers have a NaN or infinite loss"):
             answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
+
+
+LOG_2 = math.log(2)
+
+
+class TestTokenScores:
+    # Over three tokens p is 1/2, 1/4 and 1/4, so log p is -1, -2 and -2 times log 2: its mean is -1.5, its variance
+    # 1/2 * 0.25 + 1/2 * 0.25 and its deviation 0.5 times log 2
+    LOGITS = torch.tensor([[0.5, 0.25, 0.25]]).log()
+
+    @pytest.mark.parametrize(("label", "expected"), [(0, [-LOG_2, 1.0, 1.0]), (2, [-2 * LOG_2, -1.0, 0.0])])
+    def test_a_token_has_the_hand_computed_scores(self, label, expected):
+        scores = token_scores(self.LOGITS, torch.tensor([label]))
+        torch.testing.assert_close(scores, torch.tensor(expected)[:, None])
+
+    def test_a_constant_added_to_the_logits_changes_nothing(self):
+        labels = torch.tensor([1])
+        torch.testing.assert_close(token_scores(self.LOGITS + 7, labels), token_scores(self.LOGITS, labels))
+
+    @pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min])
+    def test_a_token_that_cannot_occur_changes_nothing(self, lowest):
+        labels = torch.tensor([1])
+        logits = torch.cat([self.LOGITS, torch.tensor([[lowest]])], dim=1)
+        torch.testing.assert_close(token_scores(logits, labels), token_scores(self.LOGITS, labels))
+
+    def test_a_model_without_doubt_has_finite_scores(self):
+        scores = token_scores(torch.tensor([[1000.0, 0.0, 0.0]] * 2), torch.tensor([0, 1]))
+        assert scores.isfinite().all()
+        assert scores[:, 0].tolist() == [0.0, 0.0, 1.0]
+
+    @pytest.mark.parametrize("batch_size", [2, 16])
+    def test_the_batch_size_does_not_matter(self, model, tokenizer, tokenized, batch_size):
+        one_by_one = answer_scores(model, tokenized, 1, tokenizer.pad_token_id)
+        batched = answer_scores(model, tokenized, batch_size, tokenizer.pad_token_id)
+        for first, second in zip(one_by_one, batched, strict=True):
+            assert second.log_probs == pytest.approx(first.log_probs, abs=1e-5)
+            assert second.z_scores == pytest.approx(first.z_scores, abs=1e-5)
+            assert second.correct == first.correct
+
+    def test_a_token_is_right_where_greedy_decoding_produces_it(self, memorized_model, tokenizer, tokenized):
+        wrong_end = {name: list(values) for name, values in tokenized[0].items()}
+        wrong_end["input_ids"][-1] = wrong_end["labels"][-1] = 17
+        right, wrong = answer_scores(memorized_model, [tokenized[0], wrong_end], 2, tokenizer.pad_token_id)
+        assert all(right.correct)
+        assert wrong.correct == [*right.correct[:-1], False]
 
 
 class TestGenerateAnswers:

@@ -1,5 +1,6 @@
 import json
 import math
+import zlib
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl.data import to_prompt_completion, tokenize_row
 from wagle_trl.evaluation.metrics import summarize
-from wagle_trl.evaluation.scoring import answer_losses
+from wagle_trl.evaluation.scoring import answer_losses, answer_scores
 from wagle_trl.evaluation.tofu import evaluate_rows, read_records, write_records
 
 from .conftest import ROWS
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_tofu = pytest.mark.skipif(not DATA.is_dir(), reason="the TOFU rows and logs are not on this machine")
+
+MEMORY_FIELDS = {"exact_memorization", "extraction_strength", "min_k", "min_k_plus_plus", "mia_k", "zlib_bytes"}
 
 
 class TestEvaluateRows:
@@ -30,8 +33,8 @@ class TestEvaluateRows:
         log = read_records(DATA / "tofu_eval_logs" / "llama2-7b_full.jsonl")[0]
         (record,) = evaluate_rows(model, tokenizer, ROWS[:1], "forget", max_new_tokens=2, progress=False)
         assert log.keys() - record.keys() == {"rouge1_recall"}
-        assert record.keys() <= log.keys()
-        for key in record:
+        assert record.keys() - log.keys() == MEMORY_FIELDS
+        for key in record.keys() & log.keys():
             assert type(record[key]) is type(log[key]), key
 
     def test_losses_of_a_record_are_those_of_its_answers(self, model, tokenizer):
@@ -60,6 +63,7 @@ class TestEvaluateRows:
         assert record.keys() == {
             *("set", "index", "question", "answer", "avg_gt_loss", "gt_loss", "num_token_gt"),
             *("generated", "rougeL_recall"),
+            *MEMORY_FIELDS,
         }
 
     def test_a_dataset_with_missing_columns_is_the_same_as_a_list(self, model, tokenizer):
@@ -73,11 +77,37 @@ class TestEvaluateRows:
             evaluate_rows(model, tokenizer, ROWS, "forget", batch_size=size, max_new_tokens=4, progress=False)
             for size in (1, 16)
         )
-        for first, second in zip(one, many):
-            assert first["truth_ratio" if "truth_ratio" in first else "gt_loss"] == pytest.approx(
-                second["truth_ratio" if "truth_ratio" in first else "gt_loss"], rel=1e-4
-            )
-            assert first["generated"] == second["generated"]
+        for first, second in zip(one, many, strict=True):
+            assert first.keys() == second.keys()
+            for key, value in first.items():
+                is_number = isinstance(value, float | list)
+                assert second[key] == (pytest.approx(value, rel=1e-5, abs=1e-5) if is_number else value), key
+
+    def test_in_bf16_batch_sizes_differ_by_the_rounding_of_the_model_alone(self, model, tokenizer):
+        model.bfloat16()
+        one, many = (
+            evaluate_rows(model, tokenizer, ROWS, "forget", batch_size=size, generate=False, progress=False)
+            for size in (1, 16)
+        )
+        for first, second in zip(one, many, strict=True):
+            for key in ("avg_gt_loss", "min_k", "min_k_plus_plus"):
+                assert first[key] == pytest.approx(second[key], rel=2**-6), key  # bf16 has 8 significant bits
+
+    def test_fields_of_memory_are_those_of_the_answers_own_tokens(self, model, tokenizer):
+        (record,) = evaluate_rows(model, tokenizer, ROWS[:1], "forget", generate=False, mia_k=0.5, progress=False)
+        tokens = tokenize_row(ROWS[0], tokenizer)
+        (score,) = answer_scores(model, [tokens], 1, tokenizer.pad_token_id)
+        half = len(score.log_probs) // 2
+        assert record["min_k"] == pytest.approx(sum(sorted(score.log_probs)[:half]) / half, abs=1e-5)
+        assert record["min_k_plus_plus"] == pytest.approx(sum(sorted(score.z_scores)[:half]) / half, abs=1e-5)
+        assert record["exact_memorization"] == sum(score.correct) / len(score.correct)
+        assert record["mia_k"] == 0.5
+        assert record["zlib_bytes"] == len(zlib.compress(ROWS[0]["answer"].encode()))
+
+    def test_a_memorized_answer_is_extracted_by_its_prompt_alone(self, memorized_model, tokenizer):
+        records = evaluate_rows(memorized_model, tokenizer, ROWS, "forget", generate=False, progress=False)
+        assert [record["extraction_strength"] for record in records] == [1.0] * 3
+        assert [record["exact_memorization"] for record in records] == [1.0] * 3
 
     @pytest.mark.parametrize("kind", ["prompt-completion", "tokenized"])
     def test_every_format_of_a_row_gives_the_same_record(self, memorized_model, tokenizer, kind):
@@ -121,11 +151,23 @@ class TestEvaluateRows:
         assert evaluate_rows(model, tokenizer, ROWS, "forget", max_new_tokens=4, progress=False) == plain
 
     @pytest.mark.parametrize("progress", [True, False])
-    def test_progress_bars_are_shown_on_request(self, model, tokenizer, capsys, progress):
+    def test_a_progress_bar_is_shown_on_request(self, model, tokenizer, capsys, progress):
         evaluate_rows(model, tokenizer, ROWS, "forget", max_new_tokens=2, progress=progress)
         shown = capsys.readouterr().err
-        assert ("Scoring answers" in shown) is progress
-        assert ("Generating answers" in shown) is progress
+        assert ("Evaluating forget" in shown) is progress
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
+            ({"max_new_tokens": 0}, "`max_new_tokens` is 0; it must be at least 1"),
+            ({"mia_k": 0.0}, "`mia_k` is 0.0; it is a share of tokens"),
+            ({"mia_k": 20.0}, "`mia_k` is 20.0; it is a share of tokens"),
+        ],
+    )
+    def test_an_option_that_makes_no_sense_is_refused(self, model, tokenizer, options, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate_rows(model, tokenizer, ROWS, "forget", **options)
 
     def test_an_empty_set_is_refused(self, model, tokenizer):
         with pytest.raises(ValueError, match="'forget' is empty"):

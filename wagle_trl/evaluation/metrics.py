@@ -40,7 +40,8 @@ class ForgetQuality(NamedTuple):
     statistic: float
 
 
-def _finite(values: ArrayLike, name: str) -> np.ndarray:
+def finite(values: ArrayLike, name: str) -> np.ndarray:
+    """`values` as an array, or a `ValueError` that names them where there are none or not all are finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError(f"`{name}` is empty: there is nothing to evaluate.")
@@ -61,7 +62,7 @@ def answer_probability(loss: ArrayLike) -> np.ndarray:
     Returns:
         Probability, of the same shape as `loss`.
     """
-    return np.exp(-_finite(loss, "loss"))
+    return np.exp(-finite(loss, "loss"))
 
 
 def multiple_choice_probability(loss: float, other_losses: ArrayLike) -> float:
@@ -80,7 +81,7 @@ def multiple_choice_probability(loss: float, other_losses: ArrayLike) -> float:
     Returns:
         `float`: Probability, `1 / num_options` where all options are equally likely.
     """
-    return float(softmax(np.append(-_finite(loss, "loss"), -_finite(other_losses, "other_losses")))[0])
+    return float(softmax(np.append(-finite(loss, "loss"), -finite(other_losses, "other_losses")))[0])
 
 
 @cache
@@ -125,8 +126,8 @@ def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
     Returns:
         `float`: The ratio, positive and finite.
     """
-    paraphrased_loss = _finite(paraphrased_loss, "paraphrased_loss")
-    log_ratio = paraphrased_loss - _finite(perturbed_losses, "perturbed_losses").mean()
+    paraphrased_loss = finite(paraphrased_loss, "paraphrased_loss")
+    log_ratio = paraphrased_loss - finite(perturbed_losses, "perturbed_losses").mean()
     return float(np.exp(np.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
 
 
@@ -141,7 +142,7 @@ def forget_truth_ratio(ratios: ArrayLike) -> float:
     Returns:
         `float`: Mean, from `0.0` to `1.0`.
     """
-    ratios = _finite(ratios, "ratios")
+    ratios = finite(ratios, "ratios")
     return float(np.minimum(ratios, 1 / np.maximum(ratios, np.finfo(np.float64).tiny)).mean())
 
 
@@ -156,7 +157,7 @@ def utility_truth_ratio(ratios: ArrayLike) -> float:
     Returns:
         `float`: Mean, from `0.0` to `1.0`.
     """
-    return float(np.maximum(0, 1 - _finite(ratios, "ratios")).mean())
+    return float(np.maximum(0, 1 - finite(ratios, "ratios")).mean())
 
 
 def forget_quality(ratios: ArrayLike, reference_ratios: ArrayLike) -> ForgetQuality:
@@ -183,7 +184,7 @@ def forget_quality(ratios: ArrayLike, reference_ratios: ArrayLike) -> ForgetQual
     ForgetQuality(p_value=1.0, statistic=0.0)
     ```
     """
-    result = ks_2samp(_finite(ratios, "ratios"), _finite(reference_ratios, "reference_ratios"))
+    result = ks_2samp(finite(ratios, "ratios"), finite(reference_ratios, "reference_ratios"))
     return ForgetQuality(float(result.pvalue), float(result.statistic))
 
 
@@ -199,12 +200,22 @@ def model_utility(values: ArrayLike) -> float:
     Returns:
         `float`: Harmonic mean.
     """
-    values = _finite(values, "values")
+    values = finite(values, "values")
     if values.shape != (len(UTILITY_KEYS),):
         raise ValueError(
             f"`values` has shape {values.shape}: model utility is the mean of {len(UTILITY_KEYS)} values."
         )
     return float(hmean(values))
+
+
+def records_by_set(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Set name -> its records, or a `ValueError` where there are none at all."""
+    if not records:
+        raise ValueError("`records` is empty: there is nothing to evaluate.")
+    by_set = {}
+    for record in records:
+        by_set.setdefault(record["set"], []).append(record)
+    return by_set
 
 
 def truth_ratios(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -240,7 +251,7 @@ def _set_summary(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, f
     if fields >= {"avg_gt_loss", *(["average_perturb_loss"] if name in MULTIPLE_CHOICE_SETS else [])}:
         summary[f"{name}_prob"] = _set_probability(records, name)
     if "rougeL_recall" in fields:
-        recalls = _finite([record["rougeL_recall"] for record in records], "rougeL_recall")
+        recalls = finite([record["rougeL_recall"] for record in records], "rougeL_recall")
         summary[f"{name}_rougeL_recall"] = float(recalls.mean())
     if fields >= {"avg_paraphrased_loss", "average_perturb_loss"}:
         aggregate = forget_truth_ratio if name == "forget" else utility_truth_ratio
@@ -267,13 +278,8 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Returns:
         `dict[str, float]`: Aggregates by name.
     """
-    if not records:
-        raise ValueError("`records` is empty: there is nothing to evaluate.")
-    by_set = {}
-    for record in records:
-        by_set.setdefault(record["set"], []).append(record)
     summary = {}
-    for name, members in by_set.items():
+    for name, members in records_by_set(records).items():
         summary |= _set_summary(members, name)
     if summary.keys() >= set(UTILITY_KEYS):
         summary["model_utility"] = model_utility([summary[key] for key in UTILITY_KEYS])

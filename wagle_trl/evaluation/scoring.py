@@ -1,15 +1,15 @@
-"""Forward passes and generation over many rows: padded batches, losses of answers, greedy answers.
+"""Forward passes and generation over many rows: padded batches, scores of answer tokens, greedy answers.
 
-Only answer tokens are ever scored, in fp32, and no result depends on the size of the batches.
+Only answer tokens are ever scored, in fp32. No result depends on the size of the batches beyond the rounding of the
+model's own dtype, which is visible in bf16.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import prompt_token_ids
 
 IGNORED = -100
+_LOWEST_LOG_PROB = -1e4
+# Below it the rounding of the numerator decides; OpenUnlearning's value
+_LOWEST_VARIANCE = 1e-6
 
 Tokenized = Mapping[str, list[int]]
 Prompt = str | list[dict[str, str]] | list[int]
@@ -48,11 +51,13 @@ def batches(lengths: Sequence[int], batch_size: int, description: str, progress:
 
 
 def pad(sequences: Iterable[Sequence[int]], value: int, side: str) -> torch.Tensor:
+    """Sequences as one tensor of shape `(num_sequences, max_length)`, filled with `value` on `side`."""
     tensors = [torch.tensor(sequence) for sequence in sequences]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 
 def model_inputs(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, side: str) -> dict:
+    """Arguments of a forward pass or a generation: padded ids and their mask, on the model's device."""
     input_ids = pad(sequences, pad_token_id, side)
     attention_mask = pad([[1] * len(sequence) for sequence in sequences], 0, side)
     return {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
@@ -63,17 +68,113 @@ def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-# Losses
+# Scores of answers
 
 
-def _loss_sums(model: PreTrainedModel, batch: Sequence[Tokenized], pad_token_id: int) -> list[float]:
-    logits = model(**model_inputs(model, [row["input_ids"] for row in batch], pad_token_id, "right"), use_cache=False)
-    logits = logits.logits[:, :-1]
-    targets = pad([row["labels"] for row in batch], IGNORED, "right")[:, 1:].to(logits.device)
-    scored = targets != IGNORED
-    # The fp32 copy is an evaluation's largest tensor, so it is made for answer tokens alone
-    token_losses = cross_entropy(logits[scored].float(), targets[scored], reduction="none")
-    return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(scored, token_losses).sum(dim=1).tolist()
+class AnswerScores(NamedTuple):
+    """
+    What a model says about an answer, token by token, each given the tokens before it.
+
+    Attributes:
+        log_probs (`list[float]`): Log-probability of every answer token, in nats.
+        z_scores (`list[float]`): The same in standard deviations from its mean over the vocabulary,
+            [`token_scores`].
+        correct (`list[bool]`): Whether the token is the most likely one.
+    """
+
+    log_probs: list[float]
+    z_scores: list[float]
+    correct: list[bool]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, in nats per token."""
+        return -math.fsum(self.log_probs) / len(self.log_probs)
+
+
+def answer_logits(
+    model: PreTrainedModel, batch: Sequence[Tokenized], pad_token_id: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Logits and labels of the answer tokens of every row, from one forward pass.
+
+    Rows come one at a time and without their prompts, as the fp32 copy is an evaluation's largest tensor.
+
+    Yields:
+        `tuple[torch.Tensor, torch.Tensor]`: fp32 logits of shape `(num_tokens, vocab_size)` and labels of shape
+        `(num_tokens,)`.
+    """
+    inputs = model_inputs(model, [row["input_ids"] for row in batch], pad_token_id, "right")
+    logits = model(**inputs, use_cache=False).logits
+    for row_logits, row in zip(logits, batch, strict=True):
+        labels = torch.tensor(row["labels"][1:], device=logits.device)
+        scored = labels != IGNORED
+        yield row_logits[: len(labels)][scored].float(), labels[scored]
+
+
+def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    r"""
+    Log-probability, z-score and correctness of every token.
+
+    With \\( p \\) the distribution over the vocabulary at a token \\( x \\), its z-score is that of Min-K%++
+    (https://huggingface.co/papers/2404.02936): \\( (\log p(x) - \mu) / \sigma \\), where
+    \\( \mu = \sum_v p(v) \log p(v) \\) and \\( \sigma^2 = \sum_v p(v) (\log p(v) - \mu)^2 \\).
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`): fp32 logits.
+        labels (`torch.Tensor` of shape `(num_tokens,)`): Token ids.
+
+    Returns:
+        `torch.Tensor` of shape `(3, num_tokens)`: Log-probabilities in nats, z-scores, and `1.0` where the label has
+        the largest logit.
+    """
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(-1, labels[:, None]).squeeze(-1)
+    # A token that cannot occur has the weight 0, and 0 times an infinite logarithm is NaN
+    log_probs = log_probs.clamp(min=_LOWEST_LOG_PROB)
+    probs = log_probs.exp()
+    mean = (probs * log_probs).sum(-1)
+    variance = (probs * (log_probs - mean[:, None]).square()).sum(-1)
+    z_scores = (own - mean) / variance.clamp(min=_LOWEST_VARIANCE).sqrt()
+    return torch.stack([own, z_scores, (logits.argmax(-1) == labels).float()])
+
+
+def answer_scores(
+    model: PreTrainedModel,
+    tokenized_rows: Sequence[Tokenized],
+    batch_size: int,
+    pad_token_id: int,
+    *,
+    progress: bool = False,
+) -> list[AnswerScores]:
+    """
+    [`AnswerScores`] of every row. The log-softmax is in fp32, and the batch size does not matter.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
+        tokenized_rows (`list[dict]`): Rows with `input_ids` and `labels`, as from [`~wagle_trl.data.tokenize_row`].
+        batch_size (`int`): Rows in a forward pass.
+        pad_token_id (`int`): Token to pad with. It is neither attended to nor scored.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `list[AnswerScores]`: In the order of the rows.
+    """
+    counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in tokenized_rows]
+    if 0 in counts:
+        raise ValueError(f"Row {counts.index(0)} has no answer tokens: all its labels after the first are {IGNORED}.")
+    scores = [None] * len(counts)
+    lengths = [len(row["input_ids"]) for row in tokenized_rows]
+    with inference(model):
+        for indices in batches(lengths, batch_size, "Scoring answers", progress):
+            rows = answer_logits(model, [tokenized_rows[i] for i in indices], pad_token_id)
+            values = torch.cat([token_scores(*row) for row in rows], dim=1)
+            for i, part in zip(indices, values.cpu().split([counts[i] for i in indices], dim=1), strict=True):
+                log_probs, z_scores, correct = part.tolist()
+                scores[i] = AnswerScores(log_probs, z_scores, [flag == 1.0 for flag in correct])
+    if bad := sum(not math.isfinite(score.loss) for score in scores):
+        raise ValueError(f"{bad} of {len(scores)} answers have a NaN or infinite loss: the model may have diverged.")
+    return scores
 
 
 def answer_losses(
@@ -85,7 +186,7 @@ def answer_losses(
     progress: bool = False,
 ) -> tuple[list[float], list[int]]:
     """
-    Mean cross-entropy of every row's answer. The log-softmax is in fp32, and the batch size does not matter.
+    Mean cross-entropy of every row's answer: [`answer_scores`] in two numbers.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
@@ -98,19 +199,8 @@ def answer_losses(
         `tuple[list[float], list[int]]`: Mean loss in nats per token, and number of answer tokens, in the order of the
         rows.
     """
-    counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in tokenized_rows]
-    if 0 in counts:
-        raise ValueError(f"Row {counts.index(0)} has no answer tokens: all its labels after the first are {IGNORED}.")
-    losses = [math.nan] * len(counts)
-    lengths = [len(row["input_ids"]) for row in tokenized_rows]
-    with inference(model):
-        for indices in batches(lengths, batch_size, "Scoring answers", progress):
-            sums = _loss_sums(model, [tokenized_rows[i] for i in indices], pad_token_id)
-            for i, total in zip(indices, sums, strict=True):
-                losses[i] = total / counts[i]
-    if bad := sum(not math.isfinite(loss) for loss in losses):
-        raise ValueError(f"{bad} of {len(losses)} answers have a NaN or infinite loss: the model may have diverged.")
-    return losses, counts
+    scores = answer_scores(model, tokenized_rows, batch_size, pad_token_id, progress=progress)
+    return [score.loss for score in scores], [len(score.log_probs) for score in scores]
 
 
 # Generation

@@ -7,7 +7,8 @@ the model is judged on the sequences it was trained on.
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +16,60 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import read_jsonl, split_prompt, tokenize_row
 from ..files import atomic_path
+from .membership import lowest_mean, zlib_bytes
+from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
-from .scoring import IGNORED, Tokenized, answer_losses, generate_answers, padding_token_id
+from .scoring import (
+    IGNORED,
+    AnswerScores,
+    Tokenized,
+    answer_scores,
+    batches,
+    generate_answers,
+    padding_token_id,
+)
 
 Row = Mapping[str, Any]
 
 
-class _Sample(NamedTuple):
+@dataclass(frozen=True)
+class EvalOptions:
+    """
+    How rows are evaluated.
+
+    Args:
+        batch_size (`int`, *optional*, defaults to `16`): Rows in a forward pass or generation.
+        max_new_tokens (`int`, *optional*, defaults to `200`): Longest generated answer.
+        generate (`bool`, *optional*, defaults to `True`): Whether to answer every prompt, for ROUGE.
+        mia_k (`float`, *optional*, defaults to `0.2`): Share of an answer's tokens that Min-K% and Min-K%++ look at.
+    """
+
+    batch_size: int = 16
+    max_new_tokens: int = 200
+    generate: bool = True
+    mia_k: float = 0.2
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.mia_k <= 1:
+            raise ValueError(f"`mia_k` is {self.mia_k}; it is a share of tokens, above 0 and up to 1.")
+
+
+class Sample(NamedTuple):
+    """
+    A row made ready for a model.
+
+    Attributes:
+        record (`dict`): What is known before the evaluation, which adds the rest: `set`, `index`, `question`, `answer`.
+        answers (`list[dict]`): `input_ids` and `labels` of the answer, then, where there are perturbed ones, of the
+            paraphrased (if any) and the perturbed.
+        has_paraphrase (`bool`): Whether the second of them is a paraphrase.
+    """
+
     record: dict[str, Any]
-    answers: list[Tokenized]  # the answer, then, with perturbed ones, the paraphrased (if any) and the perturbed
+    answers: list[Tokenized]
     has_paraphrase: bool
 
 
@@ -54,14 +100,20 @@ def _question_and_answer(row: Row, tokenized: Tokenized, tokenizer: PreTrainedTo
     return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in (_prompt_part(tokenized), answer))
 
 
-def _prepare(row: Row, index: int, set_name: str, tokenizer: PreTrainedTokenizerBase) -> _Sample:
-    try:
-        return _sample(row, {"set": set_name, "index": index}, tokenizer)
-    except ValueError as error:
-        raise ValueError(f"Row {index} of the set '{set_name}' cannot be evaluated. {error}") from error
+def prepare_rows(rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
+    """The rows of a set as samples, or a `ValueError` that names a row without an answer."""
+    samples = []
+    for index, row in enumerate(rows):
+        try:
+            samples.append(_sample(row, {"set": set_name, "index": index}, tokenizer))
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the set '{set_name}' cannot be evaluated. {error}") from error
+    if not samples:
+        raise ValueError(f"The set '{set_name}' is empty: there is nothing to evaluate.")
+    return samples
 
 
-def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> _Sample:
+def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
     tokenized = tokenize_row(row, tokenizer)
     if all(label == IGNORED for label in tokenized["labels"][1:]):
         raise ValueError(f"It has no answer: all its labels are {IGNORED}.")
@@ -73,12 +125,12 @@ def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
     paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
     others = [tokenize_row(_with_answer(row, text, tokenizer), tokenizer) for text in [*paraphrased, *perturbed]]
     record |= {"question": question.strip(), "answer": answer.strip()}
-    return _Sample(record, [tokenized, *others], bool(paraphrased))
+    return Sample(record, [tokenized, *others], bool(paraphrased))
 
 
-def _loss_fields(scores: Sequence[tuple[float, int]], has_paraphrase: bool) -> dict[str, Any]:
-    """Fields of a record from the (mean loss, number of tokens) of a sample's answers."""
-    (loss, count), *perturbed = scores
+def _loss_fields(scores: Sequence[AnswerScores], has_paraphrase: bool) -> dict[str, Any]:
+    """The fields of TOFU's own logs, from the scores of a sample's answers."""
+    (loss, count), *perturbed = ((score.loss, len(score.log_probs)) for score in scores)
     fields = {"avg_gt_loss": loss, "gt_loss": loss * count, "num_token_gt": count}
     if not perturbed:
         return fields
@@ -90,6 +142,64 @@ def _loss_fields(scores: Sequence[tuple[float, int]], has_paraphrase: bool) -> d
     return fields | {"perturb_loss": [a * b for a, b in perturbed], "truth_ratio": truth_ratio(loss, losses)}
 
 
+def _memory_fields(score: AnswerScores, answer: str, mia_k: float) -> dict[str, Any]:
+    """The fields of memorization and membership inference, from the scores of the answer itself."""
+    return {
+        "exact_memorization": exact_memorization(score.correct),
+        "extraction_strength": extraction_strength(score.correct),
+        "min_k": lowest_mean(score.log_probs, mia_k),
+        "min_k_plus_plus": lowest_mean(score.z_scores, mia_k),
+        "mia_k": mia_k,
+        "zlib_bytes": zlib_bytes(answer),
+    }
+
+
+def _evaluate_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: EvalOptions
+) -> None:
+    """Fill the records of `samples`."""
+    flat = [tokenized for sample in samples for tokenized in sample.answers]
+    scores = iter(answer_scores(model, flat, options.batch_size, padding_token_id(tokenizer)))
+    for sample in samples:
+        own = [next(scores) for _ in sample.answers]
+        sample.record.update(_loss_fields(own, sample.has_paraphrase))
+        sample.record.update(_memory_fields(own[0], sample.record["answer"], options.mia_k))
+    if options.generate:
+        asked = [(sample.record, ids) for sample in samples if (ids := _prompt_part(sample.answers[0]))]
+        prompts = [ids for _, ids in asked]
+        texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
+        for (record, _), text in zip(asked, texts, strict=True):
+            record.update(generated=text, rougeL_recall=rouge_l_recall(text, record["answer"]))
+
+
+def evaluate_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    options: EvalOptions,
+    *,
+    progress: bool = True,
+) -> Iterator[list[Sample]]:
+    """
+    Fill the records of samples of one set, batch by batch, so that what is done can be saved.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer; nothing in it is changed.
+        samples (`list[Sample]`): Samples from [`prepare_rows`].
+        options ([`EvalOptions`]): How to evaluate them.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+
+    Yields:
+        `list[Sample]`: Samples whose records are done, the longest first.
+    """
+    lengths = [max(len(tokenized["input_ids"]) for tokenized in sample.answers) for sample in samples]
+    for indices in batches(lengths, options.batch_size, f"Evaluating {samples[0].record['set']}", progress):
+        batch = [samples[i] for i in indices]
+        _evaluate_batch(model, tokenizer, batch, options)
+        yield batch
+
+
 def evaluate_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -99,6 +209,7 @@ def evaluate_rows(
     batch_size: int = 16,
     max_new_tokens: int = 200,
     generate: bool = True,
+    mia_k: float = 0.2,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """
@@ -110,32 +221,23 @@ def evaluate_rows(
         rows (iterable of `dict`): Rows with `question`/`answer`, `prompt`/`completion`, `messages` (the last one is
             the answer), `text` or `input_ids`/`labels`. A row may bring `perturbed_answer`, a list of wrong answers,
             and `paraphrased_answer`; they are put in place of its answer or completion as they are.
-        set_name (`str`): Name of the set. [`~wagle_trl.evaluation.metrics.summarize`] has rules for `forget`,
-            `retain`, `real_authors` and `world_facts`.
-        batch_size (`int`, *optional*, defaults to `16`): Rows in a forward pass or generation.
-        max_new_tokens (`int`, *optional*, defaults to `200`): Longest generated answer.
-        generate (`bool`, *optional*, defaults to `True`): Whether to answer every prompt, for ROUGE.
-        progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
+        set_name (`str`): Name of the set. The summaries have rules for `forget`, `retain`, `real_authors`,
+            `world_facts` and `holdout`.
+        batch_size, max_new_tokens, generate, mia_k (*optional*): As in [`EvalOptions`].
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        `list[dict]`: Records with the keys of TOFU's own logs, in the order of the rows. All have `set`, `index`,
-        `question`, `answer`, `avg_gt_loss` (nats per token), `gt_loss` (their sum) and `num_token_gt`. Rows with
-        perturbed answers add the same for these and the paraphrase (without one: the answer), and `truth_ratio`; rows
-        with a prompt, where `generate`, add `generated` and `rougeL_recall`.
+        `list[dict]`: Records with the keys of TOFU's own logs and a few more, in the order of the rows. All have
+        `set`, `index`, `question`, `answer`, `avg_gt_loss` (nats per token), `gt_loss` (their sum), `num_token_gt`,
+        `exact_memorization`, `extraction_strength`, `min_k` and `min_k_plus_plus` (at the share `mia_k`) and
+        `zlib_bytes`. Rows with perturbed answers add losses and numbers of tokens for these and the paraphrase
+        (without one: the answer), and `truth_ratio`; rows with a prompt, where `generate`, add `generated` and
+        `rougeL_recall`.
     """
-    samples = [_prepare(row, index, set_name, tokenizer) for index, row in enumerate(rows)]
-    if not samples:
-        raise ValueError(f"The set '{set_name}' is empty: there is nothing to evaluate.")
-    flat = [tokenized for sample in samples for tokenized in sample.answers]
-    scores = zip(*answer_losses(model, flat, batch_size, padding_token_id(tokenizer), progress=progress), strict=True)
-    for sample in samples:
-        sample.record.update(_loss_fields([next(scores) for _ in sample.answers], sample.has_paraphrase))
-    if generate:
-        asked = [(sample.record, ids) for sample in samples if (ids := _prompt_part(sample.answers[0]))]
-        prompts = [ids for _, ids in asked]
-        texts = generate_answers(model, tokenizer, prompts, batch_size, max_new_tokens, progress=progress)
-        for (record, _), text in zip(asked, texts, strict=True):
-            record.update(generated=text, rougeL_recall=rouge_l_recall(text, record["answer"]))
+    options = EvalOptions(batch_size, max_new_tokens, generate, mia_k)
+    samples = prepare_rows(rows, set_name, tokenizer)
+    for _ in evaluate_samples(model, tokenizer, samples, options, progress=progress):
+        pass
     return [sample.record for sample in samples]
 
 

@@ -1,0 +1,84 @@
+"""How much of an answer a model knows by heart, on numbers only: exact memorization and extraction strength.
+
+Both ask of every answer token whether it is the most likely one after the true tokens before it. The end-of-sequence
+token counts as one of the answer's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .metrics import finite, records_by_set
+
+MEMORIZATION_METRICS = ("exact_memorization", "extraction_strength")
+
+
+def _flags(correct: ArrayLike) -> np.ndarray:
+    flags = np.asarray(correct, dtype=bool)
+    if flags.size == 0:
+        raise ValueError("`correct` is empty: an answer has at least one token.")
+    return flags
+
+
+def exact_memorization(correct: ArrayLike) -> float:
+    r"""
+    Exact memorization: share of the answer's tokens that are predicted right,
+    \\( \frac{1}{n} \sum_t 1[\arg\max_v p(v \mid x, y_{<t}) = y_t] \\).
+
+    From Tirumala et al. (https://huggingface.co/papers/2205.10770), for unlearning as in OpenUnlearning
+    (https://huggingface.co/papers/2506.12618).
+
+    Args:
+        correct (array of shape `(num_tokens,)`):
+            Whether the most likely token is the answer's, token by token.
+
+    Returns:
+        `float`: Share, from `0.0` to `1.0`.
+    """
+    return float(_flags(correct).mean())
+
+
+def extraction_strength(correct: ArrayLike) -> float:
+    r"""
+    Extraction strength: \\( 1 - k / n \\), where \\( k \\) is the smallest number of the answer's \\( n \\) tokens that
+    must be given so that greedy decoding produces all the remaining ones.
+
+    After Carlini et al. (https://huggingface.co/papers/2012.07805), for unlearning as in
+    https://huggingface.co/papers/2406.09179. An answer whose last token is wrong has `0.0`; OpenUnlearning
+    (https://huggingface.co/papers/2506.12618) gives it `1 / n`.
+
+    Args:
+        correct (array of shape `(num_tokens,)`):
+            Whether the most likely token is the answer's, token by token. Up to the first error that is what greedy
+            decoding produces.
+
+    Returns:
+        `float`: Strength, `1.0` where the prompt alone brings the whole answer.
+    """
+    flags = _flags(correct)
+    wrong = np.flatnonzero(~flags)
+    given = int(wrong[-1]) + 1 if wrong.size else 0
+    return 1 - given / flags.size
+
+
+def memorization_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """
+    `{set}_exact_memorization` and `{set}_extraction_strength`: means over the records of every set, left out where a
+    record lacks the field.
+
+    Args:
+        records (`list[dict]`):
+            Records as written by [`~wagle_trl.evaluation.tofu.evaluate_rows`], of any number of sets.
+
+    Returns:
+        `dict[str, float]`: Aggregates by name.
+    """
+    summary = {}
+    for name, members in records_by_set(records).items():
+        for metric in MEMORIZATION_METRICS:
+            if all(metric in record for record in members):
+                values = finite([record[metric] for record in members], metric)
+                summary[f"{name}_{metric}"] = float(values.mean())
+    return summary
