@@ -1,0 +1,60 @@
+"""Which cases the study runs, coarse first: one seed where it screens, more where arms are compared."""
+
+from dataclasses import dataclass
+
+from benchmarks.study_arms import Arm
+from benchmarks.study_masks import CANDIDATES
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    An arm but for its learning rate and seed.
+
+    Args:
+        objective, score, density, scope: As in [`~benchmarks.study_arms.Arm`].
+        seeds (`int`): How many worlds the picked learning rate runs in.
+        attacks (`bool`): Whether the results are attacked.
+    """
+
+    objective: str
+    score: str
+    density: float = 0.05
+    scope: str = "blocks"
+    seeds: int = 1
+    attacks: bool = False
+
+    def arm(self, learning_rate: float, seed: int) -> Arm:
+        return Arm(self.objective, self.score, self.density, self.scope, learning_rate, seed)
+
+
+SCREENED = (
+    "wagle",
+    "wagle-official",
+    "wagle-gamma-x10",
+    "wagle-gamma-x0.1",
+    "gradient",
+    "snip",
+    "product",
+    "ratio",
+    "magnitude",
+)
+OBJECTIVES = ("npo", "graddiff")
+CLAIM = [("fisher_ratio", 0.05, "blocks"), ("random", 0.05, "blocks"), ("dense", 1.0, "all"), ("dense", 1.0, "blocks")]
+ALL_WEIGHTS = [("fisher_ratio", 0.05, "all"), ("random", 0.05, "all")]
+PLAN = {
+    "claim": [Case(o, *arm) for arm in CLAIM for o in OBJECTIVES],
+    "scores": [Case("npo", s) for s in SCREENED],
+    "all": [Case(o, *arm) for arm in ALL_WEIGHTS for o in OBJECTIVES],
+    "seeds": [Case(o, *arm, seeds=3, attacks=True) for arm in (*CLAIM, *ALL_WEIGHTS) for o in OBJECTIVES],
+    "candidates": [Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-eps-0.1", "fisher_ratio-eps-10")],
+    "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random", "wagle")],
+    "graddiff": [Case("graddiff", s) for s in SCREENED],
+    "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle", "gradient", "magnitude")],
+}
+
+
+def start_rate(case: Case) -> float:
+    """First learning rate to try: fewer weights must move further, and those that matter little, too."""
+    rate = {0.02: 8e-4, 0.05: 4e-4}.get(case.density, 1e-4)
+    return 4 * rate if case.score in ("random", "magnitude") and case.density <= 0.05 else rate

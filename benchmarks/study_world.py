@@ -1,0 +1,163 @@
+"""What the study plays in: a Llama of 5.5 M weights that knows a forget part and a retain part of TOFU by heart.
+
+Every seed has a world of its own: other initial weights, another order of training, and another pair of authors to
+forget. Half of the retain rows ("unseen") take part in neither attribution nor unlearning.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from wagle_trl.data import read_jsonl, to_trl, tokenize_row
+from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
+from wagle_trl.evaluation.scoring import answer_losses
+from wagle_trl.files import atomic_path
+from wagle_trl.scope import scope_parameters
+from wagle_trl.statistics import accumulate_statistic
+
+FORGET_ROWS = 40  # two authors, a tenth of the retain rows
+SEEN_ROWS = UNSEEN_ROWS = 200
+MODEL = dict(
+    hidden_size=256, intermediate_size=768, num_hidden_layers=4, max_position_embeddings=256, tie_word_embeddings=False
+)
+TRAINING = dict(epochs=20, learning_rate=1e-3, batch_size=8, max_length=256)
+# name -> (set, squared, sum_batches), as `wagle_trl.statistics.accumulate_statistic` takes them
+STATISTICS = {
+    "g_forget": ("forget", False, False),
+    "g_retain": ("retain", False, False),
+    "sum_forget": ("forget", False, True),
+    "sum_retain": ("retain", False, True),
+    "F_forget": ("forget", True, False),
+    "F_retain": ("retain", True, False),
+}
+ATTRIBUTION_BATCH = 20
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class World:
+    """
+    The model, rows and statistics of a seed, made when first asked for and kept in a folder.
+
+    Args:
+        tofu_dir (`pathlib.Path`): Folder with TOFU's files.
+        cache (`pathlib.Path`): Folder for models and statistics.
+        seed (`int`): Which world.
+    """
+
+    tofu_dir: Path
+    cache: Path
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.cache / f"world-{self.seed}"
+
+    @cached_property
+    def rows(self) -> dict[str, list[Row]]:
+        """Set name -> rows; those of the forget set bring `paraphrased_question` and `perturbed_answer`."""
+        retain = read_jsonl(self.tofu_dir / "retain_perturbed.jsonl")
+        forget = read_jsonl(self.tofu_dir / "forget10_perturbed.jsonl")
+        end = len(forget) - FORGET_ROWS * self.seed
+        return {
+            "forget": forget[end - FORGET_ROWS : end],
+            "retain": retain[:SEEN_ROWS],
+            "unseen_retain": retain[SEEN_ROWS : SEEN_ROWS + UNSEEN_ROWS],
+        }
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """One for all worlds, learned from all of TOFU."""
+        folder = self.cache / "tokenizer"
+        if not folder.exists():
+            texts = [f"{row['question']} {row['answer']}" for row in read_jsonl(self.tofu_dir / "full.jsonl")]
+            build_tokenizer(texts, vocab_size=4096).save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+    def dataset(self, name: str) -> Dataset:
+        """A set as trainers take it."""
+        rows = [{"question": row["question"], "answer": row["answer"]} for row in self.rows[name]]
+        return to_trl(Dataset.from_list(rows), self.tokenizer)
+
+    def model(self) -> LlamaForCausalLM:
+        """A fresh copy of the model that knows everything."""
+        return self._model("base", ("retain", "unseen_retain", "forget"))
+
+    def oracle(self) -> LlamaForCausalLM:
+        """The same initial weights, trained on the retain rows alone."""
+        return self._model("oracle", ("retain", "unseen_retain"))
+
+    def _model(self, name: str, sets: tuple[str, ...]) -> LlamaForCausalLM:
+        folder = self.folder / name
+        if not folder.exists():
+            model = build_model(self.tokenizer, seed=self.seed, **MODEL)
+            rows = [row for part in sets for row in self.rows[part]]
+            train(model, self.tokenizer, rows, seed=self.seed, description=f"{name} {self.seed}", **TRAINING)
+            scratch = self.folder / f"{name}-{os.getpid()}"
+            model.save_pretrained(scratch)
+            scratch.rename(folder)
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def statistic(self, name: str) -> dict[str, torch.Tensor]:
+        """A row of `STATISTICS`, of all weights of the base model."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            rows, squared, sum_batches = STATISTICS[name]
+            model = self.model()
+            parameters = scope_parameters(model, ["*"])
+            batches = self.batches(rows)
+            found = accumulate_statistic(model, parameters, batches, squared=squared, sum_batches=sum_batches)
+            with atomic_path(path) as temporary:
+                save_file(found, temporary)
+        return load_file(path)
+
+    def prepare(self) -> None:
+        """Make the base model and all statistics."""
+        for name in STATISTICS:
+            self.statistic(name)
+
+    def batches(self, name: str) -> list[dict[str, torch.Tensor]]:
+        """A set in padded batches, for attribution."""
+        tokenized = [tokenize_row(row, self.tokenizer) for row in self.rows[name]]
+        return [_pad(tokenized[i : i + ATTRIBUTION_BATCH]) for i in range(0, len(tokenized), ATTRIBUTION_BATCH)]
+
+    def probabilities(self, model: LlamaForCausalLM) -> dict[str, float]:
+        """Mean answer probability of every set, on all its rows, and of the forget set asked in other words."""
+        asked = self.rows | {"paraphrase": [r | {"question": r["paraphrased_question"]} for r in self.rows["forget"]]}
+        return {name: self.probability(model, rows) for name, rows in asked.items()}
+
+    def probability(self, model: LlamaForCausalLM, rows: list[Row]) -> float:
+        """Mean answer probability of rows."""
+        tokenized = [tokenize_row({"question": r["question"], "answer": r["answer"]}, self.tokenizer) for r in rows]
+        losses, _ = answer_losses(model, tokenized, 16, self.tokenizer.pad_token_id)
+        return sum(math.exp(-loss) for loss in losses) / len(losses)
+
+    def report(self) -> dict:
+        """What base model and oracle know, kept in the folder."""
+        path = self.folder / "worlds.json"
+        if not path.exists():
+            known = {
+                name: self.probabilities(model) for name, model in (("base", self.model()), ("oracle", self.oracle()))
+            }
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps({"seed": self.seed, **known}))
+        return json.loads(path.read_text())
+
+
+def _pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    length = max(len(row["input_ids"]) for row in rows)
+    padded = {"input_ids": 0, "labels": -100}
+    batch = {
+        key: torch.tensor([r[key] + [value] * (length - len(r[key])) for r in rows]) for key, value in padded.items()
+    }
+    mask = [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
+    return batch | {"attention_mask": torch.tensor(mask)}
