@@ -166,6 +166,7 @@ def small_tofu(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "TOFU_FORGET_ROWS", {"forget01": 1, "forget05": 2, "forget10": 4})
     write_lines(tmp_path / "full.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)])
     write_lines(tmp_path / "forget10_perturbed.jsonl", [{"question": f"q{i}"} for i in range(6, 10)])
+    write_lines(tmp_path / "holdout10.jsonl", [{"question": "holdout"}] * 2)
     for name in ("retain", "real_authors", "world_facts"):
         write_lines(tmp_path / f"{name}_perturbed.jsonl", [{"question": name}] * 3)
     return tmp_path
@@ -183,6 +184,7 @@ def test_tofu_is_cut_into_the_last_rows_and_the_rest(forget, count, small_tofu):
         "retain": 3,
         "real_authors": 3,
         "world_facts": 3,
+        "holdout": 2,
     }
 
 
@@ -212,6 +214,7 @@ def test_the_real_tofu_has_the_published_sizes(forget, count):
         "retain": 400,
         "real_authors": 100,
         "world_facts": 117,
+        "holdout": 400,
     }
     assert [row["question"] for row in sets["forget"]] == forget_rows["question"]
     assert all(len(row["perturbed_answer"]) == 5 for row in sets["forget"])

@@ -116,13 +116,17 @@ def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = Non
 def load_tofu_evaluation(
     forget: str = "forget10", tofu_dir: str | os.PathLike | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """The four sets of the TOFU evaluation, with paraphrased and perturbed answers: set name -> rows."""
+    """
+    The sets of the TOFU evaluation: set name -> rows. Four come with paraphrased and perturbed answers; `holdout` is
+    about authors that no model was trained on.
+    """
     _check_tofu_split(forget)
     files = {
         "forget": f"{forget}_perturbed",
         "retain": "retain_perturbed",
         "real_authors": "real_authors_perturbed",
         "world_facts": "world_facts_perturbed",
+        "holdout": "holdout10",
     }
     if tofu_dir is None:
         return {name: load_rows(f"{TOFU_HUB_NAME}:{config}").to_list() for name, config in files.items()}

@@ -1,9 +1,12 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
+from wagle_trl import data as data_module
 from wagle_trl.cli import arguments, evaluate
 from wagle_trl.cli.main import main
+from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
 
 
@@ -21,6 +24,12 @@ def eval_options(saved_model, data, tmp_path):
     ]
 
 
+@pytest.fixture
+def holdout(write_jsonl):
+    rows = [{"question": f"who is {name}", "answer": f"{name} is nobody"} for name in ("Ulf", "Vic", "Wim", "Xan")]
+    return ["--holdout_dataset", write_jsonl("holdout", rows)]
+
+
 def test_eval_writes_records_and_a_summary(eval_options, data, tmp_path, capsys):
     assert main([*eval_options, "--unseen_dataset", data[3], "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -30,6 +39,122 @@ def test_eval_writes_records_and_a_summary(eval_options, data, tmp_path, capsys)
     records = read_records(tmp_path / "e" / "wagle_records.jsonl")
     assert {record["set"] for record in records} == {"forget", "retain", "unseen_retain"}
     assert json.loads((tmp_path / "e" / "wagle_eval.json").read_text())["forget_prob"] == content["forget_prob"]
+
+
+def test_holdout_rows_give_membership_inference_and_a_reference_gives_privleak(
+    eval_options, holdout, tmp_path, capsys
+):
+    assert main([*eval_options, *holdout, "--generate", "false"]) == 0
+    capsys.readouterr()
+    reference = tmp_path / "e" / "wagle_records.jsonl"
+    again = [*eval_options, *holdout, "--generate", "false", "--reference_records", str(reference), "--json"]
+    assert main([*again, "--output_dir", str(tmp_path / "again")]) == 0
+    content = json.loads(capsys.readouterr().out)
+    attacks = ("loss", "zlib", "min_k", "min_k_plus_plus")
+    assert all(0 <= content[f"mia_{attack}_auc"] <= 1 for attack in attacks)
+    assert content["privleak"] == 0.0
+    assert "forget_quality" not in content
+    assert 0 <= content["forget_extraction_strength"] <= content["forget_exact_memorization"] <= 1
+
+
+def test_a_base_model_gives_the_divergence_from_it_and_the_weights_changed(
+    eval_options, saved_model, holdout, tiny_model, tmp_path, capsys
+):
+    model = tiny_model()
+    model.model.layers[1].mlp.up_proj.weight.data[0] += 0.5
+    model.save_pretrained(tmp_path / "unlearned")
+    options = [*eval_options, *holdout, "--generate", "false", "--base_model_name_or_path", saved_model]
+    AutoTokenizer.from_pretrained(saved_model).save_pretrained(tmp_path / "unlearned")
+    assert main([*options, "--model_name_or_path", str(tmp_path / "unlearned"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["kl_to_base_holdout"] > 0
+    assert "kl_to_base_retain" not in content
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert content["weights_changed"] == pytest.approx(32 / total)
+    shares = content["weights_changed_by_layer"]
+    assert (shares["-"], shares["0"]) == (0.0, 0.0) and shares["1"] > 0
+    written = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
+    assert written["base_model"] == saved_model
+    assert written["weights_changed_by_layer"] == shares
+
+
+def test_the_table_of_a_base_model_names_every_layer(eval_options, saved_model, capsys):
+    assert main([*eval_options, "--generate", "false", "--base_model_name_or_path", saved_model]) == 0
+    shown = capsys.readouterr().out
+    assert "kl_to_base_retain" in shown and "Weights changed" in shown
+
+
+def test_a_base_model_of_another_architecture_is_refused_before_the_evaluation(
+    eval_options, tiny_model, tmp_path, monkeypatch, capsys
+):
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "other")
+    monkeypatch.setattr(tofu, "answer_scores", lambda *args: pytest.fail("rows were scored"))
+    assert main([*eval_options, "--base_model_name_or_path", str(tmp_path / "other")]) == 2
+    assert "The base model has another architecture: 9 parameters differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--holdout_dataset", "h.jsonl", "--forget", "forget10"], "Give either --holdout_dataset or --forget"),
+        (["--batch_size", "0"], "`batch_size` is 0"),
+        (["--mia_k", "20"], "`mia_k` is 20.0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_a_model_is_loaded(
+    options, message, data, tmp_path, write_jsonl, capsys
+):
+    rows = [] if "--forget" in options else data
+    assert main(["eval", "--model_name_or_path", str(tmp_path / "none"), *rows, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rows_that_cannot_serve_are_refused_before_a_model_is_loaded(data, tmp_path, capsys):
+    none = ["eval", "--model_name_or_path", str(tmp_path / "none")]
+    assert main([*none, "--holdout_dataset", data[3]]) == 2
+    assert "--holdout_dataset needs --forget_dataset" in capsys.readouterr().err
+    assert main([*none, *data[:2], "--base_model_name_or_path", "base"]) == 2
+    assert "A base model needs text to be compared on" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_path, monkeypatch, capsys):
+    options = [*eval_options, "--batch_size", "2", "--json"]
+    assert main([*options, "--output_dir", str(tmp_path / "whole")]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    score, calls = tofu.answer_scores, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(tofu, "answer_scores", interrupted)
+    assert main(options) == 130
+    assert not (tmp_path / "e" / "wagle_records.jsonl").exists()
+    capsys.readouterr()
+    assert main(options) == 0
+    assert len(calls) == 5 + 4  # eight batches of two rows; the one interrupted is asked for twice
+    assert json.loads(capsys.readouterr().out) == whole | {"output_dir": str(tmp_path / "e")}
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["wagle_eval.json", "wagle_records.jsonl"]
+    names = [tmp_path / folder / "wagle_records.jsonl" for folder in ("e", "whole")]
+    assert names[0].read_text() == names[1].read_text()
+
+
+def test_tofu_brings_its_own_holdout_rows(saved_model, write_jsonl, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data_module, "TOFU_FORGET_ROWS", {"forget10": 2})
+    row = {"question": "what is it", "answer": "it"}
+    for name in ("forget10", "retain", "real_authors", "world_facts"):
+        write_jsonl(f"{name}_perturbed", [with_alternatives(row)] * 3)
+    write_jsonl("holdout10", [row])
+    options = ["eval", "--model_name_or_path", saved_model, "--forget", "forget10", "--tofu_dir", str(tmp_path)]
+    options += ["--output_dir", str(tmp_path / "e"), "--max_new_tokens", "2", "--json"]
+    assert main([*options, "--base_model_name_or_path", saved_model]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["mia_loss_auc"] == 0.5
+    assert content["kl_to_base_holdout"] == 0.0
+    assert content["weights_changed"] == 0.0
+    assert "holdout_rougeL_recall" not in content
 
 
 def test_without_generation_there_is_no_rouge(eval_options, capsys):

@@ -26,7 +26,7 @@ def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:
 def asks_for_tofu(options) -> bool:
     """Whether the options name TOFU; a `ValueError` if they name rows of their own, too."""
     tofu = [name for name in ("forget", "tofu_dir") if getattr(options, name) is not None]
-    rows = ("forget_dataset", "retain_dataset", "unseen_dataset")
+    rows = ("forget_dataset", "retain_dataset", "unseen_dataset", "holdout_dataset")
     own = [name for name in rows if getattr(options, name, None) is not None]
     if tofu and own:
         raise ValueError(f"Give either --{own[0]} or --{tofu[0]}, not both.")

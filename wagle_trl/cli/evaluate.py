@@ -1,17 +1,17 @@
-"""`wagle eval`: records and TOFU aggregates of one model."""
+"""`wagle eval`: records and aggregates of one model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..data import load_rows, load_tofu_evaluation
-from ..evaluation.metrics import forget_quality, summarize, truth_ratios
-from ..evaluation.tofu import evaluate_rows, read_records, write_records
+from ..evaluation.drift import weights_changed
+from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, read_reference, summarize_all, unseen_set
+from ..evaluation.tofu import EvalOptions, write_records
 from ..files import write_json
 from ..trainers.checks import check_writable
 from .arguments import asks_for_tofu, load_tokenizer, parse, require_model
@@ -29,6 +29,7 @@ class EvalModel:
     Args:
         model_name_or_path, model_revision, dtype, attn_implementation, trust_remote_code: As in TRL, except that the
             dtype is by default that of the saved weights.
+        base_model_name_or_path (`str`, *optional*): The model before unlearning.
     """
 
     model_name_or_path: str | None = field(
@@ -60,6 +61,13 @@ class EvalModel:
             "Forwarded to `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."
         },
     )
+    base_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model before unlearning, for the KL divergence to it on unseen text (unseen, else holdout, "
+            "else retain rows) and the share of weights changed. Both models are in memory at once."
+        },
+    )
 
     def load(self) -> PreTrainedModel:
         """The model, on the GPU where there is one."""
@@ -72,6 +80,18 @@ class EvalModel:
         )
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
+    def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        """The model before unlearning, if one is named, beside `model` and in its dtype."""
+        if self.base_model_name_or_path is None:
+            return None
+        base = AutoModelForCausalLM.from_pretrained(
+            self.base_model_name_or_path,
+            dtype=model.dtype,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return base.to(model.device)
+
 
 @dataclass
 class EvalArguments:
@@ -79,8 +99,9 @@ class EvalArguments:
     What to evaluate on.
 
     Args:
-        forget_dataset, retain_dataset, unseen_dataset (`str`, *optional*): As in [`~wagle_trl.data.load_rows`].
-        tofu_dir, forget (`str`, *optional*): Fill the four sets of TOFU.
+        forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
+            [`~wagle_trl.data.load_rows`].
+        tofu_dir, forget (`str`, *optional*): Fill the sets of TOFU.
         reference_records (`str`, *optional*): Records of a model that never saw the forget rows.
     """
 
@@ -96,6 +117,13 @@ class EvalArguments:
     unseen_dataset: str | None = field(
         default=None, metadata={"help": "Retain rows that took no part in unlearning, in the same forms."}
     )
+    holdout_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows like the forget rows that no model was trained on, in the same forms, for membership "
+            "inference. TOFU brings its own."
+        },
+    )
     tofu_dir: str | None = field(
         default=None, metadata={"help": "Folder with the TOFU files; without it TOFU comes from the Hub."}
     )
@@ -105,67 +133,70 @@ class EvalArguments:
     reference_records: str | None = field(
         default=None,
         metadata={
-            "help": f"{RECORDS_FILE} of a model trained on the retain rows alone (from `wagle eval`), for the forget "
-            "quality."
+            "help": f"{RECORDS_FILE} of a model trained on the retain rows alone (from `wagle eval`): for the forget "
+            "quality, where both have perturbed answers, and for PrivLeak, where both have holdout rows."
         },
     )
     batch_size: int = field(default=16, metadata={"help": "Rows in a forward pass or generation."})
     max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer, in tokens."})
     generate: bool = field(default=True, metadata={"help": "Whether to generate answers for ROUGE-L."})
+    mia_k: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of an answer's tokens that Min-K% and Min-K%++ look at. OpenUnlearning and MUSE: 0.4."
+        },
+    )
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
         """Set name -> rows."""
         if asks_for_tofu(self):
             return load_tofu_evaluation(self.forget or "forget10", self.tofu_dir)
-        sources = {"forget": self.forget_dataset, "retain": self.retain_dataset, "unseen_retain": self.unseen_dataset}
+        sources = {
+            "forget": self.forget_dataset,
+            "retain": self.retain_dataset,
+            "unseen_retain": self.unseen_dataset,
+            "holdout": self.holdout_dataset,
+        }
         sets = {name: load_rows(source).to_list() for name, source in sources.items() if source is not None}
         if not sets:
             raise ValueError("No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU.")
+        if "holdout" in sets and "forget" not in sets:
+            raise ValueError("--holdout_dataset needs --forget_dataset: membership inference tells the two apart.")
         return sets
+
+    def options(self) -> EvalOptions:
+        """How to evaluate."""
+        return EvalOptions(self.batch_size, self.max_new_tokens, self.generate, self.mia_k)
 
 
 def run(argv: list[str], command: str) -> Output:
     args, model_args = parse([EvalArguments, EvalModel], argv, command)
-    sets = args.load()
-    reference = None if args.reference_records is None else _reference_ratios(args.reference_records, sets)
+    sets, options = args.load(), args.options()
+    if model_args.base_model_name_or_path is not None:
+        unseen_set(sets)
+    reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
+    base = model_args.load_base(model)
     check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
-    records = _evaluate(args, sets, model, tokenizer)
     folder = Path(args.output_dir)
+    records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
     write_records(records, folder / RECORDS_FILE)
-    summary = summarize(records)
-    if reference is not None:
-        quality = forget_quality(truth_ratios(_forget(records)), reference)
-        summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
-    write_json(folder / SUMMARY_FILE, {"model": model_args.model_name_or_path, **summary})
-    return Output({"output_dir": str(folder), **summary}, [_table(model_args.model_name_or_path, summary)])
+    summary = summarize_all(records, reference)
+    if base is not None:
+        changed = weights_changed(model, dict(base.named_parameters()))
+        summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
+    names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
+    write_json(folder / SUMMARY_FILE, {key: name for key, name in names.items() if name is not None} | summary)
+    (folder / PARTIAL_FILE).unlink()
+    return Output({"output_dir": str(folder), **summary}, _tables(model_args.model_name_or_path, summary))
 
 
-def _evaluate(args: EvalArguments, sets: dict[str, list[dict[str, Any]]], model, tokenizer) -> list[dict[str, Any]]:
-    options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "generate": args.generate}
-    return [record for name, rows in sets.items() for record in evaluate_rows(model, tokenizer, rows, name, **options)]
-
-
-def _reference_ratios(path: str, sets: dict[str, list[dict[str, Any]]]) -> np.ndarray:
-    """What the truth ratios will be compared with; a `ValueError`, before any long work, if either side lacks them."""
-    forget = sets.get("forget", [])
-    if not forget or not all(row.get("perturbed_answer") for row in forget):
-        raise ValueError("--reference_records needs forget rows, all of them with `perturbed_answer`.")
-    records = _forget(read_records(path))
-    if not records:
-        raise ValueError(f"{path} has no records of the set 'forget'.")
-    try:
-        return truth_ratios(records)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _forget(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [record for record in records if record.get("set") == "forget"]
-
-
-def _table(model: str, summary: dict[str, float]) -> Table:
+def _tables(model: str, summary: dict[str, Any]) -> list[Table]:
     table = Table("metric", "value", title=f"Evaluation of {model}")
+    layers = Table("layer", "share", title="Weights changed")
     for name, value in summary.items():
-        table.add_row(name, f"{value:.4g}")
-    return table
+        if not isinstance(value, dict):
+            table.add_row(name, f"{value:.4g}")
+    for layer, share in summary.get("weights_changed_by_layer", {}).items():
+        layers.add_row(layer, f"{share:.4g}")
+    return [table, layers] if layers.row_count else [table]

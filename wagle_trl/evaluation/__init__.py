@@ -1,4 +1,6 @@
-"""Evaluation of unlearning: [`~wagle_trl.evaluation.metrics`] knows numbers, [`~wagle_trl.evaluation.tofu`] models.
+"""Evaluation of unlearning.
 
-Nothing is imported here, so that the metrics can be used on saved records without loading PyTorch.
+[`~wagle_trl.evaluation.metrics`], [`~wagle_trl.evaluation.memorization`] and [`~wagle_trl.evaluation.membership`] know
+numbers, [`~wagle_trl.evaluation.tofu`] and [`~wagle_trl.evaluation.drift`] models;
+[`~wagle_trl.evaluation.suite`] is all of it.
 """

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import prompt_token_ids
 
 IGNORED = -100
-_LOWEST_LOG_PROB = -1e4
+# A token that cannot occur has the weight 0, and 0 times an infinite logarithm is NaN
+LOWEST_LOG_PROB = -1e4
 # Below it the rounding of the numerator decides; OpenUnlearning's value
 _LOWEST_VARIANCE = 1e-6
 
@@ -130,8 +131,7 @@ def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     log_probs = logits.log_softmax(-1)
     own = log_probs.gather(-1, labels[:, None]).squeeze(-1)
-    # A token that cannot occur has the weight 0, and 0 times an infinite logarithm is NaN
-    log_probs = log_probs.clamp(min=_LOWEST_LOG_PROB)
+    log_probs = log_probs.clamp(min=LOWEST_LOG_PROB)
     probs = log_probs.exp()
     mean = (probs * log_probs).sum(-1)
     variance = (probs * (log_probs - mean[:, None]).square()).sum(-1)

@@ -1,0 +1,49 @@
+"""Records of an evaluation that is not finished, so that an interrupted one goes on where it stopped."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_path
+
+
+class PartialRecords:
+    """
+    A file of JSON lines that grows with the evaluation. Its first line says what is evaluated: the records of
+    something else are dropped.
+
+    Args:
+        path (`str` or `pathlib.Path`): The file; its folder must exist.
+        key (`str`): What is evaluated, as a hash of everything that the records depend on.
+
+    Attributes:
+        records (`list[dict]`): Records found in the file, then those appended.
+    """
+
+    def __init__(self, path: str | os.PathLike, key: str):
+        self.path = Path(path)
+        head, *records = _whole_lines(self.path) or [None]
+        self.records: list[Mapping[str, Any]] = records if head == {"key": key} else []
+        with atomic_path(self.path) as temporary:  # without what was cut off, so that lines can be appended
+            temporary.write_text(_lines([{"key": key}, *self.records]), encoding="utf-8")
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add records, safe from an end of this process."""
+        records = list(records)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_lines(records))
+        self.records += records
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """Parsed lines of a file, without what was cut off at its end; none if it is not there."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [json.loads(line) for line in lines]
