@@ -10,6 +10,7 @@ from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..data import to_trl
+from ..evaluation.drift import weights_changed
 from ..evaluation.metrics import summarize
 from ..evaluation.tofu import evaluate_rows, write_records
 from ..files import write_json
@@ -139,7 +140,7 @@ class _Demo:
                 "run": run,
                 **{f"{name}_probability": summary[f"{name}_prob"] for name in _SETS},
                 **{f"{name}_rougeL": summary[f"{name}_rougeL_recall"] for name in _SETS},
-                "weights_changed": weights_changed(self.start, model),
+                "weights_changed": weights_changed(model, self.start).share,
                 **self.costs[run],
             }
         )
@@ -149,13 +150,6 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the tensors that an optimizer keeps from step to step."""
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def weights_changed(start: dict[str, torch.Tensor], model: torch.nn.Module) -> float:
-    """Share of a model's weights that differ from `start`."""
-    parameters = dict(model.named_parameters())
-    changed = sum(int((parameter != start[name]).sum()) for name, parameter in parameters.items())
-    return changed / sum(parameter.numel() for parameter in parameters.values())
 
 
 def comparison(rows: list[dict[str, Any]]) -> Table:
