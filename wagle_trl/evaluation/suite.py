@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ PARTIAL_FILE = "wagle_records.partial.jsonl"
 UNSEEN_SETS = ("unseen_retain", "holdout", "retain")
 
 
-def unseen_set(names: Iterable[str]) -> str:
+def unseen_set(names: Collection[str]) -> str:
     """Name of the set on which a model is compared with its base."""
     unseen = [name for name in UNSEEN_SETS if name in names]
     if not unseen:
