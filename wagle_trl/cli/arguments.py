@@ -40,6 +40,7 @@ class UnlearningData:
 
     Args:
         forget_dataset, retain_dataset (`str`, *optional*): As in [`~wagle_trl.data.load_rows`].
+        unseen_dataset (`str`, *optional*): Rows to watch, in the same forms.
         tofu_dir (`str`, *optional*): Folder of the TOFU data; by default it comes from the Hub.
         forget (`str`, *optional*): TOFU split that fills both data sets.
     """
@@ -53,6 +54,13 @@ class UnlearningData:
     )
     retain_dataset: str | None = field(
         default=None, metadata={"help": "Rows to keep, in the same forms as `forget_dataset`."}
+    )
+    unseen_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows to keep that take no part in attribution or training, in the same forms: what happens to "
+            "them is watched and evaluated beside the others."
+        },
     )
     tofu_dir: str | None = field(
         default=None, metadata={"help": "Folder with TOFU's full.jsonl; without it TOFU comes from the Hub."}
@@ -72,6 +80,12 @@ class UnlearningData:
                 "for a local copy)."
             )
         return {"train_dataset": to_trl(forget, tokenizer), "retain_dataset": to_trl(retain, tokenizer)}
+
+    def watched(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+        """Evaluation sets beside those trained on."""
+        if self.unseen_dataset is None:
+            return {}
+        return {"unseen_retain": to_trl(load_rows(self.unseen_dataset), tokenizer)}
 
     def rows(self) -> tuple[Dataset | None, Dataset | None]:
         """Forget and retain rows as they are, where the options name them."""

@@ -53,12 +53,14 @@ def build_trainer(trainer_class, data_args, training_args, model_args: WagleMode
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args, masked=bool(mask))
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
     datasets = data_args.load(tokenizer)
-    evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()}
+    evaluated = data_args.watched(tokenizer)
+    if training_args.eval_strategy != "no":
+        evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()} | evaluated
     return trainer_class(
         model,
         training_args,
         **datasets,
-        eval_dataset=evaluated if training_args.eval_strategy != "no" else None,
+        eval_dataset=evaluated or None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
