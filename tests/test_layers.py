@@ -25,6 +25,7 @@ LAYERS = {
         "wagle_trl.objectives",
         "wagle_trl.scope",
         "wagle_trl.scores",
+        "wagle_trl.evaluation.matched",
         "wagle_trl.evaluation.metrics",
         "wagle_trl.evaluation.memorization",
         "wagle_trl.evaluation.membership",
