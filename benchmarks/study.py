@@ -2,6 +2,7 @@
 
     python -m benchmarks study worlds --tofu_dir PATH/TO/tofu --seeds 0 1 2     # models to unlearn, 7 minutes each
     python -m benchmarks study run --tofu_dir PATH/TO/tofu      # the whole plan; an interrupted run goes on
+    python -m benchmarks study anatomy --tofu_dir PATH/TO/tofu  # where the masks are
     python -m benchmarks study arm --tofu_dir PATH/TO/tofu --objective npo --score fisher_ratio --density 0.05 \\
         --scope blocks --learning_rate 4e-4 --seed 0            # one run, its raw row on stdout
     python -m benchmarks study report                           # tables and figures from the raw rows, no model
@@ -18,15 +19,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from benchmarks.study_arms import Arm, run
-from benchmarks.study_plan import PLAN, Case, start_rate
-from benchmarks.study_report import matched, write_report
+from benchmarks.study_masks import anatomy
+from benchmarks.study_plan import DISSECTED, PLAN, Case, start_rate
+from benchmarks.study_report import write_report
 from benchmarks.study_world import World
 from wagle_trl.data import read_jsonl
+from wagle_trl.evaluation.matched import matched
 from wagle_trl.evaluation.tofu import write_records
 from wagle_trl.files import write_json
 
 ROWS = Path(__file__).parent / "results" / "study.jsonl"
 WORLDS = Path(__file__).parent / "results" / "study_worlds.jsonl"
+ANATOMY = Path(__file__).parent / "results" / "study_anatomy.jsonl"
 FACTOR = 2.0  # between neighbouring learning rates
 MAX_RATES = 4
 
@@ -109,7 +113,7 @@ def rate_at(start: float, place: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("worlds", "run", "arm"):
+    for name in ("worlds", "run", "arm", "anatomy"):
         command = commands.add_parser(name)
         command.add_argument("--tofu_dir", type=Path, required=True, help="folder with TOFU's files")
         command.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache" / "study")
@@ -121,13 +125,16 @@ def main() -> None:
     commands.add_parser("report")
     args = parser.parse_args()
     if args.command == "report":
-        write_report(read_jsonl(ROWS), read_jsonl(WORLDS))
+        write_report(read_jsonl(ROWS), read_jsonl(WORLDS), read_jsonl(ANATOMY))
     elif args.command == "worlds":
         worlds = [World(args.tofu_dir, args.cache, seed) for seed in args.seeds]
         for world in worlds:
             world.prepare()
         for world in worlds:
             world.report()
+    elif args.command == "anatomy":
+        world = World(args.tofu_dir, args.cache, 0)
+        write_records([anatomy(world, *mask) for mask in DISSECTED], ANATOMY)
     elif args.command == "arm":
         arm = Arm(**{field.name: getattr(args, field.name) for field in fields(Arm)})
         print(json.dumps(run(arm, World(args.tofu_dir, args.cache, arm.seed), attacks=True), indent=2))

@@ -2,20 +2,22 @@
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from benchmarks.environment import environment
 from benchmarks.study_masks import make_mask
-from benchmarks.study_world import World
+from benchmarks.study_world import MovedWorld, World
 from wagle_trl import GradDiffConfig, GradDiffTrainer, NPOConfig, NPOTrainer
 from wagle_trl.evaluation.attacks import relearn
+from wagle_trl.mask import WeightMask
 
 OBJECTIVES = {"npo": (NPOTrainer, NPOConfig), "graddiff": (GradDiffTrainer, GradDiffConfig)}
 FORGOTTEN = 0.1  # mean answer probability of the forget rows at which a run ends
 MAX_STEPS = 50  # ten epochs of the forget rows
+RESCORED, RESCORE_STEPS = "-rescored", 15
 WATCH_STEPS = 3
 WATCH_ROWS = 64
 BATCH_SIZE = 8
@@ -67,14 +69,11 @@ def run(arm: Arm, world: World, *, attacks: bool) -> dict:
         `dict`: The raw row: the arm, its trajectory, seconds, environment; with attacks what is known at the end (of
             all rows, and of the forget rows asked in other words) and after relearning.
     """
-    torch.manual_seed(arm.seed)
-    mask = None if (arm.score, arm.scope) == ("dense", "all") else make_mask(world, arm.score, arm.density, arm.scope)
     start = time.perf_counter()
-    trainer = _train(arm, world, mask)
-    row = asdict(arm) | {"trajectory": trajectory(trainer.state.log_history)}
-    row["training_seconds"] = round(time.perf_counter() - start, 1)
+    history, state = _unlearn_rescoring(arm, world) if arm.score.endswith(RESCORED) else _unlearn(arm, world)
+    row = asdict(arm) | {"trajectory": trajectory(history), "training_seconds": round(time.perf_counter() - start, 1)}
     model = world.model()  # a copy of the trainer's own model would run the original: TRL patches its forward
-    model.load_state_dict(trainer.model.state_dict())
+    model.load_state_dict(state)
     if attacks:
         row |= {"end": world.probabilities(model), "relearn": _relearn(world, model, arm.seed)}
     where = environment()
@@ -89,12 +88,34 @@ def trajectory(log_history: list[dict]) -> dict[str, list]:
     return {"step": [entry["step"] for entry in entries]} | rounded
 
 
-def _train(arm: Arm, world: World, mask):
+def _unlearn(arm: Arm, world: World) -> tuple[list[dict], dict]:
+    """Log history and weights of a run with one mask."""
+    mask = None if (arm.score, arm.scope) == ("dense", "all") else make_mask(world, arm.score, arm.density, arm.scope)
+    trainer = _train(arm, world, mask, world.dataset("forget"), MAX_STEPS)
+    return trainer.state.log_history, trainer.model.state_dict()
+
+
+def _unlearn_rescoring(arm: Arm, world: World) -> tuple[list[dict], dict]:
+    """The same with a new mask, from the weights as they then are, every `RESCORE_STEPS` steps."""
+    history, state, forget = [], world.model().state_dict(), world.dataset("forget")
+    for start in range(0, MAX_STEPS, RESCORE_STEPS):
+        here = MovedWorld(world.tofu_dir, world.cache, world.seed, state)
+        mask = make_mask(here, arm.score.removesuffix(RESCORED), arm.density, arm.scope)
+        trainer = _train(replace(arm, seed=arm.seed + start), here, mask, forget, RESCORE_STEPS)
+        logged = trajectory(trainer.state.log_history)
+        history += [e | {"step": e["step"] + start} for e in trainer.state.log_history if not start or e["step"]]
+        state, forget = trainer.model.state_dict(), trainer.train_dataset  # with NPO's reference at the base model
+        if logged["forget"][-1] <= FORGOTTEN:
+            break
+    return history, state
+
+
+def _train(arm: Arm, world: World, mask: WeightMask | None, forget: Dataset, steps: int):
     trainer_class, config_class = OBJECTIVES[arm.objective]
     with tempfile.TemporaryDirectory() as folder:
         args = config_class(
             folder,
-            max_steps=MAX_STEPS,
+            max_steps=steps,
             learning_rate=arm.learning_rate,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=3,
@@ -113,7 +134,7 @@ def _train(arm: Arm, world: World, mask):
         trainer = trainer_class(
             world.model(),
             args,
-            train_dataset=world.dataset("forget"),
+            train_dataset=forget,
             retain_dataset=world.dataset("retain"),
             eval_dataset={"unseen_retain": world.dataset("unseen_retain")},
             processing_class=world.tokenizer,

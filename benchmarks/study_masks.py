@@ -192,3 +192,38 @@ CANDIDATES = {
     "fisher_ratio-rows": (fisher_ratio, "rows"),
     "fisher_ratio-columns": (fisher_ratio, "columns"),
 }
+
+
+# Anatomy
+
+
+def anatomy(world: World, score: str, density: float, scope: str) -> dict:
+    """
+    Where a mask is: its shares of selected weights in embedding, LM head and blocks, and the share of its embedding and
+    head weights that lie in rows of tokens which the forget rows use and no retain row does.
+    """
+    mask = make_mask(world, score, density, scope)
+    only_forget = _tokens(world, "forget") - _tokens(world, "retain") - _tokens(world, "unseen_retain")
+    rows = torch.zeros(len(world.tokenizer), dtype=torch.bool)
+    rows[sorted(only_forget)] = True
+    selected = {name: mask.num_selected_of(name) for name in mask.bits}
+    vocabulary = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if name in mask.bits]
+    in_rows = sum(int(mask.dense(name)[rows].sum()) for name in vocabulary)
+    in_vocabulary = sum(selected[name] for name in vocabulary)
+    return {
+        "score": score,
+        "density": density,
+        "scope": scope,
+        "seed": world.seed,
+        "embedding": selected.get("model.embed_tokens.weight", 0) / mask.num_selected,
+        "lm_head": selected.get("lm_head.weight", 0) / mask.num_selected,
+        "blocks": 1 - in_vocabulary / mask.num_selected,
+        "in_rows_of_forget_only_tokens": in_rows / in_vocabulary if in_vocabulary else None,
+        "forget_only_tokens": len(only_forget),
+        "by_module": mask.density_by("module"),
+        "by_layer": mask.density_by("layer"),
+    }
+
+
+def _tokens(world: World, name: str) -> set[int]:
+    return {token for batch in world.batches(name) for token in batch["input_ids"].unique().tolist()}

@@ -47,11 +47,18 @@ PLAN = {
     "scores": [Case("npo", s) for s in SCREENED],
     "all": [Case(o, *arm) for arm in ALL_WEIGHTS for o in OBJECTIVES],
     "seeds": [Case(o, *arm, seeds=3, attacks=True) for arm in (*CLAIM, *ALL_WEIGHTS) for o in OBJECTIVES],
-    "candidates": [Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-eps-0.1", "fisher_ratio-eps-10")],
+    "candidates": [
+        Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-eps-0.1", "fisher_ratio-eps-10", "fisher_ratio-rescored")
+    ],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random", "wagle")],
     "graddiff": [Case("graddiff", s) for s in SCREENED],
     "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle", "gradient", "magnitude")],
 }
+# Masks whose anatomy is shown: score, density, scope
+DISSECTED = [
+    *((s, 0.05, "all") for s in ("fisher_ratio", "ratio", "wagle", "gradient", "magnitude", "random")),
+    *((s, 0.05, "blocks") for s in ("fisher_ratio", "wagle", "gradient")),
+]
 
 
 def start_rate(case: Case) -> float:

@@ -111,14 +111,15 @@ class World:
         """A row of `STATISTICS`, of all weights of the base model."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            rows, squared, sum_batches = STATISTICS[name]
-            model = self.model()
-            parameters = scope_parameters(model, ["*"])
-            batches = self.batches(rows)
-            found = accumulate_statistic(model, parameters, batches, squared=squared, sum_batches=sum_batches)
             with atomic_path(path) as temporary:
-                save_file(found, temporary)
+                save_file(self.accumulate(name, self.model()), temporary)
         return load_file(path)
+
+    def accumulate(self, name: str, model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+        """A row of `STATISTICS`, of all weights of a model."""
+        rows, squared, sum_batches = STATISTICS[name]
+        parameters = scope_parameters(model, ["*"])
+        return accumulate_statistic(model, parameters, self.batches(rows), squared=squared, sum_batches=sum_batches)
 
     def prepare(self) -> None:
         """Make the base model and all statistics."""
@@ -151,6 +152,26 @@ class World:
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps({"seed": self.seed, **known}))
         return json.loads(path.read_text())
+
+
+@dataclass(frozen=True)
+class MovedWorld(World):
+    """
+    A world whose model has been trained on; nothing of it is kept on disk.
+
+    Args:
+        state (`dict[str, torch.Tensor]`): The weights as they are now.
+    """
+
+    state: dict[str, torch.Tensor]
+
+    def model(self) -> LlamaForCausalLM:
+        model = super().model()
+        model.load_state_dict(self.state)
+        return model
+
+    def statistic(self, name: str) -> dict[str, torch.Tensor]:
+        return self.accumulate(name, self.model())
 
 
 def _pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
