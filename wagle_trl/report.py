@@ -1,7 +1,9 @@
 """The anatomy of a mask: where its bits are, and which simpler scores would have chosen the same."""
 
 import json
+import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ _RIVALS = {
     "|theta|": ("magnitude", False, False),
     "random": ("random", False, False),
 }
+_MASKS_BESIDE = 4  # at most, in a picture of several
 
 
 def mask_report(mask: WeightMask) -> dict[str, Any]:
@@ -98,28 +101,66 @@ def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
         mask ([`WeightMask`]): The mask.
         path (`str` or `os.PathLike`): File to write.
     """
-    from matplotlib.figure import Figure  # late: it takes a second to import, and few runs plot
+    return plot_masks({mask.info.get("score", "mask"): mask}, path)
 
-    layers, modules, grid = _density_grid(mask)
-    figure = Figure(figsize=(2.5 + 0.55 * len(modules), 2.2 + 0.28 * len(layers)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    labels = [module.removesuffix(".weight") for module in modules]
-    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(layers)), layers, fontsize=8)
-    axes.set_ylabel("layer")
-    axes.set_title(f"{mask.info.get('score', 'mask')}: {mask.num_selected:,} of {mask.numel:,} weights", fontsize=10)
-    figure.colorbar(image, ax=axes, label="selected share")
+
+def plot_masks(masks: dict[str, WeightMask], path: str | os.PathLike) -> Path:
+    """
+    The picture of [`plot_mask`] for several masks beside each other, with one scale of colours.
+
+    Args:
+        masks (`dict[str, WeightMask]`): At least one mask, by title.
+        path (`str` or `os.PathLike`): File to write.
+    """
+    from matplotlib.colors import PowerNorm  # late: it takes a second to import, and few runs plot
+    from matplotlib.figure import Figure
+
+    layers, modules = (_parts(masks.values(), part_of) for part_of in (layer_of, module_of))
+    grids = [_density_grid(mask, layers, modules) for mask in masks.values()]
+    rows = math.ceil(len(masks) / _MASKS_BESIDE)
+    columns = math.ceil(len(masks) / rows)
+    cell = 0.55 if len(masks) == 1 else 0.28
+    names = (
+        1.4 if len(masks) == rows * columns else 2.8
+    )  # below the last row, and the one above where that is not full
+    size = (1.9 + columns * (0.6 + cell * len(modules)), names + rows * (0.8 + 0.28 * len(layers)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    # A few small modules may be selected whole; by square roots the differences among all others show, too
+    norm = PowerNorm(0.5, vmin=0, vmax=max(value for grid in grids for line in grid for value in line if value >= 0))
+    for place, (title, mask) in enumerate(masks.items()):
+        image = panels[place].imshow(grids[place], aspect="auto", cmap="viridis", norm=norm)
+        panels[place].set_title(f"{title}\n{mask.num_selected:,} of {mask.numel:,} weights", fontsize=8)
+    _label_parts(panels, len(masks), columns, layers, modules)
+    # A sixth of an inch wide, however long
+    figure.colorbar(image, ax=figure.axes, label="selected share", aspect=6 * rows * 0.28 * len(layers))
     path = Path(path)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     return path
 
 
-def _density_grid(mask: WeightMask) -> tuple[list[str], list[str], list[list[float]]]:
-    layers = list(dict.fromkeys(layer_of(name) for name in mask.bits))
-    modules = list(dict.fromkeys(module_of(name) for name in mask.bits))
+def _parts(masks: Iterable[WeightMask], part_of: Callable[[str], str]) -> list[str]:
+    return list(dict.fromkeys(part_of(name) for mask in masks for name in mask.bits))
+
+
+def _density_grid(mask: WeightMask, layers: list[str], modules: list[str]) -> list[list[float]]:
     grid = [[float("nan")] * len(modules) for _ in layers]
     for name, density in mask.density_by("parameter").items():
         grid[layers.index(layer_of(name))][modules.index(module_of(name))] = density
-    return layers, modules, grid
+    return grid
+
+
+def _label_parts(panels, count: int, columns: int, layers: list[str], modules: list[str]) -> None:
+    """Names of layers and modules at the outer panels, of which `count` are in use."""
+    labels = [module.removesuffix(".weight") for module in modules]
+    panels[0].set_xticks(range(len(labels)), labels)
+    panels[0].set_yticks(range(len(layers)), layers)
+    for place, axes in enumerate(panels):
+        axes.set_visible(place < count)
+        axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)
+        axes.tick_params("y", labelsize=8)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+        if place % columns == 0:
+            axes.set_ylabel("layer")
