@@ -12,6 +12,7 @@ from benchmarks.study_masks import make_mask
 from benchmarks.study_world import MovedWorld, World
 from wagle_trl import GradDiffConfig, GradDiffTrainer, NPOConfig, NPOTrainer
 from wagle_trl.evaluation.attacks import relearn
+from wagle_trl.evaluation.matched import trajectory
 from wagle_trl.mask import WeightMask
 
 OBJECTIVES = {"npo": (NPOTrainer, NPOConfig), "graddiff": (GradDiffTrainer, GradDiffConfig)}
@@ -78,14 +79,6 @@ def run(arm: Arm, world: World, *, attacks: bool) -> dict:
         row |= {"end": world.probabilities(model), "relearn": _relearn(world, model, arm.seed)}
     where = environment()
     return row | {key: where[key] for key in ("date", "commit", "versions")}
-
-
-def trajectory(log_history: list[dict]) -> dict[str, list]:
-    """Steps, and the probability of each set at them."""
-    entries = [entry for entry in log_history if "forget_probability" in entry]
-    columns = {name: f"{name}_probability" for name in ("forget", "retain", "unseen_retain")}
-    rounded = {name: [round(entry[column], 5) for entry in entries] for name, column in columns.items()}
-    return {"step": [entry["step"] for entry in entries]} | rounded
 
 
 def _unlearn(arm: Arm, world: World) -> tuple[list[dict], dict]:
