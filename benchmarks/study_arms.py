@@ -15,7 +15,13 @@ from wagle_trl.evaluation.attacks import relearn
 from wagle_trl.evaluation.matched import trajectory
 from wagle_trl.mask import WeightMask
 
-OBJECTIVES = {"npo": (NPOTrainer, NPOConfig), "graddiff": (GradDiffTrainer, GradDiffConfig)}
+# name -> trainer, its config, options
+OBJECTIVES = {
+    "npo": (NPOTrainer, NPOConfig, {"beta": 0.1}),
+    "npo-beta-0.02": (NPOTrainer, NPOConfig, {"beta": 0.02}),
+    "npo-beta-0.5": (NPOTrainer, NPOConfig, {"beta": 0.5}),
+    "graddiff": (GradDiffTrainer, GradDiffConfig, {}),
+}
 FORGOTTEN = 0.1  # mean answer probability of the forget rows at which a run ends
 MAX_STEPS = 50  # ten epochs of the forget rows
 RESCORED, RESCORE_STEPS = "-rescored", 15
@@ -104,7 +110,7 @@ def _unlearn_rescoring(arm: Arm, world: World) -> tuple[list[dict], dict]:
 
 
 def _train(arm: Arm, world: World, mask: WeightMask | None, forget: Dataset, steps: int):
-    trainer_class, config_class = OBJECTIVES[arm.objective]
+    trainer_class, config_class, options = OBJECTIVES[arm.objective]
     with tempfile.TemporaryDirectory() as folder:
         args = config_class(
             folder,
@@ -123,6 +129,7 @@ def _train(arm: Arm, world: World, mask: WeightMask | None, forget: Dataset, ste
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            **options,
         )
         trainer = trainer_class(
             world.model(),

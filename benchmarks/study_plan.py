@@ -51,6 +51,7 @@ PLAN = {
         Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-eps-0.1", "fisher_ratio-eps-10", "fisher_ratio-rescored")
     ],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random", "wagle")],
+    "beta": [Case(f"npo-beta-{beta}", s, d, scope) for beta in (0.02, 0.5) for s, d, scope in (CLAIM[0], CLAIM[2])],
     "graddiff": [Case("graddiff", s) for s in SCREENED],
     "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle", "gradient", "magnitude")],
 }

@@ -20,6 +20,8 @@ LEVELS = (0.3, 0.1)
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
+SHOWN_WITH_BETA = {("fisher_ratio", 0.05, "blocks"), ("dense", 1.0, "all")}
+BETAS = {"npo-beta-0.02": "NPO, beta 0.02", "npo-beta-0.5": "NPO, beta 0.5"}
 
 
 class Case(NamedTuple):
@@ -168,12 +170,12 @@ def _gap(row: dict) -> float:
 def screening_table(chosen: dict[Case, list[dict]], wanted) -> str:
     """Seed 0 of the cases that `wanted` accepts, best first."""
     header = ["objective", "mask", "rate", "step at 0.1", "seen at 0.1", "unseen at 0.3", "unseen at 0.1"]
-    body = []
+    body, names = [], TITLES | BETAS
     for case, rows in sorted(chosen.items(), key=_order):
         if not wanted(case):
             continue
         if not rows:
-            body.append([TITLES[case.objective], case.label, *["not reached"] * 5])
+            body.append([names[case.objective], case.label, *["not reached"] * 5])
             continue
         row = rows[0]
         at = matched(row["trajectory"], 0.1)
@@ -183,7 +185,7 @@ def screening_table(chosen: dict[Case, list[dict]], wanted) -> str:
             f"{kept_at([row], 0.3)[0]:.3f}",
             f"{at['unseen_retain']:.3f}",
         ]
-        body.append([TITLES[case.objective], case.label, f"{row['learning_rate']:g}", *kept])
+        body.append([names[case.objective], case.label, f"{row['learning_rate']:g}", *kept])
     return markdown(header, body)
 
 
@@ -290,8 +292,12 @@ def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) ->
         "anatomy": anatomy_table(anatomies),
         "main": main_table(chosen),
         "paired": paired_table(chosen),
-        "scores": screening_table(chosen, lambda case: case.density in (0.05, 1.0)),
+        "scores": screening_table(chosen, lambda case: case.objective in TITLES and case.density in (0.05, 1.0)),
         "density": screening_table(chosen, lambda case: case.density not in (0.05, 1.0)),
+        "beta": screening_table(
+            chosen,
+            lambda case: case.objective != "graddiff" and (case.score, case.density, case.scope) in SHOWN_WITH_BETA,
+        ),
     }
     text = TEXT.read_text(encoding="utf-8")
     for name, table in tables.items():
