@@ -15,7 +15,7 @@ worse, in at most four runs. The best runs on the other seeds. The unseen retain
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from benchmarks.study_arms import Arm, run
@@ -69,6 +69,8 @@ class Study:
 
     def rate(self, case: Case) -> float:
         """The learning rate that the rule picks."""
+        if case.rated_by is not None:
+            case = replace(case, objective=case.rated_by, rated_by=None)
 
         def kept(rate: float) -> float:
             row = self.row(case.arm(rate, 0), attacks=False)

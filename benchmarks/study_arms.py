@@ -15,13 +15,6 @@ from wagle_trl.evaluation.attacks import relearn
 from wagle_trl.evaluation.matched import trajectory
 from wagle_trl.mask import WeightMask
 
-# name -> trainer, its config, options
-OBJECTIVES = {
-    "npo": (NPOTrainer, NPOConfig, {"beta": 0.1}),
-    "npo-beta-0.02": (NPOTrainer, NPOConfig, {"beta": 0.02}),
-    "npo-beta-0.5": (NPOTrainer, NPOConfig, {"beta": 0.5}),
-    "graddiff": (GradDiffTrainer, GradDiffConfig, {}),
-}
 FORGOTTEN = 0.1  # mean answer probability of the forget rows at which a run ends
 MAX_STEPS = 50  # ten epochs of the forget rows
 RESCORED, RESCORE_STEPS = "-rescored", 15
@@ -29,6 +22,35 @@ WATCH_STEPS = 3
 WATCH_ROWS = 64
 BATCH_SIZE = 8
 RELEARNING = dict(share=0.2, steps=20, learning_rate=1e-4, batch_size=8, every=4)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """
+    What is minimized, and for how long.
+
+    Args:
+        trainer, config (`type`): Trainer and its config.
+        options (`dict`): Options of the config.
+        steps (`int`, *optional*, defaults to `MAX_STEPS`): Optimizer steps.
+        stops (`bool`, *optional*, defaults to `True`): Whether the run ends when the forget rows are forgotten.
+    """
+
+    trainer: type
+    config: type
+    options: dict
+    steps: int = MAX_STEPS
+    stops: bool = True
+
+
+OBJECTIVES = {
+    "npo": Objective(NPOTrainer, NPOConfig, {"beta": 0.1}),
+    "npo-beta-0.02": Objective(NPOTrainer, NPOConfig, {"beta": 0.02}),
+    "npo-beta-0.5": Objective(NPOTrainer, NPOConfig, {"beta": 0.5}),
+    "npo-100-steps": Objective(NPOTrainer, NPOConfig, {"beta": 0.1}, 100, stops=False),
+    "graddiff": Objective(GradDiffTrainer, GradDiffConfig, {}),
+    "graddiff-100-steps": Objective(GradDiffTrainer, GradDiffConfig, {}, 100, stops=False),
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ def run(arm: Arm, world: World, *, attacks: bool) -> dict:
 def _unlearn(arm: Arm, world: World) -> tuple[list[dict], dict]:
     """Log history and weights of a run with one mask."""
     mask = None if (arm.score, arm.scope) == ("dense", "all") else make_mask(world, arm.score, arm.density, arm.scope)
-    trainer = _train(arm, world, mask, world.dataset("forget"), MAX_STEPS)
+    trainer = _train(arm, world, mask, world.dataset("forget"), OBJECTIVES[arm.objective].steps)
     return trainer.state.log_history, trainer.model.state_dict()
 
 
@@ -110,9 +132,9 @@ def _unlearn_rescoring(arm: Arm, world: World) -> tuple[list[dict], dict]:
 
 
 def _train(arm: Arm, world: World, mask: WeightMask | None, forget: Dataset, steps: int):
-    trainer_class, config_class, options = OBJECTIVES[arm.objective]
+    objective = OBJECTIVES[arm.objective]
     with tempfile.TemporaryDirectory() as folder:
-        args = config_class(
+        args = objective.config(
             folder,
             max_steps=steps,
             learning_rate=arm.learning_rate,
@@ -129,9 +151,9 @@ def _train(arm: Arm, world: World, mask: WeightMask | None, forget: Dataset, ste
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
-            **options,
+            **objective.options,
         )
-        trainer = trainer_class(
+        trainer = objective.trainer(
             world.model(),
             args,
             train_dataset=forget,
@@ -139,7 +161,7 @@ def _train(arm: Arm, world: World, mask: WeightMask | None, forget: Dataset, ste
             eval_dataset={"unseen_retain": world.dataset("unseen_retain")},
             processing_class=world.tokenizer,
             mask=mask,
-            callbacks=[_StopWhenForgotten()],
+            callbacks=[_StopWhenForgotten()] if objective.stops else None,
         )
         trainer.train()
     return trainer

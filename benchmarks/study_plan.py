@@ -15,6 +15,7 @@ class Case:
         objective, score, density, scope: As in [`~benchmarks.study_arms.Arm`].
         seeds (`int`): How many worlds the picked learning rate runs in.
         attacks (`bool`): Whether the results are attacked.
+        rated_by (`str`): Objective whose runs pick the learning rate; by default its own.
     """
 
     objective: str
@@ -23,6 +24,7 @@ class Case:
     scope: str = "blocks"
     seeds: int = 1
     attacks: bool = False
+    rated_by: str | None = None
 
     def arm(self, learning_rate: float, seed: int) -> Arm:
         return Arm(self.objective, self.score, self.density, self.scope, learning_rate, seed)
@@ -52,6 +54,8 @@ PLAN = {
     ],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random", "wagle")],
     "beta": [Case(f"npo-beta-{beta}", s, d, scope) for beta in (0.02, 0.5) for s, d, scope in (CLAIM[0], CLAIM[2])],
+    "100-steps": [Case("npo-100-steps", *arm, seeds=3, attacks=True, rated_by="npo") for arm in CLAIM[:3]]
+    + [Case("graddiff-100-steps", *arm, rated_by="graddiff") for arm in CLAIM[:3]],
     "graddiff": [Case("graddiff", s) for s in SCREENED],
     "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle", "gradient", "magnitude")],
 }

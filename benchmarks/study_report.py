@@ -80,7 +80,7 @@ def picked(rows: list[dict]) -> dict[Case, list[dict]]:
         }
         rate = max(kept, key=kept.get, default=None)
         chosen[case] = sorted((r for r in members if r["learning_rate"] == rate), key=lambda r: r["seed"])
-    return chosen
+    return {case: rows for case, rows in chosen.items() if not case.objective.endswith("-100-steps")}
 
 
 def kept_at(rows: Iterable[dict], level: float, name: str = "unseen_retain") -> list[float]:
@@ -210,6 +210,23 @@ def anatomy_table(anatomies: list[dict]) -> str:
     return markdown(header, body)
 
 
+def lasting_table(rows: list[dict]) -> str:
+    """Runs that go on for 100 steps: what the retain term mends while the forget rows stay forgotten."""
+    cases = defaultdict(list)
+    for row in rows:
+        if row["objective"].endswith("-100-steps"):
+            cases[case_of(row)].append(row)
+    header = ["objective", "mask", "rate", "seeds", "forget at the end", "unseen at the end", "relearned"]
+    body = []
+    for case, members in cases.items():
+        ends = [[row["trajectory"][name][-1] for row in members] for name in ("forget", "unseen_retain")]
+        relearned = [row["relearn"]["forget"][-1] for row in members if "relearn" in row]
+        cells = [len(members), *map(Interval.of, ends), Interval.of(relearned) if relearned else ""]
+        title = TITLES[case.objective.removesuffix("-100-steps")]
+        body.append([title, case.label, f"{members[0]['learning_rate']:g}", *cells])
+    return markdown(header, body)
+
+
 # Figures
 
 
@@ -288,12 +305,13 @@ def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) ->
     """Put the tables between their marks in STUDY.md, and draw the figures."""
     chosen = picked(rows)
     tables = {
+        "lasting": lasting_table(rows),
         "worlds": world_table(worlds),
         "anatomy": anatomy_table(anatomies),
         "main": main_table(chosen),
         "paired": paired_table(chosen),
         "scores": screening_table(chosen, lambda case: case.objective in TITLES and case.density in (0.05, 1.0)),
-        "density": screening_table(chosen, lambda case: case.density not in (0.05, 1.0)),
+        "density": screening_table(chosen, lambda case: case.objective in TITLES and case.density not in (0.05, 1.0)),
         "beta": screening_table(
             chosen,
             lambda case: case.objective != "graddiff" and (case.score, case.density, case.scope) in SHOWN_WITH_BETA,
