@@ -33,6 +33,7 @@ LAYERS = {
     2: (
         "wagle_trl.arena",
         "wagle_trl.attribution",
+        "wagle_trl.comparison",
         "wagle_trl.statistics",
         "wagle_trl.tiers",
         "wagle_trl.simulation",
@@ -54,6 +55,7 @@ LAYERS = {
         "wagle_trl.evaluation.drift",
         "wagle_trl.evaluation.partial",
         "wagle_trl.evaluation.suite",
+        "wagle_trl.evaluation.robustness",
     ),
     4: ("wagle_trl.hub", "wagle_trl.templates"),
     5: ("wagle_trl.cli", "wagle_trl.demo"),

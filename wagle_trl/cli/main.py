@@ -25,6 +25,10 @@ COMMANDS = {
         "evaluate",
         "Measure what a model still knows: probability, ROUGE-L, truth ratio, forget quality, utility",
     ),
+    "report": (
+        "report",
+        "Put finished runs side by side: tables, trajectories, masks and attacks as Markdown and PNG",
+    ),
     "env": ("env", "Show versions and devices"),
 }
 
@@ -49,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
         print(version("wagle-trl"))
         return 0
-    command, argv = argv[0], argv[1:]
-    as_json, debug = _pop_flag(argv, "--json"), _pop_flag(argv, "--debug")
+    command, as_json = argv[0], "--json" in argv
+    argv = [argument for argument in argv[1:] if argument != "--json"]
+    debug = _pop_debug(argv)
     try:
         return _show(_run(command, argv, as_json), as_json)
     except KeyboardInterrupt:
@@ -101,10 +106,10 @@ def _show(output: Output, as_json: bool) -> int:
     return output.exit_code
 
 
-def _pop_flag(argv: list[str], flag: str) -> bool:
-    """Remove a bare flag. `--debug` with a value is left: that is an option of `TrainingArguments`."""
+def _pop_debug(argv: list[str]) -> bool:
+    """Remove a bare `--debug`. With a value it is left: that is an option of `TrainingArguments`."""
     for i, argument in enumerate(argv):
-        if argument == flag and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+        if argument == "--debug" and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
             del argv[i]
             return True
     return False

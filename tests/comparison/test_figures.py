@@ -1,0 +1,99 @@
+import os
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from wagle_trl.comparison import figures
+from wagle_trl.comparison.figures import COLOURS, plot_relearning, plot_trajectories
+from wagle_trl.comparison.runs import load_runs
+
+from .conftest import EVALUATION, TRAINING
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def count(picture, colour):
+    """Pixels of a colour of a run."""
+    return (np.abs(picture - 255 * np.array(to_rgb(colour))).max(axis=-1) < 8).sum()
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """The axes of the figures that are made."""
+    made, make = [], figures._figure
+
+    def record(width):
+        made.append(make(width))
+        return made[-1]
+
+    monkeypatch.setattr(figures, "_figure", record)
+    return lambda: made[-1].axes
+
+
+def test_trajectories_are_a_png_with_a_colour_for_each_run(runs, tmp_path):
+    picture = pixels(plot_trajectories(runs, tmp_path / "t.png"))
+    assert picture.shape[1] == 1800 and 700 < picture.shape[0] < 900
+    assert count(picture, COLOURS[0]) > 5000
+    assert count(picture, COLOURS[1]) > 50  # one measurement, and the legend
+    assert count(picture, COLOURS[2]) == 0  # only evaluated
+    assert "t.png" in os.listdir(tmp_path)
+
+
+def test_the_trade_off_is_of_rows_that_took_no_part_if_all_runs_watched_them(make_run, axes, tmp_path):
+    seen_only = [{k: v for k, v in entry.items() if "unseen" not in k} for entry in TRAINING["log_history"]]
+    both, one = make_run("both"), make_run("one", training=TRAINING | {"log_history": seen_only})
+    plot_trajectories(load_runs([both]), tmp_path / "t.png")
+    assert axes()[1].get_ylabel() == "unseen retain probability"
+    assert axes()[1].lines[0].get_xydata().tolist() == [[0.9, 0.95], [0.1, 0.55]]
+    assert axes()[1].get_xlim()[0] > axes()[1].get_xlim()[1]
+    plot_trajectories(load_runs([both, one]), tmp_path / "t.png")
+    assert axes()[1].get_ylabel() == "retain probability"
+    assert axes()[1].lines[0].get_xydata().tolist() == [[0.9, 1.0], [0.1, 0.8]]
+
+
+def test_sets_differ_by_line_and_runs_by_colour(make_run, axes, tmp_path):
+    plot_trajectories(load_runs([make_run("a"), make_run("b")]), tmp_path / "t.png")
+    drawn = [(line.get_color(), line.get_linestyle()) for line in axes()[0].lines]
+    assert drawn == [(colour, line) for colour in COLOURS[:2] for line in ("-", "--", ":")]
+
+
+def test_a_run_keeps_its_colour_where_others_are_left_out(make_run, axes, tmp_path):
+    runs = load_runs([make_run("a"), make_run("b", evaluation=EVALUATION)])
+    plot_relearning(runs, tmp_path / "r.png")
+    (line,) = axes()[0].lines
+    assert line.get_color() == COLOURS[1]
+    assert line.get_xydata().tolist() == [[0, 0.12], [20, 0.51]]
+    assert count(pixels(tmp_path / "r.png"), COLOURS[1]) > 1000
+
+
+def test_runs_beyond_the_colours_differ_by_marker(make_run, axes, tmp_path):
+    plot_trajectories(load_runs([make_run(f"a run of a long name {i}") for i in range(8)]), tmp_path / "t.png")
+    lines = axes()[1].lines
+    assert lines[0].get_color() == lines[7].get_color()
+    assert lines[0].get_marker() != lines[7].get_marker()
+    assert pixels(tmp_path / "t.png").shape[0] > 780  # the legend takes more lines, the panels stay
+
+
+@pytest.mark.parametrize("plot", [plot_trajectories, plot_relearning])
+def test_there_is_no_picture_without_numbers(plot, make_run, tmp_path):
+    assert plot(load_runs([make_run(training={"objective": "mask"})]), tmp_path / "p.png") is None
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_an_interrupted_plot_leaves_the_old_one(runs, tmp_path, monkeypatch):
+    path = plot_relearning(runs, tmp_path / "r.png")
+    before = path.read_bytes()
+
+    def fail(*paths):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        plot_relearning(runs[::-1], path)
+    assert path.read_bytes() == before

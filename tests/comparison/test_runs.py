@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from wagle_trl.cli import evaluate
+from wagle_trl.comparison.runs import EVALUATION_FILE, REPORT_FILE, labels, load_runs
+from wagle_trl.trainers import run_report
+
+from .conftest import EVALUATION, TRAINING
+
+
+def test_the_files_are_those_that_trainers_and_evaluations_write():
+    assert (REPORT_FILE, EVALUATION_FILE) == (run_report.REPORT_FILE, evaluate.SUMMARY_FILE)
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["/a/npo", "/a/sft/"], ["npo", "sft"]),
+        (["/a/one/out", "/a/two/out"], ["one/out", "two/out"]),
+        (["/a/x/out", "/b/x/out", "/b/y/out", "/b/z"], ["a/x/out", "b/x/out", "y/out", "z"]),
+        (["/out", "/a/out"], ["/out", "a/out"]),
+    ],
+    ids=["last names", "same last name", "as long as it takes for each", "one path is the end of another"],
+)
+def test_a_label_is_the_shortest_end_of_a_path_that_no_other_has(folders, expected):
+    assert labels(folders) == expected
+
+
+def test_a_run_that_is_given_twice_is_refused(make_run):
+    folder = make_run()
+    with pytest.raises(ValueError, match="run is given twice"):
+        load_runs([folder, str(Path(folder) / ".." / "run")])
+
+
+def test_the_numbers_of_a_run_are_what_was_done_what_was_kept_and_what_was_measured(make_run):
+    (run,) = load_runs([make_run(evaluation=EVALUATION)])
+    numbers = run.numbers()
+    assert numbers == json.loads(json.dumps(numbers))
+    setup = {
+        "objective": "NPO",
+        "base_model": "/models/my/base",
+        "mask_score": "fisher_ratio",
+        "mask_density": 0.0499999,
+        "learning_rate": 2e-5,
+        "steps": 10,
+        "attribution_peak_bytes": 1_234_000_000,
+        "training_peak_bytes": 2_500_000_000,
+    }
+    assert setup.items() <= numbers.items()
+    kept = {
+        "final_forget": 0.1,
+        "final_retain": 0.8,
+        "final_unseen_retain": 0.55,
+        "step_at_0.3": 7.5,
+        "retain_at_0.3": 0.85,
+        "unseen_retain_at_0.3": 0.65,
+        "step_at_0.1": 10,
+        "retain_at_0.1": 0.8,
+        "unseen_retain_at_0.1": 0.55,
+    }
+    assert {name: numbers[name] for name in kept} == pytest.approx(kept)
+    measured = {name: value for name, value in EVALUATION.items() if isinstance(value, float)}
+    assert measured.items() <= numbers.items()
+    attacked = {"relearn_forget_prob": 0.51, "quantize_int8_forget_prob": 0.14, "quantize_int8_retain_prob": 0.87}
+    assert attacked.items() <= numbers.items()
+    assert len(numbers) == len(setup) + len(kept) + len(measured) + len(attacked)
+
+
+def test_what_is_not_known_is_left_out(make_run):
+    (run,) = load_runs([make_run(training=TRAINING | {"mask": None, "log_history": [], "peak_memory_bytes": {}})])
+    assert run.numbers() == {"objective": "NPO", "base_model": "/models/my/base", "learning_rate": 2e-5}
+
+
+def test_a_level_that_was_not_reached_is_left_out(make_run):
+    (run,) = load_runs([make_run(training=TRAINING | {"log_history": TRAINING["log_history"][:1]})])
+    assert run.numbers()["final_forget"] == 0.9
+    assert not [name for name in run.numbers() if "_at_" in name]
+
+
+def test_a_model_that_was_only_evaluated_is_a_run_with_the_numbers_of_that(make_run):
+    (run,) = load_runs([make_run(training=None, evaluation={"model": "base", "forget_prob": 0.9})])
+    assert run.numbers() == {"forget_prob": 0.9}
+    assert run.trajectory == {"step": [], "forget": []}
+    assert run.load_mask() is None
+
+
+def test_the_mask_is_read_where_there_is_one(make_run):
+    masked, dense = load_runs([make_run("masked", mask=True), make_run("dense")])
+    assert 0.2 < masked.load_mask().density < 0.4
+    assert dense.load_mask() is None
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (None, "", "neither wagle_report.json .* nor wagle_eval.json"),
+        ("wagle_report.json", '{"objective": ', "wagle_report.json is not readable as JSON: "),
+        ("wagle_eval.json", "[]", "wagle_eval.json holds no JSON object"),
+    ],
+    ids=["not a run", "truncated", "something else"],
+)
+def test_a_folder_that_is_no_run_is_named(file, text, message, tmp_path):
+    if file is not None:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_runs([str(tmp_path)])
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"No run at .*missing': the folder does not exist"):
+        load_runs([str(tmp_path / "missing")])

@@ -1,0 +1,89 @@
+"""The report of several runs: one Markdown file and its figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..files import atomic_path
+from ..report import plot_masks
+from .figures import plot_relearning, plot_trajectories
+from .runs import LEVELS, Run
+from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table
+
+DOCUMENT_FILE = "report.md"
+TRAJECTORY_FILE = "trajectory.png"
+RELEARNING_FILE = "relearning.png"
+MASKS_FILE = "masks.png"
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    A part of the document.
+
+    Args:
+        title (`str`): Heading.
+        figure (`pathlib.Path`, *optional*): Picture.
+        text (`str`, *optional*): What the picture shows.
+        tables (`list[TextTable]`, *optional*): Tables.
+    """
+
+    title: str
+    figure: Path | None = None
+    text: str = ""
+    tables: list[TextTable] = field(default_factory=list)
+
+    def to_markdown(self) -> str:
+        """The part, empty if there is nothing to show."""
+        blocks = [f"![{self.title}]({self.figure.name})", self.text] if self.figure else []
+        for table in self.tables:
+            blocks += [f"**{table.title}**", table.to_markdown().rstrip()]
+        return "\n\n".join([f"## {self.title}", *blocks]) + "\n" if blocks else ""
+
+
+def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[TextTable]]:
+    """
+    Write the report of runs.
+
+    Args:
+        runs (`list[Run]`): At least one run.
+        folder (`pathlib.Path`): Existing folder for `report.md` and the figures.
+
+    Returns:
+        `tuple[list[pathlib.Path], list[TextTable]]`: The files written, `report.md` first, and the tables in it.
+    """
+    sections = _sections(runs, folder)
+    path = folder / DOCUMENT_FILE
+    with atomic_path(path) as temporary:
+        text = "\n".join(filter(None, (section.to_markdown() for section in sections)))
+        temporary.write_text(f"# Unlearning runs\n\n{text}", encoding="utf-8")
+    files = [path, *(section.figure for section in sections if section.figure)]
+    return files, [table for section in sections for table in section.tables]
+
+
+def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
+    masks = {run.label: mask for run in runs if (mask := run.load_mask()) is not None}
+    levels = " and ".join(map(str, LEVELS))
+    return [
+        Section("Runs", tables=[setup_table(runs)]),
+        Section(
+            "Forgetting",
+            plot_trajectories(runs, folder / TRAJECTORY_FILE),
+            "Mean answer probability, exp(-loss a token), of some rows of each set. Left: over the optimizer steps. "
+            "Right: what is kept over what is left of the forget rows; at the same forget probability the higher curve "
+            f"keeps more. The lines mark {levels}, where the table interpolates, at the first crossing.",
+            kept_tables(runs),
+        ),
+        Section("Evaluation", tables=evaluation_tables(runs)),
+        Section(
+            "Attacks",
+            plot_relearning(runs, folder / RELEARNING_FILE),
+            "What relearning some forget rows brings back of the others: their mean answer probability.",
+            attack_tables(runs),
+        ),
+        Section(
+            "Masks",
+            plot_masks(masks, folder / MASKS_FILE) if masks else None,
+            "Selected share of every layer and module; colours follow its square root, so that small shares show.",
+        ),
+    ]

@@ -1,0 +1,137 @@
+"""Numbers of runs as pictures. A run has the same colour in all of them."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_path
+from .runs import LEVELS, Run
+
+# Of Okabe and Ito, which colour-blind readers can tell apart; yellow is left out, as it is faint on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D")  # the next for every time that the colours repeat
+LINES = {"forget": "-", "retain": "--", "unseen_retain": ":"}
+OTHER_LINE = "-."
+_LEGEND = dict(fontsize=8, frameon=False)
+_CHARACTERS_AN_INCH = 11  # of a legend
+
+
+def plot_trajectories(runs: Sequence[Run], path: str | os.PathLike) -> Path | None:
+    """
+    Answer probabilities over the steps, and beside it what is kept over what is left of the forget rows.
+
+    What is kept is that of the unseen retain rows if every run watched them, else that of the retain rows.
+
+    Args:
+        runs (`list[Run]`): Runs; those without a trajectory are left out.
+        path (`str` or `os.PathLike`): File to write, a PNG.
+
+    Returns:
+        `pathlib.Path`: The file; `None`, and no file, if no run has a trajectory.
+    """
+    trajectories = {run.label: run.trajectory for run in runs if run.trajectory["step"]}
+    if not trajectories:
+        return None
+    figure = _figure(9.0)
+    over_steps, trade_off = figure.subplots(1, 2)
+    styles = _styles(runs, trajectories)
+    sets = list(dict.fromkeys(name for columns in trajectories.values() for name in columns if name != "step"))
+    for label, columns in trajectories.items():
+        for name in columns:
+            if name != "step":
+                style = styles[label] | {"linestyle": LINES.get(name, OTHER_LINE), "marker": ""}
+                over_steps.plot(columns["step"], columns[name], **style)
+    over_steps.xaxis.get_major_locator().set_params(integer=True)
+    over_steps.set(xlabel="optimizer step", ylabel="answer probability", ylim=(-0.02, 1.02))
+    _draw_trade_off(trade_off, trajectories, styles)
+    # Sets have a legend of their own, above the panel that shows them
+    lines = [_line(_words(name), {"color": "0.35", "linestyle": LINES.get(name, OTHER_LINE)}) for name in sets]
+    over_steps.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(lines), **_LEGEND)
+    return _save(figure, styles, path)
+
+
+def _draw_trade_off(axes, trajectories: dict[str, dict[str, list[float]]], styles: dict[str, dict[str, Any]]) -> None:
+    kept = "unseen_retain" if all("unseen_retain" in columns for columns in trajectories.values()) else "retain"
+    for label, columns in trajectories.items():
+        if kept in columns:
+            axes.plot(columns["forget"], columns[kept], **styles[label])
+    for level in LEVELS:
+        axes.axvline(level, color="0.7", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.text(level, 1.02, level, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
+    axes.set_xlim(1.02, -0.02)
+    axes.set(xlabel="forget probability (forgetting goes to the right)", ylabel=f"{_words(kept)} probability")
+
+
+def plot_relearning(runs: Sequence[Run], path: str | os.PathLike) -> Path | None:
+    """
+    What relearning on some forget rows brings back of the others.
+
+    Args:
+        runs (`list[Run]`): Runs; those that were not attacked so are left out.
+        path (`str` or `os.PathLike`): File to write, a PNG.
+
+    Returns:
+        `pathlib.Path`: The file; `None`, and no file, if no run was attacked so.
+    """
+    curves = {run.label: run.attacks["relearn"]["curve"] for run in runs if "relearn" in run.attacks}
+    if not curves:
+        return None
+    figure = _figure(5.5)
+    axes = figure.subplots()
+    styles = _styles(runs, curves)
+    for label, curve in curves.items():
+        axes.plot([p["step"] for p in curve], [p["forget_probability"] for p in curve], **styles[label])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="relearning step", ylabel="probability of the forget\nrows not trained on", ylim=(-0.02, 1.02))
+    return _save(figure, styles, path)
+
+
+def _figure(width: float):
+    from matplotlib.figure import Figure  # late: it takes a second to import, and few commands plot
+
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)
+    return figure
+
+
+def _styles(runs: Sequence[Run], shown: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How the runs that are shown are drawn, by label: by their place among all."""
+    styles = {
+        run.label: {
+            "color": COLOURS[place % len(COLOURS)],
+            "marker": MARKERS[place // len(COLOURS) % len(MARKERS)],
+            "markersize": 3,
+            "linewidth": 1.4,
+        }
+        for place, run in enumerate(runs)
+    }
+    return {label: styles[label] for label in styles if label in shown}
+
+
+def _line(label: str, style: dict[str, Any]):
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **style)
+
+
+def _save(figure, styles: dict[str, dict[str, Any]], path: str | os.PathLike) -> Path:
+    """Write the figure with a legend of the runs below it, for which it grows."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.93", linewidth=0.6)
+        axes.set_axisbelow(True)
+    width, height = figure.get_size_inches()
+    longest = max(map(len, styles)) + 6  # and the line before it
+    beside = max(1, min(len(styles), int(_CHARACTERS_AN_INCH * width) // longest))
+    figure.set_size_inches(width, height + 0.18 * math.ceil(len(styles) / beside))
+    handles = [_line(label, style) for label, style in styles.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=beside, **_LEGEND)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=200, format="png")
+    return Path(path)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,145 @@
+"""Finished runs, read from their folders: no model is loaded."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.matched import matched, trajectory
+from ..mask import MASK_FILE, WeightMask
+
+REPORT_FILE = "wagle_report.json"  # of a trainer
+EVALUATION_FILE = "wagle_eval.json"  # of `wagle eval`
+LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
+_PEAKS = ("attribution", "training")
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One run.
+
+    Args:
+        label (`str`): Name among the others.
+        folder (`pathlib.Path`): Where it is.
+        training (`dict`): Content of `wagle_report.json`; empty if the folder has none.
+        evaluation (`dict`): Content of `wagle_eval.json`; empty if the folder has none.
+    """
+
+    label: str
+    folder: Path
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+
+    @property
+    def trajectory(self) -> dict[str, list[float]]:
+        """Answer probabilities over the steps, as columns, see [`~evaluation.matched.trajectory`]."""
+        return trajectory(self.training.get("log_history", ()))
+
+    @property
+    def attacks(self) -> dict[str, dict[str, Any]]:
+        """What came of each attack of the evaluation, by its name."""
+        return self.evaluation.get("attacks", {})
+
+    def load_mask(self) -> WeightMask | None:
+        """The mask, if the folder has one."""
+        return WeightMask.load(self.folder) if (self.folder / MASK_FILE).exists() else None
+
+    def numbers(self) -> dict[str, Any]:
+        """
+        All that a table says of the run, flat.
+
+        Returns:
+            `dict`: What was done (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
+            `attribution_peak_bytes`, `training_peak_bytes`); where the trajectory ended (`final_{set}`) and passed
+            each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...); the numbers of the evaluation under the names that
+            they have there, those of an attack as `{attack}_{name}`. What is not known is left out.
+        """
+        known = self._setup() | self._kept() | self.measured()
+        for attack in self.attacks:
+            known |= {f"{attack}_{name}": value for name, value in self.measured(attack).items()}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def measured(self, attack: str | None = None) -> dict[str, float]:
+        """The numbers of the evaluation, or of one of its attacks."""
+        content = self.evaluation if attack is None else self.attacks[attack]
+        return {name: value for name, value in content.items() if isinstance(value, int | float)}
+
+    def _setup(self) -> dict[str, Any]:
+        mask = self.training.get("mask") or {"info": {}}
+        history = self.training.get("log_history")
+        peaks = self.training.get("peak_memory_bytes", {})
+        return {
+            "objective": self.training.get("objective"),
+            "base_model": self.training.get("base_model", self.evaluation.get("base_model")),
+            "mask_score": mask["info"].get("score"),
+            "mask_density": mask.get("density"),
+            "learning_rate": self.training.get("options", {}).get("learning_rate"),
+            "steps": history[-1]["step"] if history else None,
+            **{f"{phase}_peak_bytes": peaks.get(phase) for phase in _PEAKS},
+        }
+
+    def _kept(self) -> dict[str, float]:
+        columns = self.trajectory
+        if not columns["step"]:
+            return {}
+        kept = {f"final_{name}": values[-1] for name, values in columns.items() if name != "step"}
+        for level in LEVELS:
+            kept |= {f"{name}_at_{level}": value for name, value in (matched(columns, level) or {}).items()}
+        return kept
+
+
+def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
+    """
+    Read the folders of runs.
+
+    Args:
+        folders (`list[str]`): Output folders of trainers, with `wagle_report.json`, or of evaluations, with
+            `wagle_eval.json`, or of both in one. Folders inside them are not looked into.
+
+    Returns:
+        `list[Run]`: In the same order; labels are the ends of the paths, as short as tells them apart.
+    """
+    return [_load(Path(folder), label) for folder, label in zip(folders, labels(folders), strict=True)]
+
+
+def labels(folders: Iterable[str | os.PathLike]) -> list[str]:
+    """For every folder the shortest end of its path that no other has, such as `dense`, or `seed-1/dense`."""
+    paths = [Path(folder).resolve().parts for folder in folders]
+    for place, parts in enumerate(paths):
+        if parts in paths[:place]:
+            raise ValueError(f"{Path(*parts)} is given twice.")
+    return [_label(parts, [other for other in paths if other != parts]) for parts in paths]
+
+
+def _label(parts: tuple[str, ...], others: list[tuple[str, ...]]) -> str:
+    length = 1
+    while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+        length += 1
+    return Path(*parts[-length:]).as_posix()
+
+
+def _load(folder: Path, label: str) -> Run:
+    if not folder.is_dir():
+        raise ValueError(f"No run at '{folder}': the folder does not exist.")
+    files = [folder / name for name in (REPORT_FILE, EVALUATION_FILE)]
+    if not any(file.exists() for file in files):
+        raise ValueError(
+            f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
+            f"mask) nor {EVALUATION_FILE} (of wagle eval)."
+        )
+    return Run(label, folder, *(_read(file) for file in files))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object; it is not a file of wagle.")
+    return content

@@ -1,0 +1,187 @@
+"""Numbers of runs as tables of text: a row a run, for Markdown and for the terminal."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .runs import LEVELS, Run
+
+# Suffix of a name in an evaluation -> title of the table with a column for each set
+BY_SET = {
+    "prob": "Answer probability",
+    "rougeL_recall": "ROUGE-L recall",
+    "truth_ratio": "Truth ratio",
+    "exact_memorization": "Exact memorization",
+    "extraction_strength": "Extraction strength",
+}
+_ATTACKED = {"prob": "prob.", "rougeL_recall": "ROUGE-L"}
+_HEADINGS = {
+    "forget_quality": "forget quality (p)",
+    "forget_quality_ks": "forget quality (KS)",
+    "privleak": "PrivLeak (%)",
+    "mia_loss_auc": "MIA AUC: loss",
+    "mia_zlib_auc": "MIA AUC: zlib",
+    "mia_min_k_auc": "MIA AUC: Min-K%",
+    "mia_min_k_plus_plus_auc": "MIA AUC: Min-K%++",
+}
+_KL = "kl_to_base_"
+
+
+@dataclass(frozen=True)
+class Column:
+    """
+    A column.
+
+    Args:
+        key (`str`): Name of the number, see [`~comparison.runs.Run.numbers`].
+        heading (`str`): What stands above it.
+        text (callable, *optional*): The number as text.
+        right (`bool`, *optional*, defaults to `True`): Whether it is set to the right, as numbers are.
+    """
+
+    key: str
+    heading: str
+    text: Callable[[Any], str] = "{:.3f}".format
+    right: bool = True
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """
+    A table with a row a run. Columns and runs without any value are left out, a single missing value is an empty cell.
+
+    Args:
+        title (`str`): Title.
+        columns (`list[Column]`): Columns beside the first, which holds the labels.
+        cells (`list[list[str]]`): Label and texts of the runs.
+    """
+
+    title: str
+    columns: list[Column]
+    cells: list[list[str]]
+
+    @classmethod
+    def of(cls, title: str, lines: Sequence[tuple[str, Mapping[str, Any]]], columns: Iterable[Column]) -> "TextTable":
+        """The table of lines, each a label and the numbers by name."""
+        columns = [column for column in columns if any(column.key in numbers for _, numbers in lines)]
+        cells = [
+            [label, *(column.text(numbers[column.key]) if column.key in numbers else "" for column in columns)]
+            for label, numbers in lines
+        ]
+        return cls(title, columns, [line for line in cells if any(line[1:])])
+
+    def to_markdown(self) -> str:
+        """GitHub's Markdown, padded so that it can be read as text, too."""
+        lines = [["run", *(column.heading for column in self.columns)], *self.cells]
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+        right = [False, *(column.right for column in self.columns)]
+        rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
+        padded = [
+            [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)] for line in lines
+        ]
+        return "".join(f"| {' | '.join(line)} |\n" for line in [padded[0], rule, *padded[1:]])
+
+    def to_rich(self) -> Table:
+        """The same for the terminal."""
+        table = Table(title=self.title)
+        table.add_column("run", no_wrap=True)
+        for column in self.columns:
+            table.add_column(column.heading, justify="right" if column.right else "left")
+        for line in self.cells:
+            table.add_row(*line)
+        return table
+
+
+def setup_table(runs: Sequence[Run]) -> TextTable:
+    """What was done, and the memory it took."""
+    columns = [
+        Column("objective", "objective", str, right=False),
+        Column("base_model", "base model", _short_path, right=False),
+        Column("mask_score", "mask", str, right=False),
+        Column("mask_density", "density", "{:.3g}".format),
+        Column("learning_rate", "learning rate", "{:g}".format),
+        Column("steps", "steps", str),
+        Column("attribution_peak_bytes", "peak of attribution (GB)", _gigabytes),
+        Column("training_peak_bytes", "peak of training (GB)", _gigabytes),
+    ]
+    return TextTable.of("Options and peak memory", _lines(runs), columns)
+
+
+def kept_tables(runs: Sequence[Run]) -> list[TextTable]:
+    """Answer probabilities at the end, and where the forget probability passed each of `LEVELS`."""
+    lines = _lines(runs)
+    sets = _unique(name for run in runs for name in run.trajectory if name != "step")
+    columns = [Column(f"final_{name}", f"{_words(name)}, end") for name in sets]
+    for level in LEVELS:
+        columns.append(Column(f"step_at_{level}", f"step at {level}", "{:.1f}".format))
+        columns += [Column(f"{name}_at_{level}", f"{_words(name)} at {level}") for name in sets]
+    title = f"At the end, and where the forget probability passes {' and '.join(map(str, LEVELS))}"
+    return _with_columns([TextTable.of(title, lines, columns)])
+
+
+def evaluation_tables(runs: Sequence[Run]) -> list[TextTable]:
+    """One table for each metric of `BY_SET` that there is, with a column for each set, after one of all the others."""
+    lines = [(run.label, run.measured()) for run in runs]
+    keys = _unique(*(numbers for _, numbers in lines))
+    by_set = {metric: [key for key in keys if key.endswith(f"_{metric}")] for metric in BY_SET}
+    others = [key for key in keys if not any(key in members for members in by_set.values())]
+    tables = [TextTable.of("Overall", lines, [_overall(key) for key in others])]
+    for metric, members in by_set.items():
+        columns = [Column(key, _words(key.removesuffix(f"_{metric}"))) for key in members]
+        tables.append(TextTable.of(BY_SET[metric], lines, columns))
+    return _with_columns(tables)
+
+
+def attack_tables(runs: Sequence[Run]) -> list[TextTable]:
+    """Answer probability and ROUGE-L of every set without and under each attack, attack by attack."""
+    attacked = [run for run in runs if run.attacks]
+    lines = [(run.label, {"attack": "none", **run.measured()}) for run in attacked]
+    for attack in _unique(*(run.attacks for run in attacked)):
+        members = (run for run in attacked if attack in run.attacks)
+        lines += [(run.label, {"attack": attack.removeprefix("quantize_"), **run.measured(attack)}) for run in members]
+    keys = _unique(*(content for run in attacked for content in run.attacks.values()))
+    columns = [Column("attack", "attack", str, right=False)]
+    for metric, heading in _ATTACKED.items():
+        members = [key for key in keys if key.endswith(f"_{metric}")]
+        columns += [Column(key, f"{_words(key.removesuffix(f'_{metric}'))} {heading}") for key in members]
+    return _with_columns([TextTable.of("Answer probability and ROUGE-L recall under attack", lines, columns)])
+
+
+def _overall(key: str) -> Column:
+    if key.startswith(_KL):
+        return Column(key, f"KL to base: {_words(key.removeprefix(_KL))} (nats)", _three_digits)
+    text = "{:.2%}".format if key == "weights_changed" else _three_digits
+    return Column(key, _HEADINGS.get(key, _words(key)), text)
+
+
+def _with_columns(tables: Iterable[TextTable]) -> list[TextTable]:
+    return [table for table in tables if table.columns]
+
+
+def _lines(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any]]]:
+    return [(run.label, run.numbers()) for run in runs]
+
+
+def _unique(*groups: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(key for group in groups for key in group))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _short_path(name: str) -> str:
+    """A Hub name as it is, of a path the end."""
+    return "/".join(Path(name).parts[-2:])
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
