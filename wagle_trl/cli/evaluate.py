@@ -143,7 +143,7 @@ class EvalArguments:
     mia_k: float = field(
         default=0.2,
         metadata={
-            "help": "Share of an answer's tokens that Min-K% and Min-K%++ look at. OpenUnlearning and MUSE: 0.4."
+            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ look at. OpenUnlearning and MUSE: 0.4."
         },
     )
 
