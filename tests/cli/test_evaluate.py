@@ -115,6 +115,8 @@ def test_rows_that_cannot_serve_are_refused_before_a_model_is_loaded(data, tmp_p
     assert "--holdout_dataset needs --forget_dataset" in capsys.readouterr().err
     assert main([*none, *data[:2], "--base_model_name_or_path", "base"]) == 2
     assert "A base model needs text to be compared on" in capsys.readouterr().err
+    assert main([*none, *data, "--attack", "paraphrase"]) == 2
+    assert "No row of the set 'forget' has a `paraphrased_question`" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_path, monkeypatch, capsys):

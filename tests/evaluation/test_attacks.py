@@ -249,38 +249,24 @@ class TestQuantized:
             quantized(tiny_model(num_hidden_layers=0), 8)
 
 
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}
+ASSISTANT = {"role": "assistant", "content": "There."}
+OTHERWISE = USER | {"content": "In what place?"}
+
+
 class TestParaphrased:
     @pytest.mark.parametrize(
         ("row", "expected"),
         [
             ({"question": "Where?", "answer": "There."}, {"question": "In what place?"}),
             ({"prompt": "Where?", "completion": " There."}, {"prompt": "In what place?"}),
-            (
-                {
-                    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}],
-                    "completion": [{"role": "assistant", "content": "There."}],
-                },
-                {
-                    "prompt": [
-                        {"role": "system", "content": "Be brief."},
-                        {"role": "user", "content": "In what place?"},
-                    ]
-                },
-            ),
-            (
-                {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]},
-                {
-                    "messages": [
-                        {"role": "user", "content": "In what place?"},
-                        {"role": "assistant", "content": "There."},
-                    ]
-                },
-            ),
+            ({"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, {"prompt": [SYSTEM, OTHERWISE]}),
+            ({"messages": [SYSTEM, USER, ASSISTANT]}, {"messages": [SYSTEM, OTHERWISE, ASSISTANT]}),
         ],
         ids=["question", "prompt", "conversational prompt", "messages"],
     )
     def test_only_the_question_is_replaced(self, row, expected):
-        row |= {"paraphrased_question": "In what place?", "perturbed_answer": ["Nowhere."], "text": None}
+        row = row | {"paraphrased_question": "In what place?", "perturbed_answer": ["Nowhere."], "text": None}
         before = copy.deepcopy(row)
         assert paraphrased([row], "forget") == [row | expected]
         assert row == before
@@ -302,10 +288,7 @@ class TestParaphrased:
         [
             (ROWS[0], "No row of the set 'forget' has a `paraphrased_question`"),
             ({"text": "All.", "paraphrased_question": "What?"}, "set 'forget' .* no question to put it in place of"),
-            (
-                {"messages": [{"role": "assistant", "content": "Hi."}], "paraphrased_question": "What?"},
-                "no message before its answer",
-            ),
+            ({"messages": [ASSISTANT], "paraphrased_question": "What?"}, "no message before its answer"),
         ],
         ids=["no paraphrase", "text", "answer alone"],
     )

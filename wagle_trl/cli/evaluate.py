@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..data import load_rows, load_tofu_evaluation
 from ..evaluation.drift import weights_changed
+from ..evaluation.robustness import AttackConfig, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, read_reference, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
 from ..files import write_json
@@ -19,6 +21,7 @@ from .output import Output
 
 RECORDS_FILE = "wagle_records.jsonl"
 SUMMARY_FILE = "wagle_eval.json"
+ATTACKS_FOLDER = "attacks"
 
 
 @dataclass
@@ -170,8 +173,9 @@ class EvalArguments:
 
 
 def run(argv: list[str], command: str) -> Output:
-    args, model_args = parse([EvalArguments, EvalModel], argv, command)
+    args, attacks, model_args = parse([EvalArguments, AttackConfig, EvalModel], argv, command)
     sets, options = args.load(), args.options()
+    attacks.check(sets)
     if model_args.base_model_name_or_path is not None:
         unseen_set(sets)
     reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
@@ -185,10 +189,27 @@ def run(argv: list[str], command: str) -> Output:
     if base is not None:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
+        del base  # the attacks need its memory
+    if attacks.attack:
+        summary["attacks"] = _attack(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER)
     names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
     write_json(folder / SUMMARY_FILE, {key: name for key, name in names.items() if name is not None} | summary)
-    (folder / PARTIAL_FILE).unlink()
+    for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
+        partial.unlink()
     return Output({"output_dir": str(folder), **summary}, _tables(model_args.model_name_or_path, summary))
+
+
+def _attack(model, tokenizer, sets, options: EvalOptions, attacks: AttackConfig, folder: Path) -> dict[str, dict]:
+    """Aggregates under every attack; the records go to a folder each."""
+    summaries = {}
+    with tqdm(attacks.variants, desc="Attacks") as bar:
+        for variant in bar:
+            bar.set_postfix_str(variant)
+            (folder / variant).mkdir(parents=True, exist_ok=True)
+            result = evaluate_attack(model, tokenizer, sets, variant, attacks, options, folder=folder / variant)
+            write_records(result.records, folder / variant / RECORDS_FILE)
+            summaries[variant] = result.summary
+    return summaries
 
 
 def _tables(model: str, summary: dict[str, Any]) -> list[Table]:
@@ -199,4 +220,24 @@ def _tables(model: str, summary: dict[str, Any]) -> list[Table]:
             table.add_row(name, f"{value:.4g}")
     for layer, share in summary.get("weights_changed_by_layer", {}).items():
         layers.add_row(layer, f"{share:.4g}")
-    return [table, layers] if layers.row_count else [table]
+    return [table, *([layers] if layers.row_count else []), *_attack_tables(summary)]
+
+
+def _attack_tables(summary: dict[str, Any]) -> list[Table]:
+    """Aggregates without and under attack beside each other, and the curve of relearning."""
+    attacks = summary.get("attacks", {})
+    if not attacks:
+        return []
+    columns = {"clean": summary} | {name.removeprefix("quantize_"): values for name, values in attacks.items()}
+    table = Table("metric", *columns, title="Under attack")
+    for name in summary:
+        if any(name in values for values in attacks.values()):
+            shown = [f"{values[name]:.4g}" if name in values else "" for values in columns.values()]
+            table.add_row(name, *shown)
+    if "relearn" not in attacks:
+        return [table]
+    trained, rest = len(attacks["relearn"]["relearned_rows"]), attacks["relearn"]["rows"]["forget"]
+    curve = Table(f"steps on {trained} forget rows", f"forget_prob of the other {rest}", title="Relearning")
+    for point in attacks["relearn"]["curve"]:
+        curve.add_row(str(point["step"]), f"{point['forget_probability']:.4g}")
+    return [table, curve]
