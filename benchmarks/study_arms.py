@@ -95,8 +95,8 @@ def run(arm: Arm, world: World, *, attacks: bool) -> dict:
         attacks (`bool`): Whether to attack the result, too.
 
     Returns:
-        `dict`: The raw row: the arm, its trajectory, seconds, environment; with attacks what is known at the end (of
-            all rows, and of the forget rows asked in other words) and after relearning.
+        `dict`: The raw row: the arm, its trajectory, seconds, environment; with attacks also
+            [`~benchmarks.study_world.World.knowledge`] at the end, and what relearning brings back.
     """
     start = time.perf_counter()
     history, state = _unlearn_rescoring(arm, world) if arm.score.endswith(RESCORED) else _unlearn(arm, world)
@@ -104,7 +104,7 @@ def run(arm: Arm, world: World, *, attacks: bool) -> dict:
     model = world.model()  # a copy of the trainer's own model would run the original: TRL patches its forward
     model.load_state_dict(state)
     if attacks:
-        row |= {"end": world.probabilities(model), "relearn": _relearn(world, model, arm.seed)}
+        row |= {"end": world.knowledge(model), "relearn": _relearn(world, model, arm.seed)}
     where = environment()
     return row | {key: where[key] for key in ("date", "commit", "versions")}
 

@@ -191,11 +191,12 @@ def screening_table(chosen: dict[Case, list[dict]], wanted) -> str:
 
 def world_table(worlds: list[dict]) -> str:
     """What the models know before unlearning, and what a model knows that never saw the forget rows."""
-    names = ("forget", "paraphrase", "retain", "unseen_retain")
+    names = ("forget", "paraphrase", "unseen_retain", "forget_exact_memorization", "forget_extraction_strength")
     body = [
         [w["seed"], kind, *(f"{w[kind][name]:.3f}" for name in names)] for w in worlds for kind in ("base", "oracle")
     ]
-    return markdown(["seed", "model", *names], body)
+    header = ["seed", "model", "forget", "paraphrase", "unseen retain", "exact memorization", "extraction strength"]
+    return markdown(header, body)
 
 
 def anatomy_table(anatomies: list[dict]) -> str:

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,7 +19,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from wagle_trl.data import read_jsonl, to_trl, tokenize_row
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
+from wagle_trl.evaluation.memorization import memorization_summary
+from wagle_trl.evaluation.metrics import answer_probability, truth_ratios
 from wagle_trl.evaluation.scoring import answer_losses
+from wagle_trl.evaluation.tofu import evaluate_rows
 from wagle_trl.files import atomic_path
 from wagle_trl.scope import scope_parameters
 from wagle_trl.statistics import accumulate_statistic
@@ -131,10 +135,20 @@ class World:
         tokenized = [tokenize_row(row, self.tokenizer) for row in self.rows[name]]
         return [_pad(tokenized[i : i + ATTRIBUTION_BATCH]) for i in range(0, len(tokenized), ATTRIBUTION_BATCH)]
 
-    def probabilities(self, model: LlamaForCausalLM) -> dict[str, float]:
-        """Mean answer probability of every set, on all its rows, and of the forget set asked in other words."""
-        asked = self.rows | {"paraphrase": [r | {"question": r["paraphrased_question"]} for r in self.rows["forget"]]}
-        return {name: self.probability(model, rows) for name, rows in asked.items()}
+    def knowledge(self, model: LlamaForCausalLM) -> dict[str, Any]:
+        """
+        Mean answer probability of all forget rows, of the same asked in other words, and of all unseen retain rows;
+        truth ratios, exact memorization and extraction strength of the forget rows.
+        """
+        records = evaluate_rows(model, self.tokenizer, self.rows["forget"], "forget", generate=False, progress=False)
+        paraphrased = [row | {"question": row["paraphrased_question"]} for row in self.rows["forget"]]
+        return {
+            "forget": float(answer_probability([record["avg_gt_loss"] for record in records]).mean()),
+            "paraphrase": self.probability(model, paraphrased),
+            "unseen_retain": self.probability(model, self.rows["unseen_retain"]),
+            **memorization_summary(records),
+            "truth_ratios": [round(ratio, 6) for ratio in truth_ratios(records).tolist()],
+        }
 
     def probability(self, model: LlamaForCausalLM, rows: list[Row]) -> float:
         """Mean answer probability of rows."""
@@ -147,7 +161,7 @@ class World:
         path = self.folder / "worlds.json"
         if not path.exists():
             known = {
-                name: self.probabilities(model) for name, model in (("base", self.model()), ("oracle", self.oracle()))
+                name: self.knowledge(model) for name, model in (("base", self.model()), ("oracle", self.oracle()))
             }
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps({"seed": self.seed, **known}))
