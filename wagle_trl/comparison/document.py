@@ -78,7 +78,8 @@ def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
         Section(
             "Attacks",
             plot_relearning(runs, folder / RELEARNING_FILE),
-            "What relearning some forget rows brings back of the others: their mean answer probability.",
+            "What relearning some forget rows brings back of the others: their mean answer probability. In the table, too, "
+            "the forget rows after relearning are those it did not train on.",
             attack_tables(runs),
         ),
         Section(

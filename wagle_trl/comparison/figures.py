@@ -37,26 +37,29 @@ def plot_trajectories(runs: Sequence[Run], path: str | os.PathLike) -> Path | No
     figure = _figure(9.0)
     over_steps, trade_off = figure.subplots(1, 2)
     styles = _styles(runs, trajectories)
+    _draw_steps(over_steps, trajectories, styles)
+    _draw_trade_off(trade_off, trajectories, styles)
+    return _save(figure, styles, path)
+
+
+def _draw_steps(axes, trajectories: dict[str, dict[str, list[float]]], styles: dict[str, dict[str, Any]]) -> None:
     sets = list(dict.fromkeys(name for columns in trajectories.values() for name in columns if name != "step"))
     for label, columns in trajectories.items():
-        for name in columns:
-            if name != "step":
-                style = styles[label] | {"linestyle": LINES.get(name, OTHER_LINE), "marker": ""}
-                over_steps.plot(columns["step"], columns[name], **style)
-    over_steps.xaxis.get_major_locator().set_params(integer=True)
-    over_steps.set(xlabel="optimizer step", ylabel="answer probability", ylim=(-0.02, 1.02))
-    _draw_trade_off(trade_off, trajectories, styles)
+        few = max(1, len(columns["step"]) // 5)  # a marker at each measurement would hide the kind of line
+        for name in (name for name in sets if name in columns):
+            style = styles[label] | {"linestyle": LINES.get(name, OTHER_LINE), "markevery": few}
+            axes.plot(columns["step"], columns[name], **style)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="optimizer step", ylabel="answer probability", ylim=(-0.02, 1.02))
     # Sets have a legend of their own, above the panel that shows them
     lines = [_line(_words(name), {"color": "0.35", "linestyle": LINES.get(name, OTHER_LINE)}) for name in sets]
-    over_steps.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(lines), **_LEGEND)
-    return _save(figure, styles, path)
+    axes.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(lines), **_LEGEND)
 
 
 def _draw_trade_off(axes, trajectories: dict[str, dict[str, list[float]]], styles: dict[str, dict[str, Any]]) -> None:
     kept = "unseen_retain" if all("unseen_retain" in columns for columns in trajectories.values()) else "retain"
     for label, columns in trajectories.items():
-        if kept in columns:
-            axes.plot(columns["forget"], columns[kept], **styles[label])
+        axes.plot(columns["forget"], columns[kept], **styles[label])
     for level in LEVELS:
         axes.axvline(level, color="0.7", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.text(level, 1.02, level, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
