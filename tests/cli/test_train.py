@@ -112,7 +112,9 @@ def test_evaluation_while_training_names_both_sets(saved_model, data, quick, cap
     assert {"eval_forget_loss", "eval_retain_loss", "eval_forget_mean_token_accuracy"} <= set(content)
 
 
-def test_unseen_rows_are_watched_beside_forget_and_retain_rows(saved_model, data, quick, write_jsonl, tmp_path, capsys):
+def test_unseen_rows_are_watched_beside_forget_and_retain_rows(
+    saved_model, data, quick, write_jsonl, tmp_path, capsys
+):
     unseen = str(write_jsonl("unseen.jsonl", [{"question": "Who plays?", "answer": "Nobody plays."}]))
     run_json(capsys, "npo", "--model_name_or_path", saved_model, *data, *quick, "--unseen_dataset", unseen)
     history = json.loads((tmp_path / "out" / "wagle_report.json").read_text())["log_history"]

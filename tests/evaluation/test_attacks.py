@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from wagle_trl.data import tokenize_row
-from wagle_trl.evaluation.attacks import paraphrased, quantized, relearn, relearn_split, round_to_nearest
+from wagle_trl.evaluation.attacks import (
+    has_bitsandbytes,
+    paraphrased,
+    quantized,
+    relearn,
+    relearn_split,
+    round_to_nearest,
+    round_with_bitsandbytes,
+)
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.scoring import answer_losses
 from wagle_trl.evaluation.tofu import evaluate_rows
@@ -295,3 +303,19 @@ class TestParaphrased:
     def test_rows_that_cannot_be_asked_otherwise_are_refused(self, row, message):
         with pytest.raises(ValueError, match=message):
             paraphrased([row], "forget")
+
+
+@pytest.mark.parametrize(("bits", "largest_error"), [(8, 0.5 / 127 + 2**-11), (4, 0.16)])
+def test_bitsandbytes_rounds_within_its_own_levels(bits, largest_error):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is optional")
+    weight = torch.rand(8, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    weight[:, 0] = 1.0  # the largest of every row and block
+    rounded = round_with_bitsandbytes(weight, bits)
+    # Half the widest gap between neighbouring levels: 1 / 127 in 8 bits (after rounding to fp16), 0.3 (from -1.0 to -0.7) in NF4
+    assert rounded.shape == weight.shape and rounded.dtype == weight.dtype
+    assert 0 < (rounded - weight).abs().max() <= largest_error
+    assert len(rounded[0].unique()) <= 2**bits
+
+
+def test_without_a_gpu_weights_are_rounded_to_nearest(tiny_model):
+    assert not has_bitsandbytes(tiny_model().to("cpu"))

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -184,6 +185,32 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -
     return (step * torch.round(groups / step)).view(rows, -1)[:, :columns].to(weight.dtype)
 
 
+def has_bitsandbytes(model: PreTrainedModel) -> bool:
+    """Whether [`quantized`] rounds as bitsandbytes does: on a GPU, with that package installed."""
+    return model.device.type == "cuda" and find_spec("bitsandbytes") is not None
+
+
+def round_with_bitsandbytes(weight: Tensor, bits: int) -> Tensor:
+    """
+    Quantization by bitsandbytes and back: the rows of LLM.int8() (https://huggingface.co/papers/2208.07339) in 8 bits,
+    NF4 in blocks of 64 (https://huggingface.co/papers/2305.14314) in 4 bits.
+
+    Args:
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): Weights.
+        bits (`int`): 8 or 4.
+
+    Returns:
+        `torch.Tensor` of the shape and dtype of `weight`.
+    """
+    from bitsandbytes import functional  # an optional dependency
+
+    if bits == 4:
+        packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=_GROUP_SIZES[4], quant_type="nf4")
+        return functional.dequantize_4bit(packed, state)
+    levels, largest, _ = functional.int8_vectorwise_quant(weight.half().contiguous())
+    return (levels * (largest.float() / 127)[:, None]).to(weight.dtype)
+
+
 def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     """
     A copy of the model with the weights of its linear layers rounded to 8 or 4 bits.
@@ -191,10 +218,10 @@ def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     Unlearning moves weights so little that rounding can put them back where they were: "Catastrophic Failure of LLM
     Unlearning via Quantization", https://huggingface.co/papers/2410.16454.
 
-    The weights are simulated: rounded by [`round_to_nearest`] and kept in the model's dtype, so that the measurement
-    needs neither a GPU nor a quantized kernel and is the same everywhere. Steps are shared as in bitsandbytes: by an
-    output row in 8 bits, by a block of 64 in 4 bits; embeddings, norms, biases and the LM head stay as they are, as
-    there. Two things differ: LLM.int8() rounds activations, too, and the levels of NF4 are not evenly spaced.
+    Weights are rounded by [`round_to_nearest`], or by [`round_with_bitsandbytes`] where [`has_bitsandbytes`], and kept
+    in the model's dtype: no quantized kernel is needed, and what is measured is the rounding alone. Steps are shared
+    by an output row in 8 bits, by a block of 64 in 4 bits; embeddings, norms, biases and the LM head stay as they are,
+    as in bitsandbytes.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Unlearned model; nothing in it is changed.
@@ -213,7 +240,10 @@ def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     with torch.no_grad():
         for layer in layers:
             weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # GPT-2 stores the transpose
-            weight.copy_(round_to_nearest(weight, bits, _GROUP_SIZES[bits]))
+            if has_bitsandbytes(model):
+                weight.copy_(round_with_bitsandbytes(weight, bits))
+            else:
+                weight.copy_(round_to_nearest(weight, bits, _GROUP_SIZES[bits]))
     return attacked
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .attacks import paraphrased, quantized, relearn, relearn_split
+from .attacks import has_bitsandbytes, paraphrased, quantized, relearn, relearn_split
 from .suite import evaluate_sets, summarize_all
 from .tofu import EvalOptions, Row
 
@@ -85,7 +85,8 @@ class AttackResult(NamedTuple):
         records (`list[dict]`): One record for every row, as from [`~wagle_trl.evaluation.suite.evaluate_sets`].
         summary (`dict`): Their aggregates; `rows`, the number of rows of every set; and from relearning `curve`, a
             list of `{"step", "forget_probability"}` on the forget rows that were not trained on, and
-            `relearned_rows`, the indices of those that were.
+            `relearned_rows`, the indices of those that were; from quantization `rounding`, `"nearest"` or
+            `"bitsandbytes"`.
     """
 
     records: list[dict[str, Any]]
@@ -125,10 +126,9 @@ def evaluate_attack(
     match variant:
         case "relearn":
             model, sets, details = _relearned(model, tokenizer, sets, config, progress)
-        case "quantize_int8":
-            model = quantized(model, 8)
-        case "quantize_int4":
-            model = quantized(model, 4)
+        case "quantize_int8" | "quantize_int4":
+            details = {"rounding": "bitsandbytes" if has_bitsandbytes(model) else "nearest"}
+            model = quantized(model, int(variant[-1]))
         case "paraphrase":
             asked = [name for name in sets if name == FORGET or any(r.get("paraphrased_question") for r in sets[name])]
             sets = {name: paraphrased(sets[name], name) for name in asked}
