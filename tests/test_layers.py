@@ -56,7 +56,6 @@ LAYERS = {
         "wagle_trl.evaluation.partial",
         "wagle_trl.evaluation.suite",
         "wagle_trl.evaluation.robustness",
-        "wagle_trl.evaluation.robustness",
     ),
     4: ("wagle_trl.hub", "wagle_trl.templates"),
     5: ("wagle_trl.cli", "wagle_trl.demo"),

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there: written under a temporary name, then renamed. And the names of shared ones."""
 
 import json
 import os
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+REPORT_FILE = "wagle_report.json"  # what a trainer did
+EVALUATION_FILE = "wagle_eval.json"  # what `wagle eval` found
 
 
 @contextmanager

@@ -3,15 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from wagle_trl.cli import evaluate
-from wagle_trl.comparison.runs import EVALUATION_FILE, REPORT_FILE, labels, load_runs
-from wagle_trl.trainers import run_report
+from wagle_trl.comparison.runs import labels, load_runs
 
 from .conftest import EVALUATION, TRAINING
-
-
-def test_the_files_are_those_that_trainers_and_evaluations_write():
-    assert (REPORT_FILE, EVALUATION_FILE) == (run_report.REPORT_FILE, evaluate.SUMMARY_FILE)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from wagle_trl import MaskConfig
-from wagle_trl.trainers.run_report import REPORT_FILE, run_report, write_run_report
+from wagle_trl.files import REPORT_FILE
+from wagle_trl.trainers.run_report import run_report, write_run_report
 
 
 def test_the_report_tells_what_was_done(make_trainer, tmp_path):

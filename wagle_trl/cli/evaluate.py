@@ -14,13 +14,12 @@ from ..evaluation.drift import weights_changed
 from ..evaluation.robustness import AttackConfig, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, read_reference, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
-from ..files import write_json
+from ..files import EVALUATION_FILE, write_json
 from ..trainers.checks import check_writable
 from .arguments import asks_for_tofu, load_tokenizer, parse, require_model
 from .output import Output
 
 RECORDS_FILE = "wagle_records.jsonl"
-SUMMARY_FILE = "wagle_eval.json"
 ATTACKS_FOLDER = "attacks"
 
 
@@ -193,7 +192,7 @@ def run(argv: list[str], command: str) -> Output:
     if attacks.attack:
         summary["attacks"] = _attack(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER)
     names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
-    write_json(folder / SUMMARY_FILE, {key: name for key, name in names.items() if name is not None} | summary)
+    write_json(folder / EVALUATION_FILE, {key: name for key, name in names.items() if name is not None} | summary)
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
     return Output({"output_dir": str(folder), **summary}, _tables(model_args.model_name_or_path, summary))

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..comparison.document import write_document
-from ..comparison.runs import EVALUATION_FILE, REPORT_FILE, load_runs
+from ..comparison.runs import load_runs
+from ..files import EVALUATION_FILE, REPORT_FILE
 from ..trainers.checks import check_writable
 from .arguments import WagleParser
 from .output import Output

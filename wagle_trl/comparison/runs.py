@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.matched import matched, trajectory
+from ..files import EVALUATION_FILE, REPORT_FILE
 from ..mask import MASK_FILE, WeightMask
 
-REPORT_FILE = "wagle_report.json"  # of a trainer
-EVALUATION_FILE = "wagle_eval.json"  # of `wagle eval`
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
 _PEAKS = ("attribution", "training")
 

@@ -4,9 +4,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import REPORT_FILE, write_json
 
-REPORT_FILE = "wagle_report.json"
 _OPTIONS = (
     "learning_rate",
     "num_train_epochs",
