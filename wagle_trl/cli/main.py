@@ -23,7 +23,7 @@ COMMANDS = {
     "sft": ("train", "Fine-tune the selected weights"),
     "eval": (
         "evaluate",
-        "Measure what a model still knows: probability, ROUGE-L, truth ratio, forget quality, utility",
+        "Measure what a model still knows, without and under attack: TOFU, memorization, membership inference",
     ),
     "report": (
         "report",
