@@ -92,12 +92,6 @@ def wagle_fisher(world: World, parameters) -> Statistics:
     return _each(parameters, lambda n: ((parameters[n].detach() - g_r[n] / hessian[n]) * g_f[n]).abs())
 
 
-def snip_fisher(world: World, parameters) -> Statistics:
-    """|theta * g_f| / (F_r + mean F_r)."""
-    hessian, g_f = _damped(world, parameters), world.statistic("g_forget")
-    return _each(parameters, lambda n: (parameters[n].detach() * g_f[n]).abs() / hessian[n])
-
-
 def _signed_wagle(world: World, parameters, sign: float) -> Statistics:
     g_f, g_r = world.statistic("g_forget"), world.statistic("g_retain")
     gamma = _mean_abs(g_r[n] for n in parameters) / _mean_abs(parameters.values())
@@ -127,13 +121,7 @@ def fisher_ratio(world: World, parameters) -> Statistics:
     return _each(parameters, lambda n: fisher[n] / hessian[n])
 
 
-def fisher_difference(world: World, parameters) -> Statistics:
-    """max(0, F_f - F_r)."""
-    forget, retain = world.statistic("F_forget"), world.statistic("F_retain")
-    return _each(parameters, lambda n: (forget[n] - retain[n]).clamp(min=0))
-
-
-def fisher_sparse_conflict(world: World, parameters) -> Statistics:
+def fisher_agreeing(world: World, parameters) -> Statistics:
     """F_f / (F_r + mean F_r) where raising the forget loss does not raise the retain loss (g_f * g_r <= 0)."""
     ratio, g_f, g_r = fisher_ratio(world, parameters), world.statistic("g_forget"), world.statistic("g_retain")
     return _each(parameters, lambda n: ratio[n] * (g_f[n] * g_r[n] <= 0))
@@ -181,12 +169,10 @@ BUDGETS = {"global": _global, "parameter": _by_parameter, "layer": _by_layer, "r
 # name -> (formula, budget)
 CANDIDATES = {
     "wagle_fisher": (wagle_fisher, "global"),
-    "snip_fisher": (snip_fisher, "global"),
     "wagle_positive": (wagle_positive, "global"),
     "wagle_negative": (wagle_negative, "global"),
     "gradient_fisher": (gradient_fisher, "global"),
-    "fisher_difference": (fisher_difference, "global"),
-    "fisher_sparse_conflict": (fisher_sparse_conflict, "global"),
+    "fisher_agreeing": (fisher_agreeing, "global"),
     "fisher_ratio-per-matrix": (fisher_ratio, "parameter"),
     "fisher_ratio-per-layer": (fisher_ratio, "layer"),
     "fisher_ratio-rows": (fisher_ratio, "rows"),
