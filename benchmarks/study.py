@@ -19,9 +19,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from benchmarks.study_arms import Arm, run
+from benchmarks.study_figures import draw
 from benchmarks.study_masks import anatomy
 from benchmarks.study_plan import DISSECTED, PLAN, Case, start_rate
-from benchmarks.study_report import write_report
+from benchmarks.study_report import picked, write_report
 from benchmarks.study_world import World
 from wagle_trl.data import read_jsonl
 from wagle_trl.evaluation.matched import matched
@@ -127,7 +128,9 @@ def main() -> None:
     commands.add_parser("report")
     args = parser.parse_args()
     if args.command == "report":
-        write_report(read_jsonl(ROWS), read_jsonl(WORLDS), read_jsonl(ANATOMY))
+        rows = read_jsonl(ROWS)
+        write_report(rows, read_jsonl(WORLDS), read_jsonl(ANATOMY))
+        draw(picked(rows))
     elif args.command == "worlds":
         worlds = [World(args.tofu_dir, args.cache, seed) for seed in args.seeds]
         for world in worlds:

@@ -1,4 +1,4 @@
-"""Tables and figures of the study, from its raw rows alone."""
+"""Tables of the study, from its raw rows alone."""
 
 import re
 from collections import defaultdict
@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
 from wagle_trl.evaluation.matched import matched
+from wagle_trl.evaluation.metrics import forget_quality
 from wagle_trl.files import atomic_path
 
-FOLDER = Path(__file__).parent
-TEXT = FOLDER / "STUDY.md"
-FIGURES = FOLDER / "results" / "study"
+TEXT = Path(__file__).parent / "STUDY.md"
 LEVELS = (0.3, 0.1)
-# Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
 SHOWN_WITH_BETA = {("fisher_ratio", 0.05, "blocks"), ("dense", 1.0, "all")}
 BETAS = {"npo-beta-0.02": "NPO, beta 0.02", "npo-beta-0.5": "NPO, beta 0.5"}
@@ -97,32 +93,31 @@ def markdown(header: list[str], body: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def main_table(chosen: dict[Case, list[dict]]) -> str:
-    """Cases with several seeds: clean, and after attacks."""
-    header = [
-        "objective",
-        "mask",
-        "rate",
-        "unseen at 0.3",
-        "unseen at 0.1",
-        "relearned",
-        "unseen, relearned",
-        "paraphrase",
-    ]
+def main_table(chosen: dict[Case, list[dict]], worlds: list[dict]) -> str:
+    """Cases with several seeds: what is kept, and what is left of the forget rows at the end and under attack."""
+    header = ["objective", "mask", "rate", "unseen at 0.3", "unseen at 0.1"]
+    header += ["relearned", "unseen, relearned", "paraphrase", "forget quality"]
     body = []
-    for case, rows in sorted(chosen.items(), key=lambda item: _order(item)):
-        if len(rows) < 2:
-            continue
-        attacked = [row for row in rows if "relearn" in row]
-        cells = [Interval.of(kept_at(rows, level)) for level in LEVELS]
-        cells += [Interval.of(row["relearn"]["forget"][-1] for row in attacked)] if attacked else [""]
-        cells += [Interval.of(row["relearn"]["unseen_retain"] for row in attacked)] if attacked else [""]
-        cells += [Interval.of(row["end"]["paraphrase"] for row in attacked)] if attacked else [""]
-        body.append([TITLES[case.objective], case.label, f"{rows[0]['learning_rate']:g}", *cells])
+    for case, rows in sorted(chosen.items(), key=order):
+        if len(rows) > 1:
+            cells = [Interval.of(kept_at(rows, level)) for level in LEVELS] + _attacked(rows, worlds)
+            body.append([TITLES[case.objective], case.label, f"{rows[0]['learning_rate']:g}", *cells])
     return markdown(header, body)
 
 
-def _order(item) -> tuple:
+def _attacked(rows: list[dict], worlds: list[dict]) -> list:
+    oracles = {world["seed"]: world["oracle"]["truth_ratios"] for world in worlds}
+    qualities = [forget_quality(row["end"]["truth_ratios"], oracles[row["seed"]]).p_value for row in rows]
+    return [
+        Interval.of(row["relearn"]["forget"][-1] for row in rows),
+        Interval.of(row["relearn"]["unseen_retain"] for row in rows),
+        Interval.of(row["end"]["paraphrase"] for row in rows),
+        f"{np.median(qualities):.2g}",
+    ]
+
+
+def order(item: tuple[Case, list[dict]]) -> tuple:
+    """By objective, then the best first."""
     case, rows = item
     values = kept_at(rows, 0.1)
     return (case.objective != "npo", -np.mean(values) if values else 1.0)
@@ -171,7 +166,7 @@ def screening_table(chosen: dict[Case, list[dict]], wanted) -> str:
     """Seed 0 of the cases that `wanted` accepts, best first."""
     header = ["objective", "mask", "rate", "step at 0.1", "seen at 0.1", "unseen at 0.3", "unseen at 0.1"]
     body, names = [], TITLES | BETAS
-    for case, rows in sorted(chosen.items(), key=_order):
+    for case, rows in sorted(chosen.items(), key=order):
         if not wanted(case):
             continue
         if not rows:
@@ -228,102 +223,38 @@ def lasting_table(rows: list[dict]) -> str:
     return markdown(header, body)
 
 
-# Figures
-
-
-def trade_off(chosen: dict[Case, list[dict]], path: Path) -> None:
-    """Unseen retain over forget probability, a line a case, its seeds thin."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    labels = sorted({case.label for case, rows in chosen.items() if len(rows) > 1})
-    for axis, objective in zip(axes, TITLES):
-        for case, rows in chosen.items():
-            if case.objective == objective and len(rows) > 1:
-                _curves(axis, rows, COLOURS[labels.index(case.label)], case.label)
-        axis.set(title=TITLES[objective], xlabel="forget probability", xlim=(1, 0))
-        axis.axvline(0.1, color="0.7", linewidth=0.8, zorder=0)
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("unseen retain probability")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path)
-
-
-def _curves(axis, rows: list[dict], colour: str, label: str) -> None:
-    grid = np.linspace(0.95, 0.1, 50)
-    curves = []
-    for row in rows:
-        curve = [np.nan if (at := matched(row["trajectory"], x)) is None else at["unseen_retain"] for x in grid]
-        axis.plot(grid, curve, color=colour, linewidth=0.6, alpha=0.5)
-        curves.append(curve)
-    axis.plot(grid, np.nanmean(curves, axis=0), color=colour, linewidth=2, label=label)
-
-
-def relearning(chosen: dict[Case, list[dict]], path: Path) -> None:
-    """Forget probability over relearning steps, mean of the seeds."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    labels = sorted({case.label for case, rows in chosen.items() if len(rows) > 1})
-    for axis, objective in zip(axes, TITLES):
-        for case, rows in chosen.items():
-            attacked = [row["relearn"] for row in rows if "relearn" in row]
-            if case.objective == objective and len(attacked) > 1:
-                curve = np.mean([a["forget"] for a in attacked], axis=0)
-                axis.plot(
-                    attacked[0]["step"], curve, marker="o", color=COLOURS[labels.index(case.label)], label=case.label
-                )
-        axis.set(title=TITLES[objective], xlabel="relearning steps", ylim=(0, 1))
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("forget probability of rows not relearned")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path)
-
-
-def scores(chosen: dict[Case, list[dict]], path: Path) -> None:
-    """Unseen retain probability at forgetting 0.1 of every case, seed 0."""
-    cases = [(case, rows[0]) for case, rows in sorted(chosen.items(), key=_order) if rows and case.objective == "npo"]
-    figure = Figure(figsize=(7.5, 1 + 0.24 * len(cases)), layout="constrained")
-    axis = figure.subplots()
-    for place, (case, row) in enumerate(cases):
-        control = case.score in ("random", "dense")
-        axis.plot(kept_at([row], 0.1), [place], "o", color=COLOURS[1] if control else COLOURS[0])
-    axis.set_yticks(range(len(cases)), [case.label for case, _ in cases], fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel="unseen retain probability where the forget probability first reaches 0.1", title="NPO, seed 0")
-    axis.grid(alpha=0.25)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-
-
 # All of it
 
 
-def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> None:
-    """Put the tables between their marks in STUDY.md, and draw the figures."""
+def tables(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> dict[str, str]:
+    """Every table of STUDY.md, by its mark."""
     chosen = picked(rows)
-    tables = {
-        "lasting": lasting_table(rows),
+
+    def shows_beta(case: Case) -> bool:
+        return case.objective != "graddiff" and case[1:] in SHOWN_WITH_BETA
+
+    return {
         "worlds": world_table(worlds),
-        "anatomy": anatomy_table(anatomies),
-        "main": main_table(chosen),
+        "main": main_table(chosen, worlds),
         "paired": paired_table(chosen),
         "scores": screening_table(chosen, lambda case: case.objective in TITLES and case.density in (0.05, 1.0)),
         "density": screening_table(chosen, lambda case: case.objective in TITLES and case.density not in (0.05, 1.0)),
-        "beta": screening_table(
-            chosen,
-            lambda case: case.objective != "graddiff" and (case.score, case.density, case.scope) in SHOWN_WITH_BETA,
-        ),
+        "anatomy": anatomy_table(anatomies),
+        "beta": screening_table(chosen, shows_beta),
+        "lasting": lasting_table(rows),
     }
-    text = TEXT.read_text(encoding="utf-8")
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """`text` with each table between its mark and the next `<!-- end -->`."""
     for name, table in tables.items():
         mark = f"<!-- {name} -->"
         text = re.sub(f"{mark}.*?<!-- end -->", f"{mark}\n{table}\n<!-- end -->", text, flags=re.DOTALL)
+    return text
+
+
+def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> None:
+    """Put the tables into STUDY.md."""
+    text = filled(TEXT.read_text(encoding="utf-8"), tables(rows, worlds, anatomies))
     with atomic_path(TEXT) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    trade_off(chosen, FIGURES / "trade_off.png")
-    relearning(chosen, FIGURES / "relearning.png")
-    scores(chosen, FIGURES / "scores.png")

@@ -1,0 +1,89 @@
+"""Figures of the study."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.study_report import TITLES, Case, kept_at, order
+from wagle_trl.evaluation.matched import matched
+from wagle_trl.files import atomic_path
+
+FIGURES = Path(__file__).parent / "results" / "study"
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def draw(chosen: dict[Case, list[dict]]) -> None:
+    """All figures, from the rows of every case at its picked learning rate."""
+    trade_off(chosen, FIGURES / "trade_off.png")
+    relearning(chosen, FIGURES / "relearning.png")
+    scores(chosen, FIGURES / "scores.png")
+
+
+def trade_off(chosen: dict[Case, list[dict]], path: Path) -> None:
+    """Unseen retain over forget probability, a line a case, its seeds thin."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    labels = sorted({case.label for case, rows in chosen.items() if len(rows) > 1})
+    for axis, objective in zip(axes, TITLES):
+        for case, rows in chosen.items():
+            if case.objective == objective and len(rows) > 1:
+                _curves(axis, rows, COLOURS[labels.index(case.label)], case.label)
+        axis.set(title=TITLES[objective], xlabel="forget probability", xlim=(1, 0))
+        axis.axvline(0.1, color="0.7", linewidth=0.8, zorder=0)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("unseen retain probability")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def _curves(axis, rows: list[dict], colour: str, label: str) -> None:
+    grid = np.linspace(0.95, 0.1, 50)
+    curves = []
+    for row in rows:
+        curve = [np.nan if (at := matched(row["trajectory"], x)) is None else at["unseen_retain"] for x in grid]
+        axis.plot(grid, curve, color=colour, linewidth=0.6, alpha=0.5)
+        curves.append(curve)
+    axis.plot(grid, np.nanmean(curves, axis=0), color=colour, linewidth=2, label=label)
+
+
+def relearning(chosen: dict[Case, list[dict]], path: Path) -> None:
+    """Forget probability over relearning steps, mean of the seeds."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    labels = sorted({case.label for case, rows in chosen.items() if len(rows) > 1})
+    for axis, objective in zip(axes, TITLES):
+        for case, rows in chosen.items():
+            attacked = [row["relearn"] for row in rows if "relearn" in row]
+            if case.objective == objective and len(attacked) > 1:
+                curve = np.mean([a["forget"] for a in attacked], axis=0)
+                axis.plot(
+                    attacked[0]["step"], curve, marker="o", color=COLOURS[labels.index(case.label)], label=case.label
+                )
+        axis.set(title=TITLES[objective], xlabel="relearning steps", ylim=(0, 1))
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("forget probability of rows not relearned")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def scores(chosen: dict[Case, list[dict]], path: Path) -> None:
+    """Unseen retain probability at forgetting 0.1 of every case, seed 0."""
+    cases = [(case, rows[0]) for case, rows in sorted(chosen.items(), key=order) if rows and case.objective == "npo"]
+    figure = Figure(figsize=(7.5, 1 + 0.24 * len(cases)), layout="constrained")
+    axis = figure.subplots()
+    for place, (case, row) in enumerate(cases):
+        control = case.score in ("random", "dense")
+        axis.plot(kept_at([row], 0.1), [place], "o", color=COLOURS[1] if control else COLOURS[0])
+    axis.set_yticks(range(len(cases)), [case.label for case, _ in cases], fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="unseen retain probability where the forget probability first reaches 0.1", title="NPO, seed 0")
+    axis.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
