@@ -136,14 +136,8 @@ def paired_table(chosen: dict[Case, list[dict]]) -> str:
     for objective in TITLES:
         ours = chosen.get(Case(objective, "fisher_ratio", 0.05, "blocks"), [])
         for case, rows in chosen.items():
-            if (
-                case.objective != objective
-                or len(rows) < 2
-                or rows is ours
-                or case.scope == "all" != (case.score == "dense")
-            ):
-                continue
-            body.append([TITLES[objective], case.label, *_against(ours, rows)])
+            if case.objective == objective and len(rows) > 1 and rows is not ours:
+                body.append([TITLES[objective], case.label, *_against(ours, rows)])
     return markdown(header, body)
 
 
