@@ -8,7 +8,7 @@
     python -m benchmarks study report                           # tables and figures from the raw rows, no model
 
 Every case (objective, score, density, scope) tries learning rates by one rule, on seed 0: uphill by factors of two in
-what is kept of the *seen* retain rows when the forget probability reaches 0.1, until both neighbours of the best are
+what is kept of the *seen* retain rows when the forget probability reaches 0.1 (by step 40), until both neighbours of the best are
 worse, in at most four runs. The best runs on the other seeds. The unseen retain rows, which decide, have no say in it. `benchmarks/STUDY.md` says the rest.
 """
 
@@ -22,10 +22,9 @@ from benchmarks.study_arms import Arm, run
 from benchmarks.study_figures import draw
 from benchmarks.study_masks import anatomy
 from benchmarks.study_plan import DISSECTED, PLAN, Case, start_rate
-from benchmarks.study_report import picked, write_report
+from benchmarks.study_report import picked, seen_kept, write_report
 from benchmarks.study_world import World
 from wagle_trl.data import read_jsonl
-from wagle_trl.evaluation.matched import matched
 from wagle_trl.evaluation.tofu import write_records
 from wagle_trl.files import write_json
 
@@ -74,9 +73,7 @@ class Study:
             case = replace(case, objective=case.rated_by, rated_by=None)
 
         def kept(rate: float) -> float:
-            row = self.row(case.arm(rate, 0), attacks=False)
-            at = matched(row["trajectory"], 0.1)
-            return -row["trajectory"]["forget"][-1] if at is None else at["retain"]
+            return seen_kept(self.row(case.arm(rate, 0), attacks=False))
 
         return climb(start_rate(case), kept)
 

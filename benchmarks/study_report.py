@@ -15,6 +15,7 @@ from wagle_trl.files import atomic_path
 
 TEXT = Path(__file__).parent / "STUDY.md"
 LEVELS = (0.3, 0.1)
+REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
 SHOWN_WITH_BETA = {("fisher_ratio", 0.05, "blocks"), ("dense", 1.0, "all")}
 BETAS = {"npo-beta-0.02": "NPO, beta 0.02", "npo-beta-0.5": "NPO, beta 0.5"}
@@ -59,24 +60,31 @@ def case_of(row: dict) -> Case:
     return Case(row["objective"], row["score"], row["density"], row["scope"])
 
 
+def seen_kept(row: dict) -> float:
+    """
+    What the learning rate is picked by: the seen retain probability where the forget probability reaches 0.1; minus the
+    last forget probability if that takes more than `REACHED_BY` steps.
+    """
+    at = matched(row["trajectory"], 0.1)
+    return at["retain"] if at is not None and at["step"] <= REACHED_BY else -row["trajectory"]["forget"][-1]
+
+
 def picked(rows: list[dict]) -> dict[Case, list[dict]]:
     """
-    The rows of every case at the learning rate that keeps most of the seen retain rows at 0.1 on seed 0; by seed. A
-    case whose runs never forgot so much has none.
+    The rows of every case at the learning rate that [`seen_kept`] picks on seed 0, by seed. A case whose runs never
+    forgot so much has none.
     """
     cases = defaultdict(list)
     for row in rows:
-        cases[case_of(row)].append(row)
+        if not row["objective"].endswith("-100-steps"):
+            cases[case_of(row)].append(row)
     chosen = {}
     for case, members in cases.items():
-        kept = {
-            r["learning_rate"]: at["retain"]
-            for r in members
-            if r["seed"] == 0 and (at := matched(r["trajectory"], 0.1))
-        }
+        kept = {row["learning_rate"]: seen_kept(row) for row in members if row["seed"] == 0}
         rate = max(kept, key=kept.get, default=None)
-        chosen[case] = sorted((r for r in members if r["learning_rate"] == rate), key=lambda r: r["seed"])
-    return {case: rows for case, rows in chosen.items() if not case.objective.endswith("-100-steps")}
+        found = kept.get(rate, -1.0) > 0
+        chosen[case] = sorted((r for r in members if found and r["learning_rate"] == rate), key=lambda r: r["seed"])
+    return chosen
 
 
 def kept_at(rows: Iterable[dict], level: float, name: str = "unseen_retain") -> list[float]:
