@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
-from .metrics import finite, records_by_set
+from .metrics import FORGET, finite, records_by_set
 
-MEMBERS, NON_MEMBERS = "forget", "holdout"
+HOLDOUT = "holdout"
 # Name of an attack -> the fields of a record that its score is made of
 ATTACKS = {
     "loss": ("avg_gt_loss",),
@@ -129,11 +129,11 @@ def membership_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]
         `dict[str, float]`: AUCs by name.
     """
     by_set = records_by_set(records)
-    if not by_set.keys() >= {MEMBERS, NON_MEMBERS}:
+    if not by_set.keys() >= {FORGET, HOLDOUT}:
         return {}
     summary = {}
     for attack, fields in ATTACKS.items():
-        if all(record.keys() >= set(fields) for name in (MEMBERS, NON_MEMBERS) for record in by_set[name]):
-            scores = ([membership_score(r, attack) for r in by_set[name]] for name in (MEMBERS, NON_MEMBERS))
+        if all(record.keys() >= set(fields) for name in (FORGET, HOLDOUT) for record in by_set[name]):
+            scores = ([membership_score(r, attack) for r in by_set[name]] for name in (FORGET, HOLDOUT))
             summary[f"mia_{attack}_auc"] = membership_auc(*scores)
     return summary

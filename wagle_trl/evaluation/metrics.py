@@ -15,6 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import softmax
 from scipy.stats import hmean, ks_2samp
 
+FORGET = "forget"
 MULTIPLE_CHOICE_SETS = ("real_authors", "world_facts")
 UTILITY_SETS = ("retain", *MULTIPLE_CHOICE_SETS)
 UTILITY_METRICS = ("prob", "rougeL_recall", "truth_ratio")
@@ -254,7 +255,7 @@ def _set_summary(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, f
         recalls = finite([record["rougeL_recall"] for record in records], "rougeL_recall")
         summary[f"{name}_rougeL_recall"] = float(recalls.mean())
     if fields >= {"avg_paraphrased_loss", "average_perturb_loss"}:
-        aggregate = forget_truth_ratio if name == "forget" else utility_truth_ratio
+        aggregate = forget_truth_ratio if name == FORGET else utility_truth_ratio
         summary[f"{name}_truth_ratio"] = aggregate(truth_ratios(records))
     return summary
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attacks import has_bitsandbytes, paraphrased, quantized, relearn, relearn_split
+from .metrics import FORGET
 from .suite import evaluate_sets, summarize_all
 from .tofu import EvalOptions, Row
 
-FORGET = "forget"
 # What an attack is after, and what shows whether it broke the model on the way
 ATTACKED_SETS = (FORGET, "retain", "unseen_retain")
 # Attack -> the ways in which it is made

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..mask import model_fingerprint
 from .drift import check_same_weights, kl_to_base
-from .membership import MEMBERS, NON_MEMBERS, membership_summary, privleak
+from .membership import HOLDOUT, membership_summary, privleak
 from .memorization import memorization_summary
-from .metrics import forget_quality, records_by_set, summarize, truth_ratios
+from .metrics import FORGET, forget_quality, records_by_set, summarize, truth_ratios
 from .partial import PartialRecords
 from .scoring import padding_token_id
 from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows, read_records
@@ -92,7 +92,7 @@ def _evaluate_set(
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of samples of one set, batch by batch; with a base model they have `kl_to_base`."""
-    if samples[0].record["set"] == NON_MEMBERS:
+    if samples[0].record["set"] == HOLDOUT:
         options = replace(options, generate=False)
     for batch in evaluate_samples(model, tokenizer, samples, options, progress=progress):
         if base is not None:
@@ -130,17 +130,17 @@ def read_reference(
         `list[dict]`: The records. If neither a forget quality nor PrivLeak can come of them: a `ValueError`, before
         any long work.
     """
-    forget = sets.get(MEMBERS, [])
+    forget = sets.get(FORGET, [])
     with_ratios = bool(forget) and all(row.get("perturbed_answer") for row in forget)
-    with_holdout = bool(forget) and NON_MEMBERS in sets
+    with_holdout = bool(forget) and HOLDOUT in sets
     if not (with_ratios or with_holdout):
         raise ValueError(
             "A reference needs forget rows, all of them with `perturbed_answer`, or holdout rows as well."
         )
-    records = [record for record in read_records(path) if record.get("set") in (MEMBERS, NON_MEMBERS)]
-    members = [record for record in records if record["set"] == MEMBERS]
+    records = [record for record in read_records(path) if record.get("set") in (FORGET, HOLDOUT)]
+    members = [record for record in records if record["set"] == FORGET]
     if not members:
-        raise ValueError(f"{path} has no records of the set '{MEMBERS}'.")
+        raise ValueError(f"{path} has no records of the set '{FORGET}'.")
     auc = membership_summary(records).get("mia_min_k_auc") if with_holdout else None
     shares = {record.get("mia_k") for record in records}
     if auc is not None and shares != {options.mia_k}:
@@ -157,7 +157,7 @@ def read_reference(
 
 def _check_privleak(reference_auc: float | None) -> None:
     if reference_auc is None:
-        raise ValueError(f"PrivLeak needs records of the set '{NON_MEMBERS}' as well, all of them with `min_k`.")
+        raise ValueError(f"PrivLeak needs records of the set '{HOLDOUT}' as well, all of them with `min_k`.")
     privleak(reference_auc, reference_auc)
 
 
@@ -190,7 +190,7 @@ def _beside_reference(
     records: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
     summary = {}
-    forget, other = (records_by_set(part).get(MEMBERS, []) for part in (records, reference))
+    forget, other = (records_by_set(part).get(FORGET, []) for part in (records, reference))
     if forget and other and all("average_perturb_loss" in record for record in (*forget, *other)):
         quality = forget_quality(truth_ratios(forget), truth_ratios(other))
         summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
