@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed. And the names of shared ones."""
+"""Files that are whole or not there, written under a temporary name and then renamed; and names of shared ones."""
 
 import json
 import os
@@ -34,3 +34,13 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Path(path)
+
+
+def check_writable(output_dir: str) -> None:
+    """`output_dir` must be a folder that files can be written to; it is made if need be."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error

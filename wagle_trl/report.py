@@ -3,10 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -16,6 +16,9 @@ from .files import atomic_path
 from .mask import WeightMask, layer_of, module_of
 from .scores import SCORES
 from .selection import Scored, select
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # label -> formula, and whether it reads the forget and the retain statistic
 _RIVALS = {
@@ -101,53 +104,58 @@ def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
         mask ([`WeightMask`]): The mask.
         path (`str` or `os.PathLike`): File to write.
     """
-    return plot_masks({mask.info.get("score", "mask"): mask}, path)
+    return plot_masks([(mask.info.get("score", "mask"), mask)], path)
 
 
-def plot_masks(masks: dict[str, WeightMask], path: str | os.PathLike) -> Path:
+def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike) -> Path:
     """
     The picture of [`plot_mask`] for several masks beside each other, with one scale of colours.
 
     Args:
-        masks (`dict[str, WeightMask]`): At least one mask, by title.
+        masks (iterable of `tuple[str, WeightMask]`): At least one title and mask; one mask at a time is held.
         path (`str` or `os.PathLike`): File to write.
     """
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        draw_masks(masks).savefig(temporary, dpi=150, format="png")
+    return path
+
+
+def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
+    """The figure of [`plot_masks`]."""
     from matplotlib.colors import PowerNorm  # late: it takes a second to import, and few runs plot
     from matplotlib.figure import Figure
 
-    layers, modules = (_parts(masks.values(), part_of) for part_of in (layer_of, module_of))
-    grids = [_density_grid(mask, layers, modules) for mask in masks.values()]
-    rows = math.ceil(len(masks) / _MASKS_BESIDE)
-    columns = math.ceil(len(masks) / rows)
-    cell = 0.55 if len(masks) == 1 else 0.28
-    names = (
-        1.4 if len(masks) == rows * columns else 2.8
-    )  # below the last row, and the one above where that is not full
+    titles, densities = [], []
+    for title, mask in masks:
+        titles.append(f"{title}\n{mask.num_selected:,} of {mask.numel:,} weights")
+        densities.append(mask.density_by("parameter"))
+    layers, modules = (
+        list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
+        for part_of in (layer_of, module_of)
+    )
+    rows = math.ceil(len(titles) / _MASKS_BESIDE)
+    columns = math.ceil(len(titles) / rows)
+    cell = 0.55 if len(titles) == 1 else 0.28
+    names = 1.4 if len(titles) == rows * columns else 2.8  # below the last row, and above where that is not full
     size = (1.9 + columns * (0.6 + cell * len(modules)), names + rows * (0.8 + 0.28 * len(layers)))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     # A few small modules may be selected whole; by square roots the differences among all others show, too
-    norm = PowerNorm(0.5, vmin=0, vmax=max(value for grid in grids for line in grid for value in line if value >= 0))
-    for place, (title, mask) in enumerate(masks.items()):
-        image = panels[place].imshow(grids[place], aspect="auto", cmap="viridis", norm=norm)
-        panels[place].set_title(f"{title}\n{mask.num_selected:,} of {mask.numel:,} weights", fontsize=8)
-    _label_parts(panels, len(masks), columns, layers, modules)
+    norm = PowerNorm(0.5, vmin=0, vmax=max(share for shares in densities for share in shares.values()))
+    for axes, title, shares in zip(panels, titles, densities):
+        image = axes.imshow(_grid(shares, layers, modules), aspect="auto", cmap="viridis", norm=norm)
+        axes.set_title(title, fontsize=8)
+    _label_parts(panels, len(titles), columns, layers, modules)
     # A sixth of an inch wide, however long
     figure.colorbar(image, ax=figure.axes, label="selected share", aspect=6 * rows * 0.28 * len(layers))
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    return path
+    return figure
 
 
-def _parts(masks: Iterable[WeightMask], part_of: Callable[[str], str]) -> list[str]:
-    return list(dict.fromkeys(part_of(name) for mask in masks for name in mask.bits))
-
-
-def _density_grid(mask: WeightMask, layers: list[str], modules: list[str]) -> list[list[float]]:
+def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> list[list[float]]:
     grid = [[float("nan")] * len(modules) for _ in layers]
-    for name, density in mask.density_by("parameter").items():
-        grid[layers.index(layer_of(name))][modules.index(module_of(name))] = density
+    for name, share in shares.items():
+        grid[layers.index(layer_of(name))][modules.index(module_of(name))] = share
     return grid
 
 

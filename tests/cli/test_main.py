@@ -66,6 +66,17 @@ def test_debug_shows_the_error_itself():
         main(["npo", "--debug"])
 
 
+@pytest.mark.parametrize("argv", [["report", "--debug", "no-such-run"], ["report", "no-such-run", "--debug"]])
+def test_debug_may_stand_before_a_run(argv):
+    with pytest.raises(ValueError, match="No run at 'no-such-run'"):
+        main(argv)
+
+
+def test_a_config_option_without_a_file_is_bad_usage(capsys):
+    assert main(["npo", "--config"]) == 2
+    assert "argument --config: expected one argument" in capsys.readouterr().err
+
+
 def test_env_as_json_is_one_object_with_versions(capsys):
     assert main(["env", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

@@ -77,13 +77,13 @@ def test_a_model_that_was_only_evaluated_is_a_run_with_the_numbers_of_that(make_
     (run,) = load_runs([make_run(training=None, evaluation={"model": "base", "forget_prob": 0.9})])
     assert run.numbers() == {"forget_prob": 0.9}
     assert run.trajectory == {"step": [], "forget": []}
-    assert run.load_mask() is None
+    assert not run.has_mask
 
 
 def test_the_mask_is_read_where_there_is_one(make_run):
     masked, dense = load_runs([make_run("masked", mask=True), make_run("dense")])
     assert 0.2 < masked.load_mask().density < 0.4
-    assert dense.load_mask() is None
+    assert not dense.has_mask
 
 
 @pytest.mark.parametrize(

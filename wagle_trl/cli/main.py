@@ -11,6 +11,7 @@ from rich.console import Console
 
 from .output import Output
 
+_DEBUG_VALUES = (["underflow_overflow"], ["tpu_metrics_debug"])  # of `TrainingArguments`
 EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
 
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
@@ -107,9 +108,9 @@ def _show(output: Output, as_json: bool) -> int:
 
 
 def _pop_debug(argv: list[str]) -> bool:
-    """Remove a bare `--debug`. With a value it is left: that is an option of `TrainingArguments`."""
+    """Remove a bare `--debug`. With one of its values it is left: that is an option of `TrainingArguments`."""
     for i, argument in enumerate(argv):
-        if argument == "--debug" and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+        if argument == "--debug" and argv[i + 1 : i + 2] not in _DEBUG_VALUES:
             del argv[i]
             return True
     return False

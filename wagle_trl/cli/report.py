@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..comparison.document import write_document
 from ..comparison.runs import load_runs
-from ..files import EVALUATION_FILE, REPORT_FILE
-from ..trainers.checks import check_writable
+from ..files import EVALUATION_FILE, REPORT_FILE, check_writable
 from .arguments import WagleParser
 from .output import Output
 
@@ -24,7 +23,7 @@ def run(argv: list[str], command: str) -> Output:
         "runs",
         nargs="+",
         metavar="RUN",
-        help=f"Output folder of a run, with {REPORT_FILE} (wagle npo, graddiff, sft, mask), {EVALUATION_FILE} (wagle "
+        help=f"Output folder of a run (runs come before options), with {REPORT_FILE} (wagle npo, graddiff, sft, mask), {EVALUATION_FILE} (wagle "
         "eval --output_dir RUN) or both; folders inside it are not looked into.",
     )
     args, positional = parser.parse_args_and_config(argv)

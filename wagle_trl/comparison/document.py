@@ -62,7 +62,7 @@ def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[
 
 
 def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
-    masks = {run.label: mask for run in runs if (mask := run.load_mask()) is not None}
+    masked = [run for run in runs if run.has_mask]
     levels = " and ".join(map(str, LEVELS))
     return [
         Section("Runs", tables=[setup_table(runs)]),
@@ -78,13 +78,13 @@ def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
         Section(
             "Attacks",
             plot_relearning(runs, folder / RELEARNING_FILE),
-            "What relearning some forget rows brings back of the others: their mean answer probability. In the table, too, "
-            "the forget rows after relearning are those it did not train on.",
+            "What relearning some forget rows brings back of the others: their mean answer probability. In the table, "
+            "too, the forget rows after relearning are those it did not train on.",
             attack_tables(runs),
         ),
         Section(
             "Masks",
-            plot_masks(masks, folder / MASKS_FILE) if masks else None,
+            plot_masks(((run.label, run.load_mask()) for run in masked), folder / MASKS_FILE) if masked else None,
             "Selected share of every layer and module; colours follow its square root, so that small shares show.",
         ),
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path
-from .runs import LEVELS, Run
+from .runs import LEVELS, Run, words
 
 # Of Okabe and Ito, which colour-blind readers can tell apart; yellow is left out, as it is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,7 +52,7 @@ def _draw_steps(axes, trajectories: dict[str, dict[str, list[float]]], styles: d
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="optimizer step", ylabel="answer probability", ylim=(-0.02, 1.02))
     # Sets have a legend of their own, above the panel that shows them
-    lines = [_line(_words(name), {"color": "0.35", "linestyle": LINES.get(name, OTHER_LINE)}) for name in sets]
+    lines = [_line(words(name), {"color": "0.35", "linestyle": LINES.get(name, OTHER_LINE)}) for name in sets]
     axes.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(lines), **_LEGEND)
 
 
@@ -64,7 +64,7 @@ def _draw_trade_off(axes, trajectories: dict[str, dict[str, list[float]]], style
         axes.axvline(level, color="0.7", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.text(level, 1.02, level, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
     axes.set_xlim(1.02, -0.02)
-    axes.set(xlabel="forget probability (forgetting goes to the right)", ylabel=f"{_words(kept)} probability")
+    axes.set(xlabel="forget probability (forgetting goes to the right)", ylabel=f"{words(kept)} probability")
 
 
 def plot_relearning(runs: Sequence[Run], path: str | os.PathLike) -> Path | None:
@@ -134,7 +134,3 @@ def _save(figure, styles: dict[str, dict[str, Any]], path: str | os.PathLike) ->
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=200, format="png")
     return Path(path)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,14 @@ class Run:
         """What came of each attack of the evaluation, by its name."""
         return self.evaluation.get("attacks", {})
 
-    def load_mask(self) -> WeightMask | None:
-        """The mask, if the folder has one."""
-        return WeightMask.load(self.folder) if (self.folder / MASK_FILE).exists() else None
+    @property
+    def has_mask(self) -> bool:
+        """Whether the folder has a mask."""
+        return (self.folder / MASK_FILE).exists()
+
+    def load_mask(self) -> WeightMask:
+        """The mask in the folder."""
+        return WeightMask.load(self.folder)
 
     def numbers(self) -> dict[str, Any]:
         """
@@ -54,11 +59,13 @@ class Run:
             `dict`: What was done (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
             `attribution_peak_bytes`, `training_peak_bytes`); where the trajectory ended (`final_{set}`) and passed
             each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...); the numbers of the evaluation under the names that
-            they have there, those of an attack as `{attack}_{name}`. What is not known is left out.
+            they have there, those of an attack as `{attack}_{name}`, of quantization with `{attack}_rounding`. What is
+            not known is left out.
         """
         known = self._setup() | self._kept() | self.measured()
-        for attack in self.attacks:
+        for attack, content in self.attacks.items():
             known |= {f"{attack}_{name}": value for name, value in self.measured(attack).items()}
+            known[f"{attack}_rounding"] = content.get("rounding")
         return {name: value for name, value in known.items() if value is not None}
 
     def measured(self, attack: str | None = None) -> dict[str, float]:
@@ -142,3 +149,14 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object; it is not a file of wagle.")
     return content
+
+
+def attack_label(attack: str, content: Mapping[str, Any]) -> str:
+    """An attack as a reader sees it: of quantization with the rounding, as two kinds of it are not comparable."""
+    label = attack.removeprefix("quantize_")
+    return f"{label} ({content['rounding']})" if "rounding" in content else label
+
+
+def words(name: str) -> str:
+    """A key as a reader sees it."""
+    return name.replace("_", " ")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .runs import LEVELS, Run
+from .runs import LEVELS, Run, attack_label, words
 
 # Suffix of a name in an evaluation -> title of the table with a column for each set
 BY_SET = {
@@ -115,10 +115,10 @@ def kept_tables(runs: Sequence[Run]) -> list[TextTable]:
     """Answer probabilities at the end, and where the forget probability passed each of `LEVELS`."""
     lines = _lines(runs)
     sets = _unique(name for run in runs for name in run.trajectory if name != "step")
-    columns = [Column(f"final_{name}", f"{_words(name)}, end") for name in sets]
+    columns = [Column(f"final_{name}", f"{words(name)}, end") for name in sets]
     for level in LEVELS:
         columns.append(Column(f"step_at_{level}", f"step at {level}", "{:.1f}".format))
-        columns += [Column(f"{name}_at_{level}", f"{_words(name)} at {level}") for name in sets]
+        columns += [Column(f"{name}_at_{level}", f"{words(name)} at {level}") for name in sets]
     title = f"At the end, and where the forget probability passes {' and '.join(map(str, LEVELS))}"
     return _with_columns([TextTable.of(title, lines, columns)])
 
@@ -131,7 +131,7 @@ def evaluation_tables(runs: Sequence[Run]) -> list[TextTable]:
     others = [key for key in keys if not any(key in members for members in by_set.values())]
     tables = [TextTable.of("Overall", lines, [_overall(key) for key in others])]
     for metric, members in by_set.items():
-        columns = [Column(key, _words(key.removesuffix(f"_{metric}"))) for key in members]
+        columns = [Column(key, words(key.removesuffix(f"_{metric}"))) for key in members]
         tables.append(TextTable.of(BY_SET[metric], lines, columns))
     return _with_columns(tables)
 
@@ -142,20 +142,23 @@ def attack_tables(runs: Sequence[Run]) -> list[TextTable]:
     lines = [(run.label, {"attack": "none", **run.measured()}) for run in attacked]
     for attack in _unique(*(run.attacks for run in attacked)):
         members = (run for run in attacked if attack in run.attacks)
-        lines += [(run.label, {"attack": attack.removeprefix("quantize_"), **run.measured(attack)}) for run in members]
+        lines += [
+            (run.label, {"attack": attack_label(attack, run.attacks[attack]), **run.measured(attack)})
+            for run in members
+        ]
     keys = _unique(*(content for run in attacked for content in run.attacks.values()))
     columns = [Column("attack", "attack", str, right=False)]
     for metric, heading in _ATTACKED.items():
         members = [key for key in keys if key.endswith(f"_{metric}")]
-        columns += [Column(key, f"{_words(key.removesuffix(f'_{metric}'))} {heading}") for key in members]
+        columns += [Column(key, f"{words(key.removesuffix(f'_{metric}'))} {heading}") for key in members]
     return _with_columns([TextTable.of("Answer probability and ROUGE-L recall under attack", lines, columns)])
 
 
 def _overall(key: str) -> Column:
     if key.startswith(_KL):
-        return Column(key, f"KL to base: {_words(key.removeprefix(_KL))} (nats)", _three_digits)
+        return Column(key, f"KL to base: {words(key.removeprefix(_KL))} (nats)", _three_digits)
     text = "{:.2%}".format if key == "weights_changed" else _three_digits
-    return Column(key, _HEADINGS.get(key, _words(key)), text)
+    return Column(key, _HEADINGS.get(key, words(key)), text)
 
 
 def _with_columns(tables: Iterable[TextTable]) -> list[TextTable]:
@@ -168,10 +171,6 @@ def _lines(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any]]]:
 
 def _unique(*groups: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(key for group in groups for key in group))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _short_path(name: str) -> str:

@@ -7,7 +7,7 @@ forget probability passes a level, and there runs can be compared.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_SUFFIX = "_probability"
+SUFFIX = "_probability"  # of a set's name in the log of a trainer
 
 
 def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -22,10 +22,10 @@ def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float
         `dict[str, list[float]]`: `step`, `forget`, and every other set that each measurement has (`retain`,
         `unseen_retain`, ...), one value a measurement; `step` and `forget` are empty where nothing was watched.
     """
-    entries = [entry for entry in log_history if f"forget{_SUFFIX}" in entry]
+    entries = [entry for entry in log_history if f"forget{SUFFIX}" in entry]
     shared = [key for key in (entries[0] if entries else ()) if all(key in entry for entry in entries)]
-    names = {"forget": None} | {key.removesuffix(_SUFFIX): None for key in shared if key.endswith(_SUFFIX)}
-    columns = {name: [entry[f"{name}{_SUFFIX}"] for entry in entries] for name in names}
+    names = {"forget": None} | {key.removesuffix(SUFFIX): None for key in shared if key.endswith(SUFFIX)}
+    columns = {name: [entry[f"{name}{SUFFIX}"] for entry in entries] for name in names}
     return {"step": [entry["step"] for entry in entries]} | columns
 
 

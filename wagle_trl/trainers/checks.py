@@ -1,8 +1,5 @@
 """Checks of a trainer's arguments, before any long work."""
 
-import tempfile
-from pathlib import Path
-
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -55,16 +52,6 @@ def _says_something(message: dict) -> bool:
     """Text, content parts of a multimodal message, or a tool call."""
     content = message.get("content")
     return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
-
-
-def check_writable(output_dir: str) -> None:
-    """`output_dir` must be a folder that files can be written to; it is made if need be."""
-    try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error
 
 
 def check_supported(args: SFTConfig, has_optimizer: bool) -> None:

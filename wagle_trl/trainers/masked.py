@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from ..arena import STATE_BITS
 from ..attribution import compute_mask
 from ..data import pin_date
+from ..files import check_writable
 from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
@@ -30,7 +31,6 @@ from .checks import (
     check_none_dropped,
     check_rows,
     check_supported,
-    check_writable,
 )
 from .masked_sft_config import MaskedSFTConfig
 from .memory import MemoryWatch, fused_sample_losses

@@ -29,7 +29,7 @@ class UnlearningConfig(MaskedSFTConfig):
         trajectory_steps (`int`, *optional*, defaults to `10`):
             Every how many steps the answer probability of each set is measured and logged, see
             [`~trainers.trajectory.Trajectory`]; `0` never.
-        trajectory_rows (`int`, *optional*, defaults to `32`):
+        trajectory_rows (`int`, *optional*, defaults to `16`):
             On at most how many rows of each set.
     """
 
@@ -41,7 +41,7 @@ class UnlearningConfig(MaskedSFTConfig):
         metadata={"help": "Every how many steps the answer probability of each set is measured and logged; 0 never."},
     )
     trajectory_rows: int = field(
-        default=32, metadata={"help": "On at most how many rows of each set the trajectory is measured."}
+        default=16, metadata={"help": "On at most how many rows of each set the trajectory is measured."}
     )
 
     def __post_init__(self):
