@@ -8,8 +8,9 @@
     python -m benchmarks study report                           # tables and figures from the raw rows, no model
 
 Every case (objective, score, density, scope) tries learning rates by one rule, on seed 0: uphill by factors of two in
-what is kept of the *seen* retain rows when the forget probability reaches 0.1 (by step 40), until both neighbours of the best are
-worse, in at most four runs. The best runs on the other seeds. The unseen retain rows, which decide, have no say in it. `benchmarks/STUDY.md` says the rest.
+what is kept of the *seen* retain rows when the forget probability reaches 0.1 (by step 40), until both neighbours of
+the best are worse, in at most four runs. The best runs on the other seeds. The unseen retain rows, which decide, have
+no say in it. `benchmarks/STUDY.md` says the rest.
 """
 
 import argparse

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from wagle_trl.comparison.runs import LEVELS
 from wagle_trl.evaluation.matched import matched
 from wagle_trl.evaluation.metrics import forget_quality
 from wagle_trl.files import atomic_path
 
 TEXT = Path(__file__).parent / "STUDY.md"
-LEVELS = (0.3, 0.1)
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
 SHOWN_WITH_BETA = {("fisher_ratio", 0.05, "blocks"), ("dense", 1.0, "all")}

@@ -5,7 +5,6 @@ forget. Half of the retain rows ("unseen") take part in neither attribution nor 
 """
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +18,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 
 from wagle_trl.data import read_jsonl, to_trl, tokenize_row
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
+from wagle_trl.evaluation.attacks import paraphrased
 from wagle_trl.evaluation.memorization import memorization_summary
 from wagle_trl.evaluation.metrics import answer_probability, truth_ratios
-from wagle_trl.evaluation.scoring import answer_losses
+from wagle_trl.evaluation.scoring import IGNORED, answer_losses, pad
 from wagle_trl.evaluation.tofu import evaluate_rows
 from wagle_trl.files import atomic_path
 from wagle_trl.scope import scope_parameters
@@ -141,10 +141,9 @@ class World:
         truth ratios, exact memorization and extraction strength of the forget rows.
         """
         records = evaluate_rows(model, self.tokenizer, self.rows["forget"], "forget", generate=False, progress=False)
-        paraphrased = [row | {"question": row["paraphrased_question"]} for row in self.rows["forget"]]
         return {
             "forget": float(answer_probability([record["avg_gt_loss"] for record in records]).mean()),
-            "paraphrase": self.probability(model, paraphrased),
+            "paraphrase": self.probability(model, paraphrased(self.rows["forget"], "forget")),
             "unseen_retain": self.probability(model, self.rows["unseen_retain"]),
             **memorization_summary(records),
             "truth_ratios": [round(ratio, 6) for ratio in truth_ratios(records).tolist()],
@@ -154,7 +153,7 @@ class World:
         """Mean answer probability of rows."""
         tokenized = [tokenize_row({"question": r["question"], "answer": r["answer"]}, self.tokenizer) for r in rows]
         losses, _ = answer_losses(model, tokenized, 16, self.tokenizer.pad_token_id)
-        return sum(math.exp(-loss) for loss in losses) / len(losses)
+        return float(answer_probability(losses).mean())
 
     def report(self) -> dict:
         """What base model and oracle know, kept in the folder."""
@@ -189,10 +188,8 @@ class MovedWorld(World):
 
 
 def _pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    length = max(len(row["input_ids"]) for row in rows)
-    padded = {"input_ids": 0, "labels": -100}
-    batch = {
-        key: torch.tensor([r[key] + [value] * (length - len(r[key])) for r in rows]) for key, value in padded.items()
+    return {
+        "input_ids": pad((row["input_ids"] for row in rows), 0, "right"),
+        "labels": pad((row["labels"] for row in rows), IGNORED, "right"),
+        "attention_mask": pad(([1] * len(row["input_ids"]) for row in rows), 0, "right"),
     }
-    mask = [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
-    return batch | {"attention_mask": torch.tensor(mask)}
