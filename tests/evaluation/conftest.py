@@ -30,6 +30,14 @@ ROWS = [
 ]
 
 
+# The losses that a truth ratio is made of
+RATIO = {"avg_paraphrased_loss": 1.0, "average_perturb_loss": [2.0]}
+
+
+def make_record(name, min_k=-1.0, loss=1.0, **fields):
+    return {"set": name, "avg_gt_loss": loss, "min_k": min_k, "mia_k": 0.4, "num_token_gt": 1} | fields
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     bpe = Tokenizer(models.BPE())

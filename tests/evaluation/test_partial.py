@@ -24,6 +24,15 @@ def test_another_key_starts_afresh(path):
     assert PartialRecords(path, "key").records == []
 
 
+def test_records_that_are_dropped_are_counted_and_a_file_without_any_is_not(path, caplog):
+    PartialRecords(path, "key").append([{"index": 0}, {"index": 1}])
+    assert caplog.messages == []
+    PartialRecords(path, "other")
+    assert caplog.messages == [f"{path}: 2 records of another evaluation dropped."]
+    PartialRecords(path, "third")
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("tail", ['{"index": 1', "\ufffd", '{"index": 1}'])
 def test_a_line_that_was_cut_off_is_dropped_and_written_again(path, tail):
     PartialRecords(path, "key").append([{"index": 0}])

@@ -4,18 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from wagle_trl.evaluation import suite, tofu
+from wagle_trl.evaluation import key, suite, tofu
 from wagle_trl.evaluation.scoring import answer_scores
 from wagle_trl.evaluation.suite import (
     PARTIAL_FILE,
     evaluate_sets,
-    read_reference,
     summarize_all,
     unseen_set,
 )
-from wagle_trl.evaluation.tofu import EvalOptions, evaluate_rows, write_records
+from wagle_trl.evaluation.tofu import EvalOptions, evaluate_rows
 
-from .conftest import ROWS, make_model
+from .conftest import RATIO, ROWS, make_model, make_record
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_tofu = pytest.mark.skipif(not DATA.is_dir(), reason="the TOFU rows and logs are not on this machine")
@@ -134,7 +133,7 @@ class TestResume:
         assert evaluate(model, tokenizer, folder=tmp_path) == [as_approximate(record) for record in whole]
         assert rest.batches == len(whole) - 2
 
-    @pytest.mark.parametrize("change", ["weights", "dtype", "options", "rows", "base"])
+    @pytest.mark.parametrize("change", ["weights", "dtype", "stop tokens", "version", "options", "rows", "base"])
     def test_anything_that_changes_records_starts_afresh(self, model, tokenizer, tmp_path, monkeypatch, change):
         evaluate(model, tokenizer, folder=tmp_path)
         arguments = {"sets": SETS, "options": OPTIONS}
@@ -142,8 +141,12 @@ class TestResume:
             model.model.norm.weight.data[0] = 2
         elif change == "dtype":
             model.bfloat16()
+        elif change == "stop tokens":
+            model.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
+        elif change == "version":
+            monkeypatch.setattr(key, "version", lambda name: f"{name} of tomorrow")
         elif change == "options":
-            arguments["options"] = EvalOptions(batch_size=1, max_new_tokens=3, mia_k=0.4)
+            arguments["options"] = EvalOptions(batch_size=1, max_new_tokens=3, mia_k=0.2)
         elif change == "rows":
             arguments["sets"] = SETS | {"retain": SETS["retain"][::-1]}
         else:
@@ -152,12 +155,16 @@ class TestResume:
         evaluate(model, tokenizer, folder=tmp_path, **arguments)
         assert again.batches == 10
 
-
-def make_record(name, min_k=-1.0, loss=1.0, **fields):
-    return {"set": name, "avg_gt_loss": loss, "min_k": min_k, "mia_k": 0.2, "num_token_gt": 1} | fields
-
-
-RATIO = {"avg_paraphrased_loss": 1.0, "average_perturb_loss": [2.0]}
+    def test_a_resume_says_after_how_many_rows_and_a_first_time_nothing(
+        self, model, tokenizer, tmp_path, monkeypatch, caplog
+    ):
+        Scored(monkeypatch, last=4)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, tokenizer, folder=tmp_path)
+        assert caplog.messages == []
+        Scored(monkeypatch)
+        evaluate(model, tokenizer, folder=tmp_path)
+        assert caplog.messages == [f"{tmp_path / PARTIAL_FILE}: going on after 4 of 10 rows."]
 
 
 class TestSummary:
@@ -218,46 +225,6 @@ class TestSummary:
         }
         summary = summarize_all(evaluate(model, tokenizer, sets, base=copy.deepcopy(model)))
         assert {"forget_truth_ratio", "mia_zlib_auc", "kl_to_base_holdout"} <= summary.keys()
-
-
-PERTURBED = {"forget": [{"perturbed_answer": ["no"]}]}
-
-
-class TestReference:
-    def read(self, tmp_path, records, sets):
-        return read_reference(write_records(records, tmp_path / "reference.jsonl"), sets, EvalOptions())
-
-    def test_only_what_is_compared_is_read(self, tmp_path):
-        records = [make_record(name, **RATIO) for name in ("forget", "retain", "holdout")]
-        assert self.read(tmp_path, [*records, {"loss": 1.0}], PERTURBED) == [records[0], records[2]]
-
-    @pytest.mark.parametrize(
-        ("records", "sets", "message"),
-        [
-            ([make_record("forget")], {"forget": [{}]}, "needs forget rows, all of them with `perturbed_answer`, or"),
-            ([make_record("holdout")], PERTURBED, "has no records of the set 'forget'"),
-            ([make_record("forget")], PERTURBED, "1 of 1 records have no losses of perturbed answers"),
-            (
-                [make_record("forget")],
-                {"forget": [{}], "holdout": [{}]},
-                "PrivLeak needs records of the set 'holdout'",
-            ),
-            (
-                [make_record("forget", mia_k=0.4), make_record("holdout", mia_k=0.4)],
-                {"forget": [{}], "holdout": [{}]},
-                r"`min_k` is of \{0.4\} of the tokens, that of this evaluation 0.2",
-            ),
-            (
-                [make_record("forget", -1.0), make_record("holdout", -2.0)],
-                {"forget": [{}], "holdout": [{}]},
-                "PrivLeak is not defined",
-            ),
-        ],
-        ids=["rows", "sets", "ratios", "holdout", "share", "auc of one"],
-    )
-    def test_a_reference_that_brings_nothing_is_refused(self, tmp_path, records, sets, message):
-        with pytest.raises(ValueError, match=message):
-            self.read(tmp_path, records, sets)
 
 
 def test_the_partial_file_names_what_it_belongs_to(model, tokenizer, tmp_path):

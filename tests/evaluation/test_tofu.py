@@ -178,12 +178,23 @@ class TestEvaluateRows:
         [
             ({"question": "Who?", "answer": " "}, "A row has no answer: .*'Who"),
             ({"question": "Who?", "answer": None}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [None]}, "A row has no answer: .*'Who"),
+            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "A row has no answer: .*'Who"),
+            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [None]}, "Its `perturbed_answer` is no list of"),
+            ({"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"}, "Its `perturbed_answer` is no list of"),
             ({"prompt": "Who?", "completion": None}, "A row has no answer: .*'Who"),
             ({"input_ids": [5, 6], "labels": [-100, -100]}, "It has no answer: all its labels are -100"),
             ({"input_ids": [5, 1], "labels": [-100, 1]}, "Its answer is empty"),
         ],
-        ids=["empty text", "null", "null among the perturbed", "null completion", "no labels", "only a special token"],
+        ids=[
+            "empty text",
+            "null",
+            "empty among the perturbed",
+            "null among the perturbed",
+            "perturbed text",
+            "null completion",
+            "no labels",
+            "only a special token",
+        ],
     )
     def test_a_row_without_answer_is_named(self, model, tokenizer, row, message):
         with pytest.raises(ValueError, match=f"Row 1 of the set 'forget' cannot be evaluated. {message}"):

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..data import load_rows, load_tofu_evaluation
 from ..evaluation.drift import weights_changed
+from ..evaluation.reference import read_reference
 from ..evaluation.robustness import AttackConfig, evaluate_attack
-from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, read_reference, summarize_all, unseen_set
+from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
 from ..files import EVALUATION_FILE, write_json
 from ..trainers.checks import check_writable
@@ -143,9 +144,9 @@ class EvalArguments:
     max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer, in tokens."})
     generate: bool = field(default=True, metadata={"help": "Whether to generate answers for ROUGE-L."})
     mia_k: float = field(
-        default=0.2,
+        default=0.4,
         metadata={
-            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ look at. OpenUnlearning and MUSE: 0.4."
+            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ look at. Default of OpenUnlearning and MUSE."
         },
     )
 

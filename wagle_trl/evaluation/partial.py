@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..files import atomic_path
+
+logger = logging.get_logger(__name__)
 
 
 class PartialRecords:
@@ -25,7 +29,10 @@ class PartialRecords:
     def __init__(self, path: str | os.PathLike, key: str):
         self.path = Path(path)
         head, *records = _whole_lines(self.path) or [None]
-        self.records: list[Mapping[str, Any]] = records if head == {"key": key} else []
+        if records and head != {"key": key}:
+            logger.warning(f"{self.path}: {len(records)} records of another evaluation dropped.")
+            records = []
+        self.records: list[Mapping[str, Any]] = records
         with atomic_path(self.path) as temporary:  # without what was cut off, so that lines can be appended
             temporary.write_text(_lines([{"key": key}, *self.records]), encoding="utf-8")
 

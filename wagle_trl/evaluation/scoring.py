@@ -214,12 +214,16 @@ def _prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]
     return ids
 
 
-def _greedy_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a generation: those of the tokenizer and of the model, ascending."""
     stops = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+    return sorted({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None})
+
+
+def _greedy_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     # What is not named here comes from the model's own `generation_config.json`
     greedy = dict(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=None, use_cache=True)
-    return greedy | dict(eos_token_id=sorted(stops), pad_token_id=padding_token_id(tokenizer))
+    return greedy | dict(eos_token_id=stop_token_ids(model, tokenizer), pad_token_id=padding_token_id(tokenizer))
 
 
 def generate_answers(

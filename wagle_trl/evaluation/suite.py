@@ -1,24 +1,26 @@
 """The whole evaluation of a model: sets of rows in, records and a summary out. It can be interrupted at any time."""
 
-import hashlib
-import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from ..mask import model_fingerprint
 from .drift import check_same_weights, kl_to_base
-from .membership import HOLDOUT, membership_summary, privleak
+from .key import evaluation_key
+from .membership import HOLDOUT, membership_summary
 from .memorization import memorization_summary
-from .metrics import FORGET, forget_quality, records_by_set, summarize, truth_ratios
+from .metrics import records_by_set, summarize
 from .partial import PartialRecords
+from .reference import beside_reference
 from .scoring import padding_token_id
-from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows, read_records
+from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows
+
+logger = logging.get_logger(__name__)
 
 PARTIAL_FILE = "wagle_records.partial.jsonl"
 # The first of them that there is shows what unlearning did to text it never used
@@ -52,7 +54,7 @@ def evaluate_sets(
         sets (`dict[str, list[dict]]`): Set name -> rows, as in [`~wagle_trl.evaluation.tofu.evaluate_rows`].
         options ([`~wagle_trl.evaluation.tofu.EvalOptions`], *optional*): How to evaluate them.
         base ([`~transformers.PreTrainedModel`], *optional*): The model before unlearning. The records of
-            [`unseen_set`] then have `kl_to_base`, in nats per answer token.
+            [`unseen_set`] then have `kl_to_base`, KL(base || model) in nats per answer token.
         folder (`str` or `pathlib.Path`, *optional*): Existing folder for a file of the records done so far. A later
             call with the same weights, rows and options evaluates only the rest. Whoever writes the final records
             removes the file (`PARTIAL_FILE`).
@@ -69,8 +71,11 @@ def evaluate_sets(
         compared = unseen_set(samples)
     partial = None
     if folder is not None:
-        partial = PartialRecords(Path(folder) / PARTIAL_FILE, _key(model, base, options, samples))
+        key = evaluation_key(model, tokenizer, base, options, samples)
+        partial = PartialRecords(Path(folder) / PARTIAL_FILE, key)
     done = {(record["set"], record["index"]): record for record in partial.records} if partial else {}
+    if done:
+        logger.warning(f"{partial.path}: going on after {len(done)} of {sum(map(len, samples.values()))} rows.")
     for name, members in samples.items():
         missing = [sample for sample in members if (name, sample.record["index"]) not in done]
         if not missing:
@@ -103,62 +108,7 @@ def _evaluate_set(
         yield [sample.record for sample in batch]
 
 
-def _key(
-    model: PreTrainedModel, base: PreTrainedModel | None, options: EvalOptions, samples: Mapping[str, Sequence[Sample]]
-) -> str:
-    """Hash of all that records depend on. Not the batch size: after one that did not fit, a smaller one goes on."""
-    models = [None if m is None else [model_fingerprint(m), str(m.dtype)] for m in (model, base)]
-    content = [models, asdict(replace(options, batch_size=1)), {name: list(part) for name, part in samples.items()}]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 # Summaries
-
-
-def read_reference(
-    path: str | os.PathLike, sets: Mapping[str, Sequence[Row]], options: EvalOptions
-) -> list[dict[str, Any]]:
-    """
-    Forget and holdout records of a model that never saw the forget rows, for [`summarize_all`].
-
-    Args:
-        path (`str` or `pathlib.Path`): Records as written by [`~wagle_trl.evaluation.tofu.write_records`].
-        sets (`dict[str, list[dict]]`): The rows that will be evaluated.
-        options ([`~wagle_trl.evaluation.tofu.EvalOptions`]): How they will be evaluated.
-
-    Returns:
-        `list[dict]`: The records. If neither a forget quality nor PrivLeak can come of them: a `ValueError`, before
-        any long work.
-    """
-    forget = sets.get(FORGET, [])
-    with_ratios = bool(forget) and all(row.get("perturbed_answer") for row in forget)
-    with_holdout = bool(forget) and HOLDOUT in sets
-    if not (with_ratios or with_holdout):
-        raise ValueError(
-            "A reference needs forget rows, all of them with `perturbed_answer`, or holdout rows as well."
-        )
-    records = [record for record in read_records(path) if record.get("set") in (FORGET, HOLDOUT)]
-    members = [record for record in records if record["set"] == FORGET]
-    if not members:
-        raise ValueError(f"{path} has no records of the set '{FORGET}'.")
-    auc = membership_summary(records).get("mia_min_k_auc") if with_holdout else None
-    shares = {record.get("mia_k") for record in records}
-    if auc is not None and shares != {options.mia_k}:
-        raise ValueError(f"{path}: its `min_k` is of {shares} of the tokens, that of this evaluation {options.mia_k}.")
-    try:
-        if not with_ratios:
-            _check_privleak(auc)
-        elif auc is None:
-            truth_ratios(members)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return records
-
-
-def _check_privleak(reference_auc: float | None) -> None:
-    if reference_auc is None:
-        raise ValueError(f"PrivLeak needs records of the set '{HOLDOUT}' as well, all of them with `min_k`.")
-    privleak(reference_auc, reference_auc)
 
 
 def summarize_all(
@@ -167,13 +117,13 @@ def summarize_all(
     """
     All aggregates that the records allow: [`~wagle_trl.evaluation.metrics.summarize`],
     [`~wagle_trl.evaluation.memorization.memorization_summary`],
-    [`~wagle_trl.evaluation.membership.membership_summary`], `kl_to_base_{set}` (mean over all answer tokens of the
-    set, in nats), and with a reference `forget_quality`, `forget_quality_ks` and `privleak`.
+    [`~wagle_trl.evaluation.membership.membership_summary`], `kl_to_base_{set}` (KL(base || model), mean over
+    all answer tokens of the set, in nats), and with a reference `forget_quality`, `forget_quality_ks` and `privleak`.
 
     Args:
         records (`list[dict]`): Records from [`evaluate_sets`].
         reference (`list[dict]`, *optional*): Records of a model that never saw the forget rows, from
-            [`read_reference`].
+            [`~wagle_trl.evaluation.reference.read_reference`].
 
     Returns:
         `dict[str, float]`: Aggregates by name.
@@ -183,18 +133,4 @@ def summarize_all(
         if all("kl_to_base" in record for record in members):
             tokens = [record["num_token_gt"] for record in members]
             summary[f"kl_to_base_{name}"] = float(np.average([r["kl_to_base"] for r in members], weights=tokens))
-    return summary if reference is None else summary | _beside_reference(records, reference)
-
-
-def _beside_reference(
-    records: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
-    summary = {}
-    forget, other = (records_by_set(part).get(FORGET, []) for part in (records, reference))
-    if forget and other and all("average_perturb_loss" in record for record in (*forget, *other)):
-        quality = forget_quality(truth_ratios(forget), truth_ratios(other))
-        summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
-    aucs = [membership_summary(part).get("mia_min_k_auc") for part in (records, reference)]
-    if None not in aucs and aucs[1] < 1.0:
-        summary["privleak"] = privleak(*aucs)
-    return summary
+    return summary if reference is None else summary | beside_reference(records, reference)

@@ -8,7 +8,7 @@ the model is judged on the sequences it was trained on.
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +41,20 @@ class EvalOptions:
         batch_size (`int`, *optional*, defaults to `16`): Rows in a forward pass or generation.
         max_new_tokens (`int`, *optional*, defaults to `200`): Longest generated answer.
         generate (`bool`, *optional*, defaults to `True`): Whether to answer every prompt, for ROUGE.
-        mia_k (`float`, *optional*, defaults to `0.2`): Share of an answer's tokens that Min-K% and Min-K%++ look at.
+        mia_k (`float`, *optional*, defaults to `0.4`): Share of an answer's tokens that Min-K% and Min-K%++ look at.
+            The default is that of MUSE and OpenUnlearning; Min-K%'s own is 0.2.
     """
 
-    batch_size: int = 16
-    max_new_tokens: int = 200
-    generate: bool = True
-    mia_k: float = 0.2
+    batch_size: int = field(default=16, metadata={"help": "Rows in a forward pass or generation."})
+    max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer, in tokens."})
+    generate: bool = field(default=True, metadata={"help": "Whether to generate answers for ROUGE-L."})
+    mia_k: float = field(
+        default=0.4,
+        metadata={
+            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ look at. The default is that of MUSE and "
+            "OpenUnlearning; the paper of Min-K%% takes 0.2."
+        },
+    )
 
     def __post_init__(self):
         for name in ("batch_size", "max_new_tokens"):
@@ -120,12 +127,20 @@ def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
     question, answer = _question_and_answer(row, tokenized, tokenizer)
     if not answer.strip():
         raise ValueError("Its answer is empty.")
-    # `datasets` fills a column that a row lacks with None
-    perturbed = row.get("perturbed_answer") or []
+    perturbed = _perturbed_answers(row)
     paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
     others = [tokenize_row(_with_answer(row, text, tokenizer), tokenizer) for text in [*paraphrased, *perturbed]]
     record |= {"question": question.strip(), "answer": answer.strip()}
     return Sample(record, [tokenized, *others], bool(paraphrased))
+
+
+def _perturbed_answers(row: Row) -> list[str]:
+    perturbed = row.get("perturbed_answer")
+    if perturbed is None:  # `datasets` fills a column that a row lacks with None
+        return []
+    if not isinstance(perturbed, list) or not all(isinstance(text, str) for text in perturbed):
+        raise ValueError("Its `perturbed_answer` is no list of strings.")  # a string would be an answer a letter
+    return perturbed
 
 
 def _loss_fields(scores: Sequence[AnswerScores], has_paraphrase: bool) -> dict[str, Any]:
@@ -206,11 +221,8 @@ def evaluate_rows(
     rows: Iterable[Row],
     set_name: str,
     *,
-    batch_size: int = 16,
-    max_new_tokens: int = 200,
-    generate: bool = True,
-    mia_k: float = 0.2,
     progress: bool = True,
+    **options,
 ) -> list[dict[str, Any]]:
     """
     One record for every row of a set.
@@ -223,8 +235,8 @@ def evaluate_rows(
             and `paraphrased_answer`; they are put in place of its answer or completion as they are.
         set_name (`str`): Name of the set. The summaries have rules for `forget`, `retain`, `real_authors`,
             `world_facts` and `holdout`.
-        batch_size, max_new_tokens, generate, mia_k (*optional*): As in [`EvalOptions`].
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+        options (*optional*): Those of [`EvalOptions`].
 
     Returns:
         `list[dict]`: Records with the keys of TOFU's own logs and a few more, in the order of the rows. All have
@@ -234,7 +246,7 @@ def evaluate_rows(
         (without one: the answer), and `truth_ratio`; rows with a prompt, where `generate`, add `generated` and
         `rougeL_recall`.
     """
-    options = EvalOptions(batch_size, max_new_tokens, generate, mia_k)
+    options = EvalOptions(**options)
     samples = prepare_rows(rows, set_name, tokenizer)
     for _ in evaluate_samples(model, tokenizer, samples, options, progress=progress):
         pass
