@@ -1,4 +1,4 @@
-"""How far a model moved from the one before: what it says (KL divergence) and which of its weights changed."""
+"""How far a model moved from the one before: KL(base || model), what it says, and which of its weights changed."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -67,8 +67,9 @@ def kl_to_base(
     model: PreTrainedModel, base: PreTrainedModel, batch: Sequence[Tokenized], pad_token_id: int
 ) -> list[float]:
     r"""
-    KL divergence of a model from its base, \\( \frac{1}{n} \sum_t \sum_v p_\text{base}(v) \log (p_\text{base}(v) /
-    p_\text{model}(v)) \\) over the \\( n \\) answer tokens of every row, each given the true tokens before it.
+    KL(base || model), the divergence of the base from the model: \\( \frac{1}{n} \sum_t \sum_v p_\text{base}(v) \log
+    (p_\text{base}(v) / p_\text{model}(v)) \\) over the \\( n \\) answer tokens of every row, each given the true tokens
+    before it.
 
     On text that took no part in unlearning it is what else unlearning did. Log-softmax and sums are in fp32.
 

@@ -37,8 +37,9 @@ class AttackConfig:
         default_factory=list,
         metadata={
             "help": "Evaluate forget and retain rows under attack as well: 'relearn' fine-tunes a copy of the model on "
-            "a few forget rows and measures the others, 'quantize' rounds the weights to 8 and to 4 bits, 'paraphrase' "
-            "asks `paraphrased_question` of the rows.",
+            "a few forget rows and measures the others (an evaluation that goes on after an interruption trains it "
+            "again), 'quantize' rounds the weights to 8 and to 4 bits, 'paraphrase' asks `paraphrased_question` of "
+            "the rows.",
             "choices": list(VARIANTS),
         },
     )
@@ -116,7 +117,8 @@ def evaluate_attack(
         variant (`str`): `"relearn"`, `"quantize_int8"`, `"quantize_int4"` or `"paraphrase"`.
         config ([`AttackConfig`]): Options of the attack.
         options ([`~wagle_trl.evaluation.tofu.EvalOptions`], *optional*): How to evaluate.
-        folder, progress: As in [`~wagle_trl.evaluation.suite.evaluate_sets`].
+        folder, progress: As in [`~wagle_trl.evaluation.suite.evaluate_sets`]. A later call trains by relearning
+            again: its records are found only where that gives the same weights, bit by bit.
 
     Returns:
         [`AttackResult`]: Records and aggregates.
