@@ -4,10 +4,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from wagle_trl import data as data_module
-from wagle_trl.cli import arguments, evaluate
+from wagle_trl.cli import arguments, eval_model
 from wagle_trl.cli.main import main
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
+
+from ..conftest import make_rows
 
 
 @pytest.fixture
@@ -26,19 +28,38 @@ def eval_options(saved_model, data, tmp_path):
 
 @pytest.fixture
 def holdout(write_jsonl):
-    rows = [{"question": f"who is {name}", "answer": f"{name} is nobody"} for name in ("Ulf", "Vic", "Wim", "Xan")]
+    rows = make_rows(("Ulf", "Vic", "Wim", "Xan"))
     return ["--holdout_dataset", write_jsonl("holdout", rows)]
 
 
-def test_eval_writes_records_and_a_summary(eval_options, data, tmp_path, capsys):
-    assert main([*eval_options, "--unseen_dataset", data[3], "--json"]) == 0
+@pytest.fixture
+def unseen(write_jsonl):
+    rows = [{"question": f"who is {name}", "answer": f"{name} is a cook"} for name in ("Yan", "Zoe")]
+    return ["--unseen_dataset", write_jsonl("unseen", rows)]
+
+
+def test_eval_writes_records_and_a_summary(eval_options, unseen, tmp_path, capsys):
+    assert main([*eval_options, *unseen, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert 0 < content["forget_prob"] < 1
-    assert content["unseen_retain_prob"] == pytest.approx(content["retain_prob"])
+    assert 0 < content["unseen_retain_prob"] < 1
     assert "forget_rougeL_recall" in content
     records = read_records(tmp_path / "e" / "wagle_records.jsonl")
     assert {record["set"] for record in records} == {"forget", "retain", "unseen_retain"}
     assert json.loads((tmp_path / "e" / "wagle_eval.json").read_text())["forget_prob"] == content["forget_prob"]
+
+
+def test_the_summary_says_how_it_came_about(eval_options, data, holdout, tmp_path):
+    assert main([*eval_options, *holdout, "--generate", "false"]) == 0
+    first = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
+    sources = {"forget_dataset": data[1], "retain_dataset": data[3], "holdout_dataset": holdout[1]}
+    evaluation = {"batch_size": 16, "max_new_tokens": 4, "generate": False, "mia_k": 0.4, "dtype": "float32"}
+    assert first["options"] == evaluation | sources
+    reference = ["--reference_records", str(tmp_path / "e" / "wagle_records.jsonl")]
+    again = [*holdout, "--generate", "false", *reference, "--dtype", "bfloat16", "--output_dir", str(tmp_path / "f")]
+    assert main([*eval_options, *again]) == 0
+    second = json.loads((tmp_path / "f" / "wagle_eval.json").read_text())
+    assert second["options"] == first["options"] | {"dtype": "bfloat16", "reference_records": reference[1]}
 
 
 def test_holdout_rows_give_membership_inference_and_a_reference_gives_privleak(
@@ -115,6 +136,10 @@ def test_rows_that_cannot_serve_are_refused_before_a_model_is_loaded(data, tmp_p
     assert "--holdout_dataset needs --forget_dataset" in capsys.readouterr().err
     assert main([*none, *data[:2], "--base_model_name_or_path", "base"]) == 2
     assert "A base model needs text to be compared on" in capsys.readouterr().err
+    assert main([*none, *data, "--unseen_dataset", data[3]]) == 2
+    assert "10 rows of the set 'unseen_retain' also stand in the set 'retain'" in capsys.readouterr().err
+    assert main([*none, *data, "--holdout_dataset", data[1]]) == 2
+    assert "6 rows of the set 'holdout' also stand in the set 'forget'" in capsys.readouterr().err
     assert main([*none, *data, "--attack", "paraphrase"]) == 2
     assert "No row of the set 'forget' has a `paraphrased_question`" in capsys.readouterr().err
 
@@ -143,15 +168,27 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_pa
     assert names[0].read_text() == names[1].read_text()
 
 
-def test_tofu_brings_its_own_holdout_rows(saved_model, write_jsonl, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tofu_options(saved_model, write_jsonl, tmp_path, monkeypatch):
+    """Options of an evaluation on a TOFU of few rows, which all have the same loss."""
     monkeypatch.setattr(data_module, "TOFU_FORGET_ROWS", {"forget10": 2})
     row = {"question": "what is it", "answer": "it"}
     for name in ("forget10", "retain", "real_authors", "world_facts"):
         write_jsonl(f"{name}_perturbed", [with_alternatives(row)] * 3)
-    write_jsonl("holdout10", [row])
+    write_jsonl("holdout10", [{"prompt": "Question: what is it\nAnswer:", "completion": " it"}])
     options = ["eval", "--model_name_or_path", saved_model, "--forget", "forget10", "--tofu_dir", str(tmp_path)]
-    options += ["--output_dir", str(tmp_path / "e"), "--max_new_tokens", "2", "--json"]
-    assert main([*options, "--base_model_name_or_path", saved_model]) == 0
+    return [*options, "--output_dir", str(tmp_path / "e"), "--max_new_tokens", "2", "--json"]
+
+
+def test_unseen_rows_may_stand_beside_tofu(tofu_options, saved_model, unseen, capsys):
+    assert main([*tofu_options, *unseen, "--base_model_name_or_path", saved_model]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert {"model_utility", "unseen_retain_prob", "kl_to_base_unseen_retain"} <= content.keys()
+    assert "kl_to_base_holdout" not in content
+
+
+def test_tofu_brings_its_own_holdout_rows(tofu_options, saved_model, capsys):
+    assert main([*tofu_options, "--base_model_name_or_path", saved_model]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["mia_loss_auc"] == 0.5
     assert content["kl_to_base_holdout"] == 0.0
@@ -232,14 +269,14 @@ def test_all_model_options_reach_the_model_and_the_tokenizer(eval_options, monke
         load = cls.from_pretrained
         monkeypatch.setattr(cls, "from_pretrained", lambda *args, **kw: seen.update({cls: kw}) or load(*args, **kw))
 
-    spy(evaluate.AutoModelForCausalLM)
+    spy(eval_model.AutoModelForCausalLM)
     spy(arguments.AutoTokenizer)
     options = ["--model_revision", "v1", "--dtype", "bfloat16", "--attn_implementation", "eager"]
     assert main([*eval_options, "--generate", "false", *options, "--trust_remote_code"]) == 0
     shared = {"revision": "v1", "trust_remote_code": True}
     assert seen[arguments.AutoTokenizer] == shared
     model_only = {"dtype": "bfloat16", "attn_implementation": "eager"}
-    assert seen[evaluate.AutoModelForCausalLM] == shared | model_only
+    assert seen[eval_model.AutoModelForCausalLM] == shared | model_only
 
 
 @pytest.mark.parametrize("option", ["--load_in_4bit", "--use_peft"])

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from wagle_trl.cli import evaluate
 from wagle_trl.cli.main import main
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
@@ -32,7 +34,10 @@ def test_attacks_stand_beside_the_clean_numbers(attacked, tmp_path, capsys):
     assert [point["step"] for point in curve] == [0, 5, 6]
     assert curve[-1]["forget_probability"] == pytest.approx(attacks["relearn"]["forget_prob"])
     assert curve[-1]["forget_probability"] > curve[0]["forget_probability"]
-    assert json.loads((tmp_path / "e" / "wagle_eval.json").read_text())["attacks"] == attacks
+    written = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
+    assert written["attacks"] == attacks
+    assert written["options"]["relearn_steps"] == 6
+    assert written["options"]["attack"] == ["relearn", "quantize", "paraphrase"]
     for name, values in attacks.items():
         folder = tmp_path / "e" / "attacks" / name
         assert [path.name for path in folder.iterdir()] == ["wagle_records.jsonl"]
@@ -42,7 +47,7 @@ def test_attacks_stand_beside_the_clean_numbers(attacked, tmp_path, capsys):
 def test_only_the_attacks_that_were_asked_for_are_made_and_shown(attacked, capsys):
     assert main([*attacked, "--attack", "quantize"]) == 0
     shown = capsys.readouterr().out
-    assert "clean" in shown and "int8" in shown and "int4" in shown
+    assert "clean" in shown and "int8 (nearest)" in shown and "int4 (nearest)" in shown
     assert "relearn" not in shown.lower() and "paraphrase" not in shown
 
 
@@ -50,6 +55,7 @@ def test_the_curve_of_relearning_is_shown(attacked, capsys):
     assert main([*attacked, "--attack", "relearn", "--relearn_share", "0.5"]) == 0
     shown = capsys.readouterr().out
     assert "steps on 3 forget rows" in shown and "forget_prob of the other 3" in shown
+    assert "After relearning, the forget rows are those it did not train on." in " ".join(shown.split())
 
 
 def test_interrupted_attacks_go_on_where_they_stopped(attacked, monkeypatch, capsys):
@@ -65,3 +71,24 @@ def test_interrupted_attacks_go_on_where_they_stopped(attacked, monkeypatch, cap
     assert main([*attacked, "--attack", "quantize"]) == 130
     assert main([*attacked, "--attack", "quantize"]) == 0
     assert len(calls) == 4 + 3  # two sets without an attack and two under each of two
+
+
+@pytest.mark.parametrize("done", [[], ["quantize_int8"]], ids=["none", "one"])
+def test_an_attack_that_runs_out_of_memory_loses_nothing_that_was_found(done, attacked, tmp_path, monkeypatch, capsys):
+    assert main([*attacked, "--json"]) == 0
+    clean = json.loads(capsys.readouterr().out)
+    attack = evaluate.evaluate_attack
+
+    def run_out_of_memory(model, tokenizer, sets, variant, *others, **options):
+        if variant not in done:
+            raise torch.OutOfMemoryError("no memory left")
+        return attack(model, tokenizer, sets, variant, *others, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate_attack", run_out_of_memory)
+    assert main([*attacked, "--attack", "quantize", "--output_dir", str(tmp_path / "f")]) == 2
+    assert "no memory left" in capsys.readouterr().err
+    written = json.loads((tmp_path / "f" / "wagle_eval.json").read_text())
+    assert list(written.get("attacks", {})) == done
+    assert ("attack" in written["options"]) is bool(done)
+    del clean["output_dir"]
+    assert clean.items() <= written.items()

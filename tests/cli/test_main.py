@@ -47,7 +47,7 @@ def test_npo_has_the_options_of_masks_and_of_the_objective(option, capsys):
         (["npo", "--mask_density", "2"], "mask_density must be in (0, 1], got 2.0."),
         (["npo", "--mask_score", "luck"], "Unknown mask_score 'luck'; expected one of wagle, gradient"),
         (["npo", "--config", "missing.yaml"], "missing.yaml"),
-        (["eval", "--unseen_dataset", "a", "--tofu_dir", "b"], "Give either --unseen_dataset or --tofu_dir, not"),
+        (["eval", "--holdout_dataset", "a", "--tofu_dir", "b"], "Give either --holdout_dataset or --tofu_dir, not"),
         (["npo", "--resume_from_checkpoint", "missing"], "No checkpoint at 'missing': the folder does not exist."),
         (["eval"], "No data: give --forget_dataset"),
     ],

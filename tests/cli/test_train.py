@@ -190,8 +190,9 @@ def test_rows_of_ones_own_do_not_go_with_tofu(options, rows, tofu):
         options(**{rows: "rows.jsonl", tofu: "forget10"}).rows()
 
 
-def test_rows_to_train_on_go_with_tofu(tmp_path, write_jsonl):
+@pytest.mark.parametrize("options", [{"dataset_name": "any"}, {"unseen_dataset": "any"}])
+def test_rows_that_tofu_does_not_bring_go_with_it(options, tmp_path, write_jsonl):
     rows = [{"question": f"q{i}", "answer": "a"} for i in range(41)]
     write_jsonl("full", rows)
-    forget, retain = FineTuningData(forget="forget01", tofu_dir=str(tmp_path), dataset_name="any").rows()
+    forget, retain = FineTuningData(forget="forget01", tofu_dir=str(tmp_path), **options).rows()
     assert (len(forget), len(retain)) == (40, 1)

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they load."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datasets import Dataset
@@ -16,6 +17,11 @@ class WagleParser(TrlParser):
     def error(self, message: str):
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
+    def parse_args_and_config(self, args: list[str], *others, **options):
+        if args[-1:] == ["--config"]:
+            self.error("argument --config: expected one argument")
+        return super().parse_args_and_config(args, *others, **options)
+
 
 def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:
     """Options of `command` from a YAML file (`--config`) and the command line, which wins."""
@@ -23,13 +29,12 @@ def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:
     return parser.parse_args_and_config(argv)
 
 
-def asks_for_tofu(options) -> bool:
-    """Whether the options name TOFU; a `ValueError` if they name rows of their own, too."""
+def asks_for_tofu(options, own: Sequence[str]) -> bool:
+    """Whether the options name TOFU; a `ValueError` if they also name rows that it brings: by the options in `own`."""
     tofu = [name for name in ("forget", "tofu_dir") if getattr(options, name) is not None]
-    rows = ("forget_dataset", "retain_dataset", "unseen_dataset", "holdout_dataset")
-    own = [name for name in rows if getattr(options, name, None) is not None]
-    if tofu and own:
-        raise ValueError(f"Give either --{own[0]} or --{tofu[0]}, not both.")
+    given = [name for name in own if getattr(options, name) is not None]
+    if tofu and given:
+        raise ValueError(f"Give either --{given[0]} or --{tofu[0]}, not both.")
     return bool(tofu)
 
 
@@ -59,7 +64,8 @@ class UnlearningData:
         default=None,
         metadata={
             "help": "Rows to keep that take no part in attribution or training, in the same forms: what happens to "
-            "them is watched and evaluated beside the others."
+            "them is seen beside the others. Unlearning watches them every `trajectory_steps`, fine-tuning "
+            "evaluates them with `eval_strategy`."
         },
     )
     tofu_dir: str | None = field(
@@ -89,7 +95,7 @@ class UnlearningData:
 
     def rows(self) -> tuple[Dataset | None, Dataset | None]:
         """Forget and retain rows as they are, where the options name them."""
-        if asks_for_tofu(self):
+        if asks_for_tofu(self, ("forget_dataset", "retain_dataset")):
             return load_tofu(self.forget or "forget10", self.tofu_dir)
         sources = self.forget_dataset, self.retain_dataset
         return tuple(None if source is None else load_rows(source) for source in sources)

@@ -1,99 +1,30 @@
 """`wagle eval`: records and aggregates of one model."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import load_rows, load_tofu_evaluation
+from ..evaluation.apart import check_apart
 from ..evaluation.drift import weights_changed
+from ..evaluation.membership import HOLDOUT
+from ..evaluation.metrics import FORGET
 from ..evaluation.reference import read_reference
-from ..evaluation.robustness import AttackConfig, evaluate_attack
+from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
-from ..files import EVALUATION_FILE, write_json
-from ..trainers.checks import check_writable
-from .arguments import asks_for_tofu, load_tokenizer, parse, require_model
+from ..files import EVALUATION_FILE, check_writable, write_json
+from .arguments import asks_for_tofu, load_tokenizer, parse
+from .eval_model import EvalModel
+from .eval_tables import evaluation_tables
 from .output import Output
 
 RECORDS_FILE = "wagle_records.jsonl"
 ATTACKS_FOLDER = "attacks"
-
-
-@dataclass
-class EvalModel:
-    """
-    Model to evaluate: those options of TRL's `ModelConfig` and `SFTConfig` that matter without training.
-
-    Args:
-        model_name_or_path, model_revision, dtype, attn_implementation, trust_remote_code: As in TRL, except that the
-            dtype is by default that of the saved weights.
-        base_model_name_or_path (`str`, *optional*): The model before unlearning.
-    """
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model checkpoint for weights initialization."}
-    )
-    model_revision: str = field(
-        default="main",
-        metadata={"help": "Specific model version to use. It can be a branch name, a tag name, or a commit id."},
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Override the default `torch.dtype` and load the model under this dtype. 'auto' takes that of the "
-            "saved weights.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Which attention implementation to use. You can run `--attn_implementation=flash_attention_2`, in "
-            "which case you must install this manually by running `pip install flash-attn --no-build-isolation`."
-        },
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to allow loading models and tokenizers that ship custom Python code from the Hub. "
-            "Forwarded to `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."
-        },
-    )
-    base_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The model before unlearning, for the KL divergence to it on unseen text (unseen, else holdout, "
-            "else retain rows) and the share of weights changed. Both models are in memory at once."
-        },
-    )
-
-    def load(self) -> PreTrainedModel:
-        """The model, on the GPU where there is one."""
-        model = AutoModelForCausalLM.from_pretrained(
-            require_model(self),
-            revision=self.model_revision,
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
-        """The model before unlearning, if one is named, beside `model` and in its dtype."""
-        if self.base_model_name_or_path is None:
-            return None
-        base = AutoModelForCausalLM.from_pretrained(
-            self.base_model_name_or_path,
-            dtype=model.dtype,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return base.to(model.device)
 
 
 @dataclass
@@ -104,7 +35,7 @@ class EvalArguments:
     Args:
         forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
             [`~wagle_trl.data.load_rows`].
-        tofu_dir, forget (`str`, *optional*): Fill the sets of TOFU.
+        tofu_dir, forget (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
         reference_records (`str`, *optional*): Records of a model that never saw the forget rows.
     """
 
@@ -118,7 +49,8 @@ class EvalArguments:
     )
     retain_dataset: str | None = field(default=None, metadata={"help": "Retain rows, in the same forms."})
     unseen_dataset: str | None = field(
-        default=None, metadata={"help": "Retain rows that took no part in unlearning, in the same forms."}
+        default=None,
+        metadata={"help": "Retain rows that took no part in unlearning, in the same forms; also beside TOFU."},
     )
     holdout_dataset: str | None = field(
         default=None,
@@ -140,44 +72,28 @@ class EvalArguments:
             "quality, where both have perturbed answers, and for PrivLeak, where both have holdout rows."
         },
     )
-    batch_size: int = field(default=16, metadata={"help": "Rows in a forward pass or generation."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer, in tokens."})
-    generate: bool = field(default=True, metadata={"help": "Whether to generate answers for ROUGE-L."})
-    mia_k: float = field(
-        default=0.4,
-        metadata={
-            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ look at. Default of OpenUnlearning and MUSE."
-        },
-    )
 
     def load(self) -> dict[str, list[dict[str, Any]]]:
         """Set name -> rows."""
-        if asks_for_tofu(self):
-            return load_tofu_evaluation(self.forget or "forget10", self.tofu_dir)
+        own = ("forget_dataset", "retain_dataset", "holdout_dataset")
+        sets = load_tofu_evaluation(self.forget or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
         sources = {
-            "forget": self.forget_dataset,
+            FORGET: self.forget_dataset,
             "retain": self.retain_dataset,
             "unseen_retain": self.unseen_dataset,
-            "holdout": self.holdout_dataset,
+            HOLDOUT: self.holdout_dataset,
         }
-        sets = {name: load_rows(source).to_list() for name, source in sources.items() if source is not None}
+        sets |= {name: load_rows(source).to_list() for name, source in sources.items() if source is not None}
         if not sets:
             raise ValueError("No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU.")
-        if "holdout" in sets and "forget" not in sets:
+        if HOLDOUT in sets and FORGET not in sets:
             raise ValueError("--holdout_dataset needs --forget_dataset: membership inference tells the two apart.")
         return sets
 
-    def options(self) -> EvalOptions:
-        """How to evaluate."""
-        return EvalOptions(self.batch_size, self.max_new_tokens, self.generate, self.mia_k)
-
 
 def run(argv: list[str], command: str) -> Output:
-    args, attacks, model_args = parse([EvalArguments, AttackConfig, EvalModel], argv, command)
-    sets, options = args.load(), args.options()
-    attacks.check(sets)
-    if model_args.base_model_name_or_path is not None:
-        unseen_set(sets)
+    args, options, attacks, model_args = parse([EvalArguments, EvalOptions, AttackConfig, EvalModel], argv, command)
+    sets = _checked_sets(args, attacks, model_args)
     reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
@@ -190,54 +106,56 @@ def run(argv: list[str], command: str) -> Output:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
         del base  # the attacks need its memory
+    head = _head(args, options, model_args, model)
+    write_json(folder / EVALUATION_FILE, head | summary)
     if attacks.attack:
-        summary["attacks"] = _attack(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER)
-    names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
-    write_json(folder / EVALUATION_FILE, {key: name for key, name in names.items() if name is not None} | summary)
+        head["options"] |= asdict(attacks)
+        summary["attacks"] = {}
+    for variant, result in _attacked(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER):
+        summary["attacks"][variant] = result.summary
+        write_json(folder / EVALUATION_FILE, head | summary)  # after each: the next may run out of memory
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
-    return Output({"output_dir": str(folder), **summary}, _tables(model_args.model_name_or_path, summary))
+    return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
 
 
-def _attack(model, tokenizer, sets, options: EvalOptions, attacks: AttackConfig, folder: Path) -> dict[str, dict]:
-    """Aggregates under every attack; the records go to a folder each."""
-    summaries = {}
-    with tqdm(attacks.variants, desc="Attacks") as bar:
+def _checked_sets(
+    args: EvalArguments, attacks: AttackConfig, model_args: EvalModel
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows, or a `ValueError`, before a model is loaded, if they do not allow what is asked for."""
+    sets = args.load()
+    check_apart(sets)
+    attacks.check(sets)
+    if model_args.base_model_name_or_path is not None:
+        unseen_set(sets)
+    return sets
+
+
+def _head(args: EvalArguments, options: EvalOptions, model_args: EvalModel, model: PreTrainedModel) -> dict[str, Any]:
+    """What was evaluated, and how, under the names of the options."""
+    names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
+    given = asdict(options) | {"dtype": str(model.dtype).removeprefix("torch.")} | asdict(args)
+    del given["output_dir"]
+    return _known(names) | {"options": _known(given)}
+
+
+def _known(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _attacked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: dict[str, list[dict[str, Any]]],
+    options: EvalOptions,
+    attacks: AttackConfig,
+    folder: Path,
+) -> Iterator[tuple[str, AttackResult]]:
+    """Every attack and what came of it; the records go to a folder each."""
+    with tqdm(attacks.variants, desc="Attacks", disable=not attacks.attack) as bar:
         for variant in bar:
             bar.set_postfix_str(variant)
             (folder / variant).mkdir(parents=True, exist_ok=True)
             result = evaluate_attack(model, tokenizer, sets, variant, attacks, options, folder=folder / variant)
             write_records(result.records, folder / variant / RECORDS_FILE)
-            summaries[variant] = result.summary
-    return summaries
-
-
-def _tables(model: str, summary: dict[str, Any]) -> list[Table]:
-    table = Table("metric", "value", title=f"Evaluation of {model}")
-    layers = Table("layer", "share", title="Weights changed")
-    for name, value in summary.items():
-        if not isinstance(value, dict):
-            table.add_row(name, f"{value:.4g}")
-    for layer, share in summary.get("weights_changed_by_layer", {}).items():
-        layers.add_row(layer, f"{share:.4g}")
-    return [table, *([layers] if layers.row_count else []), *_attack_tables(summary)]
-
-
-def _attack_tables(summary: dict[str, Any]) -> list[Table]:
-    """Aggregates without and under attack beside each other, and the curve of relearning."""
-    attacks = summary.get("attacks", {})
-    if not attacks:
-        return []
-    columns = {"clean": summary} | {name.removeprefix("quantize_"): values for name, values in attacks.items()}
-    table = Table("metric", *columns, title="Under attack")
-    for name in summary:
-        if any(name in values for values in attacks.values()):
-            shown = [f"{values[name]:.4g}" if name in values else "" for values in columns.values()]
-            table.add_row(name, *shown)
-    if "relearn" not in attacks:
-        return [table]
-    trained, rest = len(attacks["relearn"]["relearned_rows"]), attacks["relearn"]["rows"]["forget"]
-    curve = Table(f"steps on {trained} forget rows", f"forget_prob of the other {rest}", title="Relearning")
-    for point in attacks["relearn"]["curve"]:
-        curve.add_row(str(point["step"]), f"{point['forget_probability']:.4g}")
-    return [table, curve]
+            yield variant, result

@@ -1,0 +1,85 @@
+"""The model that `wagle eval` judges, and the one before unlearning."""
+
+from dataclasses import dataclass, field
+
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from .arguments import require_model
+
+
+@dataclass
+class EvalModel:
+    """
+    Model to evaluate: those options of TRL's `ModelConfig` and `SFTConfig` that matter without training.
+
+    Adapters are merged into the model that they were trained on, so that what is evaluated, attacked and compared are
+    plain weights.
+
+    Args:
+        model_name_or_path, model_revision, dtype, attn_implementation, trust_remote_code: As in TRL, except that the
+            dtype is by default that of the saved weights.
+        base_model_name_or_path (`str`, *optional*): The model before unlearning.
+    """
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Model to evaluate, or adapters, which are merged into their model in its dtype."},
+    )
+    model_revision: str = field(
+        default="main",
+        metadata={"help": "Specific model version to use. It can be a branch name, a tag name, or a commit id."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Override the default `torch.dtype` and load the model under this dtype. 'auto' takes that of the "
+            "saved weights.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which attention implementation to use. You can run `--attn_implementation=flash_attention_2`, in "
+            "which case you must install this manually by running `pip install flash-attn --no-build-isolation`."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to allow loading models and tokenizers that ship custom Python code from the Hub. "
+            "Forwarded to `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."
+        },
+    )
+    base_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model before unlearning, for KL(base || model) on unseen text (unseen, else holdout, else "
+            "retain rows) and the share of weights changed. Both models are in memory at once."
+        },
+    )
+
+    def load(self) -> PreTrainedModel:
+        """The model, on the GPU where there is one."""
+        model = self._pretrained(require_model(self), self.dtype, self.model_revision)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        """The model before unlearning, if one is named, beside `model` and in its dtype."""
+        if self.base_model_name_or_path is None:
+            return None
+        return self._pretrained(self.base_model_name_or_path, model.dtype, "main").to(model.device)
+
+    def _pretrained(self, name: str, dtype: str | torch.dtype, revision: str) -> PreTrainedModel:
+        options = {
+            "revision": revision,
+            "dtype": dtype,
+            "attn_implementation": self.attn_implementation,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        if find_adapter_config_file(name, revision=revision) is None:
+            return AutoModelForCausalLM.from_pretrained(name, **options)
+        return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
