@@ -24,6 +24,7 @@ TRAINING = {
 EVALUATION = {
     "model": "out/npo",
     "base_model": "/models/my/base",
+    "options": {"batch_size": 16, "mia_k": 0.4, "generate": True, "relearn_steps": 20},
     "forget_prob": 0.1234567,
     "retain_prob": 0.9,
     "forget_rougeL_recall": 0.25,
@@ -40,7 +41,12 @@ EVALUATION = {
             "curve": [{"step": 0, "forget_probability": 0.12}, {"step": 20, "forget_probability": 0.51}],
             "relearned_rows": [2],
         },
-        "quantize_int8": {"forget_prob": 0.14, "retain_prob": 0.87, "rows": {"forget": 6, "retain": 10}},
+        "quantize_int8": {
+            "forget_prob": 0.14,
+            "retain_prob": 0.87,
+            "rows": {"forget": 6, "retain": 10},
+            "rounding": "nearest",
+        },
     },
 }
 

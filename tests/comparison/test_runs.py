@@ -58,6 +58,7 @@ def test_the_numbers_of_a_run_are_what_was_done_what_was_kept_and_what_was_measu
     measured = {name: value for name, value in EVALUATION.items() if isinstance(value, float)}
     assert measured.items() <= numbers.items()
     attacked = {"relearn_forget_prob": 0.51, "quantize_int8_forget_prob": 0.14, "quantize_int8_retain_prob": 0.87}
+    attacked["quantize_int8_rounding"] = "nearest"
     assert attacked.items() <= numbers.items()
     assert len(numbers) == len(setup) + len(kept) + len(measured) + len(attacked)
 

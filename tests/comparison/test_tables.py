@@ -78,7 +78,7 @@ def test_attacks_are_told_beside_the_run_without_them(runs):
     assert table.cells == [
         ["masked", "none", "0.123", "0.900"],
         ["masked", "relearn", "0.510", ""],
-        ["masked", "int8", "0.140", "0.870"],
+        ["masked", "int8 (nearest)", "0.140", "0.870"],
     ]
 
 
@@ -86,6 +86,13 @@ def test_an_attack_stands_beside_the_same_of_the_other_runs(make_run):
     both = load_runs([make_run("a", evaluation=EVALUATION), make_run("b", evaluation=EVALUATION)])
     (table,) = attack_tables(both)
     assert [line[:2] for line in table.cells][:4] == [["a", "none"], ["b", "none"], ["a", "relearn"], ["b", "relearn"]]
+
+
+def test_two_kinds_of_rounding_have_two_names(make_run):
+    other = EVALUATION["attacks"]["quantize_int8"] | {"rounding": "bitsandbytes"}
+    evaluations = {"cpu": EVALUATION, "gpu": EVALUATION | {"attacks": {"quantize_int8": other}}}
+    (table,) = attack_tables(load_runs([make_run(name, evaluation=content) for name, content in evaluations.items()]))
+    assert [line[:2] for line in table.cells][-2:] == [["cpu", "int8 (nearest)"], ["gpu", "int8 (bitsandbytes)"]]
 
 
 @pytest.mark.parametrize("tables_of", [kept_tables, evaluation_tables, attack_tables])
