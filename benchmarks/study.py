@@ -1,6 +1,6 @@
 """Does the mask help, and against what? Unlearning real rows with every score, judged at matched forgetting.
 
-    python -m benchmarks study worlds --tofu_dir PATH/TO/tofu --seeds 0 1 2     # models to unlearn, 7 minutes each
+    python -m benchmarks study worlds --tofu_dir PATH/TO/tofu --seeds 0 1 2 3 4 # models to unlearn, 7 minutes each
     python -m benchmarks study run --tofu_dir PATH/TO/tofu      # the whole plan; an interrupted run goes on
     python -m benchmarks study anatomy --tofu_dir PATH/TO/tofu  # where the masks are
     python -m benchmarks study arm --tofu_dir PATH/TO/tofu --objective npo --score fisher_ratio --density 0.05 \\
@@ -119,6 +119,7 @@ def main() -> None:
         command.add_argument("--tofu_dir", type=Path, required=True, help="folder with TOFU's files")
         command.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache" / "study")
     commands.choices["run"].add_argument("--stage", choices=PLAN, nargs="*", default=list(PLAN))
+    commands.choices["run"].add_argument("--seeds", type=int, default=5, help="at most so many of a case")
     commands.choices["run"].add_argument("--worker", default="0/1", help="this process of so many, such as 0/2")
     for field in fields(Arm):
         commands.choices["arm"].add_argument(f"--{field.name}", type=field.type, required=True)
@@ -146,7 +147,7 @@ def main() -> None:
         worker, workers = map(int, args.worker.split("/"))
         cases = [case for stage in args.stage for case in PLAN[stage]]
         for case in cases[worker::workers]:
-            study.case(case)
+            study.case(replace(case, seeds=min(case.seeds, args.seeds)))
             study.collect()
 
 

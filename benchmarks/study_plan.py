@@ -42,21 +42,23 @@ SCREENED = (
     "magnitude",
 )
 OBJECTIVES = ("npo", "graddiff")
-CLAIM = [("fisher_ratio", 0.05, "blocks"), ("random", 0.05, "blocks"), ("dense", 1.0, "all"), ("dense", 1.0, "blocks")]
+FISHER = ("fisher_ratio", 0.05, "blocks")
+RANDOM = ("random", 0.05, "blocks")
 WAGLE = ("wagle", 0.05, "blocks")
-RESCORED = "fisher_ratio-rescored"
-ALL_WEIGHTS = [("fisher_ratio", 0.05, "all"), ("random", 0.05, "all")]
+DENSE = ("dense", 1.0, "all")
+CLAIM = (FISHER, RANDOM, DENSE, WAGLE)
+OTHERS = (("dense", 1.0, "blocks"), ("fisher_ratio", 0.05, "all"), ("random", 0.05, "all"))
 PLAN = {
-    "claim": [Case(o, *arm) for arm in CLAIM for o in OBJECTIVES],
+    "claim": [Case(o, *arm, seeds=5, attacks=True) for arm in CLAIM for o in OBJECTIVES],
+    "others": [Case(o, *arm, attacks=True) for arm in OTHERS for o in OBJECTIVES],
     "scores": [Case("npo", s) for s in SCREENED],
-    "all": [Case(o, *arm) for arm in ALL_WEIGHTS for o in OBJECTIVES],
-    "seeds": [Case(o, *arm, seeds=3, attacks=True) for arm in (*CLAIM, *ALL_WEIGHTS, WAGLE) for o in OBJECTIVES],
-    "candidates": [Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-eps-0.1", "fisher_ratio-eps-10", RESCORED)],
+    "100-steps": [Case("npo-100-steps", *arm, attacks=True, rated_by="npo") for arm in CLAIM],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random")],
-    "100-steps": [Case("npo-100-steps", *arm, seeds=3, attacks=True, rated_by="npo") for arm in CLAIM[:3]],
-    "graddiff": [Case("graddiff", s) for s in ("gradient", "product", "ratio", "magnitude")],
+    "candidates": [Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-rescored")],
+    "eps": [Case("npo", f"fisher_ratio-eps-{eps}") for eps in (0.1, 10)],
     "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle")],
-    "beta": [Case(f"npo-beta-{beta}", *CLAIM[0]) for beta in (0.02, 0.5)],
+    "beta": [Case(f"npo-beta-{beta}", *FISHER) for beta in (0.02, 0.5)],
+    "graddiff": [Case("graddiff", s) for s in ("gradient", "product", "ratio", "magnitude")],
 }
 # Masks whose anatomy is shown: score, density, scope
 DISSECTED = [
