@@ -57,7 +57,7 @@ def test_an_evaluation_has_a_table_for_each_metric_with_a_column_for_each_set(ru
         "model utility": "0.600",
         "forget quality (p)": "1.23e-12",
         "PrivLeak (%)": "-45.7",
-        "KL to base: unseen retain (nats)": "0.0123",
+        "KL(base ‖ model): unseen retain (nats)": "0.0123",
         "weights changed": "4.01%",
     }
     assert tables["Answer probability"] == {

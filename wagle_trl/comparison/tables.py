@@ -156,7 +156,7 @@ def attack_tables(runs: Sequence[Run]) -> list[TextTable]:
 
 def _overall(key: str) -> Column:
     if key.startswith(_KL):
-        return Column(key, f"KL to base: {words(key.removeprefix(_KL))} (nats)", _three_digits)
+        return Column(key, f"KL(base ‖ model): {words(key.removeprefix(_KL))} (nats)", _three_digits)
     text = "{:.2%}".format if key == "weights_changed" else _three_digits
     return Column(key, _HEADINGS.get(key, words(key)), text)
 
