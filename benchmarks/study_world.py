@@ -115,8 +115,9 @@ class World:
         """A row of `STATISTICS`, of all weights of the base model."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
+            found = self.accumulate(name, self.model())  # which makes the folder
             with atomic_path(path) as temporary:
-                save_file(self.accumulate(name, self.model()), temporary)
+                save_file(found, temporary)
         return load_file(path)
 
     def accumulate(self, name: str, model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
