@@ -15,8 +15,15 @@ from wagle_trl.evaluation.metrics import forget_quality
 from wagle_trl.files import atomic_path
 
 TEXT = Path(__file__).parent / "STUDY.md"
+README = Path(__file__).parent.parent / "README.md"
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
+SUMMARIZED = (
+    ("fisher_ratio", 0.05, "blocks"),
+    ("wagle", 0.05, "blocks"),
+    ("random", 0.05, "blocks"),
+    ("dense", 1.0, "all"),
+)
 SHOWN_WITH_BETA = {("fisher_ratio", 0.05, "blocks"), ("dense", 1.0, "all")}
 BETAS = {"npo-beta-0.02": "NPO, beta 0.02", "npo-beta-0.5": "NPO, beta 0.5"}
 
@@ -113,14 +120,30 @@ def main_table(chosen: dict[Case, list[dict]], worlds: list[dict]) -> str:
     return markdown(header, body)
 
 
+def summary_table(chosen: dict[Case, list[dict]]) -> str:
+    """The arms of the claim in short, for the README: unseen retain rows at 0.1, and forget rows after relearning."""
+    header = ["mask"] + [f"{title}, {what}" for title in TITLES.values() for what in ("unseen retain", "relearned")]
+    body = []
+    for arm in SUMMARIZED:
+        rows = [chosen.get(Case(objective, *arm), []) for objective in TITLES]
+        cells = [
+            Interval.of(values)
+            for part in rows
+            for values in (kept_at(part, 0.1), [row["relearn"]["forget"][-1] for row in part])
+        ]
+        body.append([Case("npo", *arm).label, *cells])
+    return markdown(header, body)
+
+
 def _attacked(rows: list[dict], worlds: list[dict]) -> list:
     oracles = {world["seed"]: world["oracle"]["truth_ratios"] for world in worlds}
-    qualities = [forget_quality(row["end"]["truth_ratios"], oracles[row["seed"]]).p_value for row in rows]
+    judged = [row for row in rows if row["seed"] in oracles]
+    qualities = [forget_quality(row["end"]["truth_ratios"], oracles[row["seed"]]).p_value for row in judged]
     return [
         Interval.of(row["relearn"]["forget"][-1] for row in rows),
         Interval.of(row["relearn"]["unseen_retain"] for row in rows),
         Interval.of(row["end"]["paraphrase"] for row in rows),
-        f"{np.median(qualities):.2g}",
+        f"{np.median(qualities):.2g}" if qualities else "",
     ]
 
 
@@ -236,6 +259,7 @@ def tables(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> dict[
         return case.objective != "graddiff" and case[1:] in SHOWN_WITH_BETA
 
     return {
+        "summary": summary_table(chosen),
         "worlds": world_table(worlds),
         "main": main_table(chosen, worlds),
         "paired": paired_table(chosen),
@@ -256,7 +280,9 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 
 def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> None:
-    """Put the tables into STUDY.md."""
-    text = filled(TEXT.read_text(encoding="utf-8"), tables(rows, worlds, anatomies))
-    with atomic_path(TEXT) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Put the tables into STUDY.md and the README."""
+    made = tables(rows, worlds, anatomies)
+    for path in (TEXT, README):
+        text = filled(path.read_text(encoding="utf-8"), made)
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

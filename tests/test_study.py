@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.study import ANATOMY, MAX_RATES, ROWS, WORLDS, climb
 from benchmarks.study_masks import BUDGETS, CANDIDATES, SETTINGS, make_mask
-from benchmarks.study_report import TEXT, Interval, filled, markdown, picked, tables
+from benchmarks.study_report import README, TEXT, Interval, filled, markdown, picked, tables
 from wagle_trl import MaskConfig, compute_mask
 from wagle_trl.data import read_jsonl
 from wagle_trl.scope import scope_parameters
@@ -117,8 +117,8 @@ def test_a_table_is_markdown():
     assert markdown(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def test_the_tables_of_the_study_are_those_of_its_raw_rows():
-    rows, worlds, anatomies = (read_jsonl(path) for path in (ROWS, WORLDS, ANATOMY))
-    text = TEXT.read_text(encoding="utf-8")
-    assert filled(text, tables(rows, worlds, anatomies)) == text
-    assert all(text.count(f"<!-- {name} -->\n|") == 1 for name in tables(rows, worlds, anatomies))
+def test_the_tables_of_study_and_readme_are_those_of_the_raw_rows():
+    made = tables(*(read_jsonl(path) for path in (ROWS, WORLDS, ANATOMY)))
+    texts = [path.read_text(encoding="utf-8") for path in (TEXT, README)]
+    assert [filled(text, made) for text in texts] == texts
+    assert all("".join(texts).count(f"<!-- {name} -->\n|") == 1 for name in made)
