@@ -171,12 +171,12 @@ CANDIDATES = {
     "wagle_fisher": (wagle_fisher, "global"),
     "wagle_positive": (wagle_positive, "global"),
     "wagle_negative": (wagle_negative, "global"),
-    "gradient_fisher": (gradient_fisher, "global"),
-    "fisher_agreeing": (fisher_agreeing, "global"),
     "fisher_ratio-per-matrix": (fisher_ratio, "parameter"),
-    "fisher_ratio-per-layer": (fisher_ratio, "layer"),
     "fisher_ratio-rows": (fisher_ratio, "rows"),
+    "gradient_fisher": (gradient_fisher, "global"),
     "fisher_ratio-columns": (fisher_ratio, "columns"),
+    "fisher_agreeing": (fisher_agreeing, "global"),
+    "fisher_ratio-per-layer": (fisher_ratio, "layer"),
 }
 
 

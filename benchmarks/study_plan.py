@@ -55,7 +55,7 @@ PLAN = {
     "robust": [Case("npo", s, seeds=3, attacks=True) for s in ("gradient", "magnitude")],
     "100-steps": [Case("npo-100-steps", *arm, attacks=True, rated_by="npo") for arm in CLAIM],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random")],
-    "candidates": [Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-rescored")],
+    "candidates": [Case("npo", s) for s in ("fisher_ratio-rescored", *CANDIDATES)],
     "eps": [Case("npo", f"fisher_ratio-eps-{eps}") for eps in (0.1, 10)],
     "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle")],
     "beta": [Case(f"npo-beta-{beta}", *FISHER) for beta in (0.02, 0.5)],
