@@ -50,7 +50,8 @@ def test_an_sft_script_unlearns_with_another_trainer_and_retain_rows(arguments, 
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "out" / "wagle_report.json").read_text())
     assert report["objective"] == "NPO"
-    assert report["log_history"][0]["forget_loss"] == pytest.approx(13.8629, abs=1e-3)
+    first = next(entry for entry in report["log_history"] if "forget_loss" in entry)
+    assert first["forget_loss"] == pytest.approx(13.8629, abs=1e-3)
     mask = WeightMask.load(tmp_path / "out")
     base = dict(tiny_model().named_parameters())
     for name, parameter in LlamaForCausalLM.from_pretrained(tmp_path / "out").named_parameters():

@@ -86,4 +86,4 @@ def test_mask_options_fail_at_construction_and_echo_the_value(option, message):
 
 def test_the_default_options_are_valid():
     config = MaskConfig()
-    assert (config.mask_score, config.mask_density, config.mask_gamma) == ("fisher_ratio", 0.05, "balanced")
+    assert (config.mask_score, config.mask_density, config.mask_gamma) == ("wagle", 0.05, "balanced")

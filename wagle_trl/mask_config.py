@@ -34,7 +34,7 @@ class MaskConfig:
     How to choose the weights that unlearning may change.
 
     Args:
-        mask_score (`str`, *optional*, defaults to `"fisher_ratio"`):
+        mask_score (`str`, *optional*, defaults to `"wagle"`):
             Attribution score: `"wagle"`, `"gradient"`, `"snip"`, `"product"`, `"magnitude"`, `"random"`, `"ratio"` or
             `"fisher_ratio"` (see `wagle_trl.scores.SCORES` for the formulas and papers).
         mask_density (`float`, *optional*, defaults to `0.05`):
@@ -60,7 +60,7 @@ class MaskConfig:
     """
 
     mask_score: str = field(
-        default="fisher_ratio",
+        default="wagle",
         metadata={
             "help": "Attribution score: 'wagle', 'gradient', 'snip', 'product', 'magnitude', 'random', 'ratio' or "
             "'fisher_ratio'."

@@ -26,7 +26,7 @@ def test_report_writes_a_document_of_what_the_commands_wrote(place, finished, tm
     assert content["output_dir"] == "wagle-report"
     assert content["files"] == [f"wagle-report/{name}" for name in ("report.md", "trajectory.png", "masks.png")]
     masked, dense = content["runs"]
-    assert (masked["run"], masked["folder"], masked["mask_score"]) == ("masked", finished[0], "fisher_ratio")
+    assert (masked["run"], masked["folder"], masked["mask_score"]) == ("masked", finished[0], "wagle")
     assert (dense["run"], dense["objective"], dense["steps"]) == ("dense", "NPO", 2)
     evaluation = json.loads((tmp_path / "masked" / "wagle_eval.json").read_text())
     assert masked["forget_prob"] == evaluation["forget_prob"]
@@ -40,7 +40,7 @@ def test_report_prints_tables_and_where_the_document_is(finished, tmp_path, caps
     capsys.readouterr()
     assert main(["report", finished[0], "--output_dir", str(tmp_path / "compared")]) == 0
     out = capsys.readouterr().out
-    assert "Options and peak memory" in out and "fisher_ratio" in out
+    assert "Options and peak memory" in out and "wagle" in out
     assert str(tmp_path / "compared" / "report.md") in out
 
 

@@ -99,7 +99,7 @@ def test_a_scope_that_matches_nothing_is_refused_by_the_constructor(options, mak
 
 
 def test_a_score_that_needs_retain_rows_is_refused_without_them(make_trainer):
-    with pytest.raises(ValueError, match="mask_score 'fisher_ratio' needs `retain_dataset`; pass one or choose"):
+    with pytest.raises(ValueError, match="mask_score 'wagle' needs `retain_dataset`; pass one or choose"):
         make_trainer("masked_sft", retain_dataset=None, mask_config=MaskConfig())
 
 

@@ -17,7 +17,7 @@ def test_the_report_tells_what_was_done(make_trainer, tmp_path):
     assert report["options"]["beta"] == 0.2
     assert report["options"]["max_steps"] == 3
     assert report["mask"]["num_selected"] == trainer.mask.num_selected
-    assert report["mask"]["info"]["score"] == "fisher_ratio"
+    assert report["mask"]["info"]["score"] == "wagle"
     assert report["log_history"][0]["forget_loss"] == pytest.approx(13.8629 / 2, abs=1e-3)
     assert all(report["peak_memory_bytes"][phase] > 2**20 for phase in ("attribution", "training"))
     assert {"wagle-trl", "torch", "transformers", "trl"} <= set(report["versions"])

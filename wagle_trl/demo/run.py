@@ -25,7 +25,7 @@ DENSITY = 0.05
 MASKS = {
     "dense": None,
     "random": MaskConfig(mask_score="random", mask_density=DENSITY),
-    "masked": MaskConfig(mask_score="fisher_ratio", mask_density=DENSITY),
+    "masked": MaskConfig(mask_density=DENSITY),
 }
 # A twentieth of the weights needs a larger step than all of them
 LEARNING_RATES = {"dense": 3e-4, "random": 2e-3, "masked": 2e-3}
