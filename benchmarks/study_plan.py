@@ -52,8 +52,9 @@ PLAN = {
     "claim": [Case(o, *arm, seeds=5, attacks=True) for arm in CLAIM for o in OBJECTIVES],
     "others": [Case(o, *arm, attacks=True) for arm in OTHERS for o in OBJECTIVES],
     "scores": [Case("npo", s) for s in SCREENED],
-    "robust": [Case("npo", s, seeds=3, attacks=True) for s in ("gradient", "magnitude")],
-    "100-steps": [Case("npo-100-steps", *arm, attacks=True, rated_by="npo") for arm in CLAIM],
+    "100-steps": [
+        Case("npo-100-steps", *arm, seeds=3, attacks=True, rated_by="npo") for arm in (DENSE, WAGLE, FISHER, RANDOM)
+    ],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random")],
     "candidates": [Case("npo", s) for s in ("fisher_ratio-rescored", *CANDIDATES)],
     "eps": [Case("npo", f"fisher_ratio-eps-{eps}") for eps in (0.1, 10)],
