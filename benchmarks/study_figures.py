@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.study_report import TITLES, Case, kept_at, order
+from benchmarks.study_report import TITLES, Case, first_seed, kept_at, order
 from wagle_trl.evaluation.matched import matched
 from wagle_trl.files import atomic_path
 
@@ -61,7 +61,7 @@ def relearning(chosen: dict[Case, list[dict]], path: Path) -> None:
                 axis.plot(
                     attacked[0]["step"], curve, marker="o", color=COLOURS[labels.index(case.label)], label=case.label
                 )
-        axis.set(title=TITLES[objective], xlabel="relearning steps", ylim=(0, 1))
+        axis.set(title=TITLES[objective], xlabel="relearning steps", ylim=(0, 1), xticks=range(0, 21, 4))
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("forget probability of rows not relearned")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -70,7 +70,11 @@ def relearning(chosen: dict[Case, list[dict]], path: Path) -> None:
 
 def scores(chosen: dict[Case, list[dict]], path: Path) -> None:
     """Unseen retain probability at forgetting 0.1 of every case, seed 0."""
-    cases = [(case, rows[0]) for case, rows in sorted(chosen.items(), key=order) if rows and case.objective == "npo"]
+    cases = [
+        (case, rows[0])
+        for case, rows in sorted(first_seed(chosen).items(), key=order)
+        if rows and case.objective == "npo"
+    ]
     figure = Figure(figsize=(7.5, 1 + 0.24 * len(cases)), layout="constrained")
     axis = figure.subplots()
     for place, (case, row) in enumerate(cases):

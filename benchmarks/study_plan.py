@@ -46,7 +46,7 @@ FISHER = ("fisher_ratio", 0.05, "blocks")
 RANDOM = ("random", 0.05, "blocks")
 WAGLE = ("wagle", 0.05, "blocks")
 DENSE = ("dense", 1.0, "all")
-CLAIM = (FISHER, RANDOM, DENSE, WAGLE)
+CLAIM = (FISHER, WAGLE, RANDOM, DENSE)
 OTHERS = (("dense", 1.0, "blocks"), ("fisher_ratio", 0.05, "all"), ("random", 0.05, "all"))
 PLAN = {
     "claim": [Case(o, *arm, seeds=5, attacks=True) for arm in CLAIM for o in OBJECTIVES],
@@ -63,10 +63,7 @@ PLAN = {
     "graddiff": [Case("graddiff", s) for s in ("gradient", "product", "ratio", "magnitude")],
 }
 # Masks whose anatomy is shown: score, density, scope
-DISSECTED = [
-    *((s, 0.05, "all") for s in ("fisher_ratio", "ratio", "wagle", "gradient", "magnitude", "random")),
-    *((s, 0.05, "blocks") for s in ("fisher_ratio", "wagle", "gradient")),
-]
+DISSECTED = [(s, 0.05, "all") for s in ("fisher_ratio", "ratio", "wagle", "gradient", "magnitude", "random")]
 
 
 def start_rate(case: Case) -> float:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from benchmarks.study_plan import CLAIM
 from wagle_trl.comparison.runs import LEVELS
 from wagle_trl.evaluation.matched import matched
 from wagle_trl.evaluation.metrics import forget_quality
@@ -18,13 +19,7 @@ TEXT = Path(__file__).parent / "STUDY.md"
 README = Path(__file__).parent.parent / "README.md"
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
-SUMMARIZED = (
-    ("fisher_ratio", 0.05, "blocks"),
-    ("wagle", 0.05, "blocks"),
-    ("random", 0.05, "blocks"),
-    ("dense", 1.0, "all"),
-)
-SHOWN_WITH_BETA = {("fisher_ratio", 0.05, "blocks"), ("dense", 1.0, "all")}
+FISHER, WAGLE, RANDOM, DENSE = CLAIM
 BETAS = {"npo-beta-0.02": "NPO, beta 0.02", "npo-beta-0.5": "NPO, beta 0.5"}
 
 
@@ -124,7 +119,7 @@ def summary_table(chosen: dict[Case, list[dict]]) -> str:
     """The arms of the claim in short, for the README: unseen retain rows at 0.1, and forget rows after relearning."""
     header = ["mask"] + [f"{title}, {what}" for title in TITLES.values() for what in ("unseen retain", "relearned")]
     body = []
-    for arm in SUMMARIZED:
+    for arm in CLAIM:
         rows = [chosen.get(Case(objective, *arm), []) for objective in TITLES]
         cells = [
             Interval.of(values)
@@ -154,21 +149,21 @@ def order(item: tuple[Case, list[dict]]) -> tuple:
     return (case.objective != "npo", -np.mean(values) if values else 1.0)
 
 
+def first_seed(chosen: dict[Case, list[dict]]) -> dict[Case, list[dict]]:
+    """The rows of seed 0, which all cases have: means over more seeds would not be comparable with them."""
+    return {case: rows[:1] for case, rows in chosen.items()}
+
+
 def paired_table(chosen: dict[Case, list[dict]]) -> str:
-    """What fisher_ratio keeps more of the unseen rows than its controls, seed by seed, at forgetting 0.1."""
-    header = [
-        "objective",
-        "fisher_ratio 5% against",
-        "difference at 0.1",
-        "intervals disjoint",
-        "gap after relearning",
-    ]
+    """What a mask keeps more of the unseen rows than others, seed by seed, at forgetting 0.1."""
+    header = ["objective", "mask", "against", "difference at 0.1", "intervals disjoint", "gap after relearning"]
     body = []
     for objective in TITLES:
-        ours = chosen.get(Case(objective, "fisher_ratio", 0.05, "blocks"), [])
-        for case, rows in chosen.items():
-            if case.objective == objective and len(rows) > 1 and rows is not ours:
-                body.append([TITLES[objective], case.label, *_against(ours, rows)])
+        several = {case: rows for case, rows in chosen.items() if case.objective == objective and len(rows) > 1}
+        for ours in (Case(objective, *FISHER), Case(objective, *WAGLE)):
+            for case, rows in several.items():
+                if case != ours:
+                    body.append([TITLES[objective], ours.label, case.label, *_against(several[ours], rows)])
     return markdown(header, body)
 
 
@@ -191,7 +186,7 @@ def screening_table(chosen: dict[Case, list[dict]], wanted) -> str:
     """Seed 0 of the cases that `wanted` accepts, best first."""
     header = ["objective", "mask", "rate", "step at 0.1", "seen at 0.1", "unseen at 0.3", "unseen at 0.1"]
     body, names = [], TITLES | BETAS
-    for case, rows in sorted(chosen.items(), key=order):
+    for case, rows in sorted(first_seed(chosen).items(), key=order):
         if not wanted(case):
             continue
         if not rows:
@@ -256,7 +251,7 @@ def tables(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> dict[
     chosen = picked(rows)
 
     def shows_beta(case: Case) -> bool:
-        return case.objective != "graddiff" and case[1:] in SHOWN_WITH_BETA
+        return case.objective != "graddiff" and case[1:] == FISHER
 
     return {
         "summary": summary_table(chosen),
