@@ -117,7 +117,7 @@ def _unlearn(arm: Arm, world: World) -> tuple[list[dict], dict]:
 
 
 def _unlearn_rescoring(arm: Arm, world: World) -> tuple[list[dict], dict]:
-    """The same with a new mask, from the weights as they then are, every `RESCORE_STEPS` steps."""
+    """The same with a new mask, from the weights as they then are, every `RESCORE_STEPS` steps, up to four times."""
     history, state, forget = [], world.model().state_dict(), world.dataset("forget")
     for start in range(0, MAX_STEPS, RESCORE_STEPS):
         here = MovedWorld(world.tofu_dir, world.cache, world.seed, state)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.study_world import World
 from wagle_kernels import ScoreSpec
-from wagle_trl.mask import WeightMask, layer_of
+from wagle_trl.mask import WeightMask
 from wagle_trl.scope import scope_parameters
 from wagle_trl.scores import SCORES, score_scale
 from wagle_trl.selection import Scored, select
@@ -121,12 +121,6 @@ def fisher_ratio(world: World, parameters) -> Statistics:
     return _each(parameters, lambda n: fisher[n] / hessian[n])
 
 
-def fisher_agreeing(world: World, parameters) -> Statistics:
-    """F_f / (F_r + mean F_r) where raising the forget loss does not raise the retain loss (g_f * g_r <= 0)."""
-    ratio, g_f, g_r = fisher_ratio(world, parameters), world.statistic("g_forget"), world.statistic("g_retain")
-    return _each(parameters, lambda n: ratio[n] * (g_f[n] * g_r[n] <= 0))
-
-
 # Budgets: which of the scored weights are taken
 
 
@@ -139,23 +133,9 @@ def _by_parameter(parameters, values: Statistics, density: float) -> WeightMask:
     return _joined(_global({name: parameters[name]}, values, density) for name in parameters)
 
 
-def _by_layer(parameters, values: Statistics, density: float) -> WeightMask:
-    """The same density in every layer."""
-    layers: dict[str, dict] = {}
-    for name, parameter in parameters.items():
-        layers.setdefault(layer_of(name), {})[name] = parameter
-    return _joined(_global(layer, values, density) for layer in layers.values())
-
-
 def _rows(parameters, values: Statistics, density: float) -> WeightMask:
     """Whole rows of the matrices, that is output neurons, by the mean score of their weights."""
     means = {n: v.mean(-1, keepdim=True).expand_as(v).contiguous() if v.dim() == 2 else v for n, v in values.items()}
-    return _global(parameters, means, density)
-
-
-def _columns(parameters, values: Statistics, density: float) -> WeightMask:
-    """Whole columns of the matrices, that is input features, by the mean score of their weights."""
-    means = {n: v.mean(0, keepdim=True).expand_as(v).contiguous() if v.dim() == 2 else v for n, v in values.items()}
     return _global(parameters, means, density)
 
 
@@ -165,18 +145,15 @@ def _joined(masks) -> WeightMask:
     return WeightMask(bits, {name: shape for part in parts for name, shape in part.shapes.items()}, {})
 
 
-BUDGETS = {"global": _global, "parameter": _by_parameter, "layer": _by_layer, "rows": _rows, "columns": _columns}
+BUDGETS = {"global": _global, "parameter": _by_parameter, "rows": _rows}
 # name -> (formula, budget)
 CANDIDATES = {
     "wagle_fisher": (wagle_fisher, "global"),
-    "wagle_positive": (wagle_positive, "global"),
     "wagle_negative": (wagle_negative, "global"),
+    "wagle_positive": (wagle_positive, "global"),
+    "gradient_fisher": (gradient_fisher, "global"),
     "fisher_ratio-per-matrix": (fisher_ratio, "parameter"),
     "fisher_ratio-rows": (fisher_ratio, "rows"),
-    "gradient_fisher": (gradient_fisher, "global"),
-    "fisher_ratio-columns": (fisher_ratio, "columns"),
-    "fisher_agreeing": (fisher_agreeing, "global"),
-    "fisher_ratio-per-layer": (fisher_ratio, "layer"),
 }
 
 

@@ -56,7 +56,7 @@ PLAN = {
         Case("npo-100-steps", *arm, seeds=3, attacks=True, rated_by="npo") for arm in (DENSE, WAGLE, FISHER, RANDOM)
     ],
     "density": [Case("npo", s, d) for d in (0.02, 0.5, 0.95) for s in ("fisher_ratio", "random")],
-    "candidates": [Case("npo", s) for s in ("fisher_ratio-rescored", *CANDIDATES)],
+    "candidates": [Case("npo", s) for s in (*CANDIDATES, "fisher_ratio-rescored")],
     "eps": [Case("npo", f"fisher_ratio-eps-{eps}") for eps in (0.1, 10)],
     "all-scores": [Case("npo", s, scope="all") for s in ("ratio", "wagle")],
     "beta": [Case(f"npo-beta-{beta}", *FISHER) for beta in (0.02, 0.5)],
