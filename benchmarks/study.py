@@ -15,7 +15,9 @@ no say in it. `benchmarks/STUDY.md` says the rest.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -141,7 +143,9 @@ def main() -> None:
         write_records([anatomy(world, *mask) for mask in DISSECTED], ANATOMY)
     elif args.command == "arm":
         arm = Arm(**{field.name: getattr(args, field.name) for field in fields(Arm)})
-        print(json.dumps(run(arm, World(args.tofu_dir, args.cache, arm.seed), attacks=True), indent=2))
+        with redirect_stdout(sys.stderr):  # for the trainer's logs
+            row = run(arm, World(args.tofu_dir, args.cache, arm.seed), attacks=True)
+        print(json.dumps(row, indent=2))
     else:
         study = Study(args.tofu_dir, args.cache)
         worker, workers = map(int, args.worker.split("/"))
