@@ -1,17 +1,18 @@
 """Figures of the study."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study_report import TITLES, Case, first_seed, kept_at, order
+from wagle_trl.comparison.figures import COLOURS
 from wagle_trl.evaluation.matched import matched
 from wagle_trl.files import atomic_path
 
 FIGURES = Path(__file__).parent / "results" / "study"
-# Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def draw(chosen: dict[Case, list[dict]]) -> None:
@@ -21,51 +22,54 @@ def draw(chosen: dict[Case, list[dict]]) -> None:
     scores(chosen, FIGURES / "scores.png")
 
 
+def _by_objective(chosen: dict[Case, list[dict]], plot: Callable[[Axes, list[dict], dict], None]) -> Figure:
+    """A panel for each objective, in which `plot` draws every case that has several seeds."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    several = {case: rows for case, rows in chosen.items() if len(rows) > 1}
+    labels = sorted({case.label for case in several})
+    for axis, objective in zip(figure.subplots(1, 2, sharey=True), TITLES):
+        for case, rows in several.items():
+            if case.objective == objective:
+                plot(axis, rows, {"color": COLOURS[labels.index(case.label)], "label": case.label})
+        axis.set_title(TITLES[objective])
+        axis.grid(alpha=0.25)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
 def trade_off(chosen: dict[Case, list[dict]], path: Path) -> None:
     """Unseen retain over forget probability, a line a case, its seeds thin."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    labels = sorted({case.label for case, rows in chosen.items() if len(rows) > 1})
-    for axis, objective in zip(axes, TITLES):
-        for case, rows in chosen.items():
-            if case.objective == objective and len(rows) > 1:
-                _curves(axis, rows, COLOURS[labels.index(case.label)], case.label)
-        axis.set(title=TITLES[objective], xlabel="forget probability", xlim=(1, 0))
+    figure = _by_objective(chosen, _curves)
+    for axis in figure.axes:
+        axis.set(xlabel="forget probability", xlim=(1, 0))
         axis.axvline(0.1, color="0.7", linewidth=0.8, zorder=0)
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("unseen retain probability")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.axes[0].set_ylabel("unseen retain probability")
     _save(figure, path)
 
 
-def _curves(axis, rows: list[dict], colour: str, label: str) -> None:
+def _curves(axis: Axes, rows: list[dict], style: dict) -> None:
     grid = np.linspace(0.95, 0.1, 50)
     curves = []
     for row in rows:
         curve = [np.nan if (at := matched(row["trajectory"], x)) is None else at["unseen_retain"] for x in grid]
-        axis.plot(grid, curve, color=colour, linewidth=0.6, alpha=0.5)
+        axis.plot(grid, curve, color=style["color"], linewidth=0.6, alpha=0.5)
         curves.append(curve)
-    axis.plot(grid, np.nanmean(curves, axis=0), color=colour, linewidth=2, label=label)
+    axis.plot(grid, np.nanmean(curves, axis=0), linewidth=2, **style)
 
 
 def relearning(chosen: dict[Case, list[dict]], path: Path) -> None:
     """Forget probability over relearning steps, mean of the seeds."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    labels = sorted({case.label for case, rows in chosen.items() if len(rows) > 1})
-    for axis, objective in zip(axes, TITLES):
-        for case, rows in chosen.items():
-            attacked = [row["relearn"] for row in rows if "relearn" in row]
-            if case.objective == objective and len(attacked) > 1:
-                curve = np.mean([a["forget"] for a in attacked], axis=0)
-                axis.plot(
-                    attacked[0]["step"], curve, marker="o", color=COLOURS[labels.index(case.label)], label=case.label
-                )
-        axis.set(title=TITLES[objective], xlabel="relearning steps", ylim=(0, 1), xticks=range(0, 21, 4))
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("forget probability of rows not relearned")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure = _by_objective(chosen, _relearned)
+    for axis in figure.axes:
+        axis.set(xlabel="relearning steps", ylim=(0, 1), xticks=range(0, 21, 4))
+    figure.axes[0].set_ylabel("forget probability of rows not relearned")
     _save(figure, path)
+
+
+def _relearned(axis: Axes, rows: list[dict], style: dict) -> None:
+    attacked = [row["relearn"] for row in rows if "relearn" in row]
+    axis.plot(attacked[0]["step"], np.mean([a["forget"] for a in attacked], axis=0), marker="o", **style)
 
 
 def scores(chosen: dict[Case, list[dict]], path: Path) -> None:

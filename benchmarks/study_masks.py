@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.study_world import World
 from wagle_kernels import ScoreSpec
+from wagle_trl.attribution import mean_abs
 from wagle_trl.mask import WeightMask
 from wagle_trl.scope import scope_parameters
 from wagle_trl.scores import SCORES, score_scale
@@ -57,9 +58,9 @@ def _scored(world: World, parameters: Statistics, score: str) -> Scored:
     kind = "sum" if gamma == "official" else {"gradient": "g", "fisher": "F", None: None}[row.statistic]
     forget = world.statistic(f"{kind}_forget") if row.statistic else None
     retain = world.statistic(f"{kind}_retain") if row.uses_retain else None
-    mean_theta, mean_retain = _mean_abs(parameters.values()), 0.0
+    mean_theta, mean_retain = mean_abs(parameters.values()), 0.0
     if retain is not None:
-        mean_retain = _mean_abs(retain[name] for name in parameters)
+        mean_retain = mean_abs(retain[name] for name in parameters)
     multiple = 1.0
     if isinstance(gamma, float):
         multiple, gamma = gamma, "balanced"
@@ -67,18 +68,13 @@ def _scored(world: World, parameters: Statistics, score: str) -> Scored:
     return Scored(parameters, ScoreSpec(row.formula, scale, world.seed), forget, retain)
 
 
-def _mean_abs(tensors) -> float:
-    tensors = list(tensors)
-    return float(sum(t.detach().double().abs().sum() for t in tensors) / sum(t.numel() for t in tensors))
-
-
 # Candidates: scores of every weight, in plain PyTorch
 
 
-def _damped(world: World, parameters, eps: float = 1.0) -> Statistics:
+def _damped(world: World, parameters) -> Statistics:
     """The diagonal retain Fisher information, damped by its mean over the scope."""
     fisher = world.statistic("F_retain")
-    damping = eps * _mean_abs(fisher[name] for name in parameters)
+    damping = mean_abs(fisher[name] for name in parameters)
     return {name: fisher[name] + damping for name in parameters}
 
 
@@ -94,7 +90,7 @@ def wagle_fisher(world: World, parameters) -> Statistics:
 
 def _signed_wagle(world: World, parameters, sign: float) -> Statistics:
     g_f, g_r = world.statistic("g_forget"), world.statistic("g_retain")
-    gamma = _mean_abs(g_r[n] for n in parameters) / _mean_abs(parameters.values())
+    gamma = mean_abs(g_r[n] for n in parameters) / mean_abs(parameters.values())
     values = _each(parameters, lambda n: sign * (parameters[n].detach() - g_r[n] / gamma) * g_f[n])
     return {name: value.clamp(min=0) for name, value in values.items()}
 

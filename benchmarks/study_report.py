@@ -17,6 +17,7 @@ from wagle_trl.files import atomic_path
 
 TEXT = Path(__file__).parent / "STUDY.md"
 README = Path(__file__).parent.parent / "README.md"
+LASTING = "-100-steps"  # end of the name of an objective whose runs go on
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
 FISHER, WAGLE, RANDOM, DENSE = CLAIM
@@ -78,7 +79,7 @@ def picked(rows: list[dict]) -> dict[Case, list[dict]]:
     """
     cases = defaultdict(list)
     for row in rows:
-        if not row["objective"].endswith("-100-steps"):
+        if not row["objective"].endswith(LASTING):
             cases[case_of(row)].append(row)
     chosen = {}
     for case, members in cases.items():
@@ -89,10 +90,10 @@ def picked(rows: list[dict]) -> dict[Case, list[dict]]:
     return chosen
 
 
-def kept_at(rows: Iterable[dict], level: float, name: str = "unseen_retain") -> list[float]:
-    """A set's probability at a level of forgetting, of the rows that reach it."""
+def kept_at(rows: Iterable[dict], level: float) -> list[float]:
+    """Unseen retain probability at a level of forgetting, of the rows that reach it."""
     found = (matched(row["trajectory"], level) for row in rows)
-    return [at[name] for at in found if at is not None]
+    return [at["unseen_retain"] for at in found if at is not None]
 
 
 # Tables
@@ -230,7 +231,7 @@ def lasting_table(rows: list[dict]) -> str:
     """Runs that go on for 100 steps: what the retain term mends while the forget rows stay forgotten."""
     cases = defaultdict(list)
     for row in rows:
-        if row["objective"].endswith("-100-steps"):
+        if row["objective"].endswith(LASTING):
             cases[case_of(row)].append(row)
     header = ["objective", "mask", "rate", "seeds", "forget at the end", "unseen at the end", "relearned"]
     body = []
@@ -238,7 +239,7 @@ def lasting_table(rows: list[dict]) -> str:
         ends = [[row["trajectory"][name][-1] for row in members] for name in ("forget", "unseen_retain")]
         relearned = [row["relearn"]["forget"][-1] for row in members if "relearn" in row]
         cells = [len(members), *map(Interval.of, ends), Interval.of(relearned) if relearned else ""]
-        title = TITLES[case.objective.removesuffix("-100-steps")]
+        title = TITLES[case.objective.removesuffix(LASTING)]
         body.append([title, case.label, f"{members[0]['learning_rate']:g}", *cells])
     return markdown(header, body)
 

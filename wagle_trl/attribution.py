@@ -99,8 +99,8 @@ def compute_mask(
             score,
             gamma,
             config.mask_eps,
-            mean_theta=_mean_abs(parameters.values()),
-            mean_retain=_mean_abs(retained[n].to(p.device) for n, p in parameters.items()) if retained else 0.0,
+            mean_theta=mean_abs(parameters.values()),
+            mean_retain=mean_abs(retained[n].to(p.device) for n, p in parameters.items()) if retained else 0.0,
         )
         spec = ScoreSpec(score.formula, scale, config.mask_seed)
         scored = Scored(parameters, spec, statistics.get("forget"), retained)
@@ -179,7 +179,8 @@ def _scratch(folder: str | Path | None) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _mean_abs(tensors: Iterable[Tensor]) -> float:
+def mean_abs(tensors: Iterable[Tensor]) -> float:
+    """Mean of the absolute values of all tensors, added up in float64."""
     total = numel = 0
     for tensor in tensors:
         numel += tensor.numel()

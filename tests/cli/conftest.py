@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from wagle_trl.evaluation import tofu
+
 
 @pytest.fixture
 def write_jsonl(tmp_path):
@@ -39,3 +41,23 @@ def quick(tmp_path):
         *("--max_steps", "2", "--per_device_train_batch_size", "2", "--learning_rate", "1e-3"),
         *("--gradient_checkpointing", "false", "--save_strategy", "no", "--report_to", "none", "--logging_steps", "1"),
     ]
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """`calls = interrupt_at(n)`: the n-th batch to be scored is interrupted; `calls` lists what was asked for."""
+    score = tofu.answer_scores
+
+    def interrupt(number):
+        calls = []
+
+        def interrupted(*args):
+            calls.append(args)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return score(*args)
+
+        monkeypatch.setattr(tofu, "answer_scores", interrupted)
+        return calls
+
+    return interrupt

@@ -144,19 +144,11 @@ def test_rows_that_cannot_serve_are_refused_before_a_model_is_loaded(data, tmp_p
     assert "No row of the set 'forget' has a `paraphrased_question`" in capsys.readouterr().err
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_path, interrupt_at, capsys):
     options = [*eval_options, "--batch_size", "2", "--json"]
     assert main([*options, "--output_dir", str(tmp_path / "whole")]) == 0
     whole = json.loads(capsys.readouterr().out)
-    score, calls = tofu.answer_scores, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return score(*args)
-
-    monkeypatch.setattr(tofu, "answer_scores", interrupted)
+    calls = interrupt_at(5)
     assert main(options) == 130
     assert not (tmp_path / "e" / "wagle_records.jsonl").exists()
     capsys.readouterr()

@@ -7,7 +7,6 @@ import torch
 
 from wagle_trl.cli import evaluate
 from wagle_trl.cli.main import main
-from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
 
 
@@ -58,16 +57,8 @@ def test_the_curve_of_relearning_is_shown(attacked, capsys):
     assert "After relearning, the forget rows are those it did not train on." in " ".join(shown.split())
 
 
-def test_interrupted_attacks_go_on_where_they_stopped(attacked, monkeypatch, capsys):
-    score, calls = tofu.answer_scores, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return score(*args)
-
-    monkeypatch.setattr(tofu, "answer_scores", interrupted)
+def test_interrupted_attacks_go_on_where_they_stopped(attacked, interrupt_at, capsys):
+    calls = interrupt_at(4)
     assert main([*attacked, "--attack", "quantize"]) == 130
     assert main([*attacked, "--attack", "quantize"]) == 0
     assert len(calls) == 4 + 3  # two sets without an attack and two under each of two

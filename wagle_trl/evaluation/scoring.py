@@ -186,14 +186,7 @@ def answer_losses(
     progress: bool = False,
 ) -> tuple[list[float], list[int]]:
     """
-    Mean cross-entropy of every row's answer: [`answer_scores`] in two numbers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
-        tokenized_rows (`list[dict]`): Rows with `input_ids` and `labels`, as from [`~wagle_trl.data.tokenize_row`].
-        batch_size (`int`): Rows in a forward pass.
-        pad_token_id (`int`): Token to pad with. It is neither attended to nor scored.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+    Mean cross-entropy of every row's answer: [`answer_scores`] in two numbers, with the same arguments.
 
     Returns:
         `tuple[list[float], list[int]]`: Mean loss in nats per token, and number of answer tokens, in the order of the
