@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 import wagle_kernels
 
+from .coding import check_bits
 from .files import atomic_path
+from .hub_file import HubFile
 
 MASK_FILE = "wagle_mask.safetensors"
 FORMAT_VERSION = "1"
 _FINGERPRINT_SAMPLES = 256
 
 
-class WeightMask:
+class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
     """
     Which weights of a model are selected.
 
@@ -37,14 +39,16 @@ class WeightMask:
 
     Example:
     ```python
-    >>> mask = WeightMask.load("unlearned-model")
+    >>> mask = WeightMask.from_pretrained("unlearned-model")  # or "user/repository"
     >>> mask.num_selected, mask.density
     >>> (mask & other).jaccard(mask)
     ```
     """
 
+    file_name = MASK_FILE
+
     def __init__(
-        self, bits: dict[str, Tensor], shapes: Mapping[str, Iterable[int]], info: dict[str, str] | None = None
+        self, bits: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]], info: dict[str, str] | None = None
     ):
         self.bits = bits
         self.shapes = {name: tuple(shapes[name]) for name in bits}
@@ -144,7 +148,7 @@ class WeightMask:
         Returns:
             `pathlib.Path`: The file written.
         """
-        path = _mask_path(path)
+        path = self.path_in(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = self.info | {
             "format_version": FORMAT_VERSION,
@@ -164,7 +168,7 @@ class WeightMask:
         Args:
             path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_mask.safetensors`.
         """
-        path = _mask_path(path)
+        path = cls.path_in(path)
         if not path.is_file():
             raise FileNotFoundError(f"No mask file at {path}; give a {MASK_FILE} or a folder that holds one.")
         try:
@@ -179,11 +183,14 @@ class WeightMask:
     def _from_file(cls, path: Path, bits: dict[str, Tensor], info: dict[str, str]) -> "WeightMask":
         if info.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
-        shapes = _parse_shapes(path, info.pop("shapes", ""))
+        shapes = parse_shapes(path, info.pop("shapes", ""))
         if set(shapes) != set(bits):
             raise ValueError(f"{path}: header and tensors name different parameters: {_few(set(shapes) ^ set(bits))}.")
         for name, shape in shapes.items():
-            _check_bits(path, name, shape, bits[name])
+            try:
+                check_bits(bits[name], math.prod(shape))
+            except ValueError as error:
+                raise ValueError(f"{path}: '{name}' {error}.") from error
         mask = cls({name: bits[name] for name in shapes}, shapes, info)
         declared = info.pop("k", None)
         if declared != str(mask.num_selected):
@@ -226,16 +233,26 @@ class WeightMask:
 
 
 def model_fingerprint(model: nn.Module) -> str:
+    """The [`fingerprint`] of a model's parameters, in their order."""
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    return fingerprint(shapes, lambda name, stride, count: parameters[name].detach().reshape(-1)[::stride][:count])
+
+
+def fingerprint(shapes: Mapping[str, tuple[int, ...]], every: Callable[[str, int, int], Tensor]) -> str:
     """
-    Short hash of parameter names, shapes and up to 256 evenly spaced values of each parameter, rounded to bf16, so
-    that the same weights loaded in fp32 and in bf16 agree.
+    Short hash of names, shapes and up to 256 evenly spaced values of each tensor, rounded to bf16, so that the same
+    weights in fp32 and in bf16 agree.
+
+    Args:
+        shapes (`dict[str, tuple[int, ...]]`): Shape of each tensor; their order counts.
+        every (callable): Gives, for a name, a stride and a count, as many flat values so far apart.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        stride = max(1, flat.numel() // _FINGERPRINT_SAMPLES)
-        sample = flat[::stride][:_FINGERPRINT_SAMPLES].to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    for name, shape in shapes.items():
+        stride = max(1, math.prod(shape) // _FINGERPRINT_SAMPLES)
+        sample = every(name, stride, _FINGERPRINT_SAMPLES).to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
+        digest.update(f"{name}{shape}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -257,12 +274,8 @@ def _ones(numel: int, device: torch.device) -> Tensor:
     return packed
 
 
-def _mask_path(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path / MASK_FILE
-
-
-def _parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
+def parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a file's header, or a `ValueError` if it holds none."""
     try:
         shapes = json.loads(text)
         valid = all(map(_is_shape, shapes.values()))
@@ -276,17 +289,6 @@ def _parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
 def _is_shape(shape: object) -> bool:
     is_sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
     return is_sizes and math.prod(shape) < 2**63
-
-
-def _check_bits(path: Path, name: str, shape: tuple[int, ...], bits: Tensor) -> None:
-    numel = math.prod(shape)
-    if bits.dtype != torch.uint8 or tuple(bits.shape) != ((numel + 7) // 8,):
-        raise ValueError(
-            f"{path}: '{name}' of shape {shape} needs {(numel + 7) // 8} mask bytes, got {tuple(bits.shape)} of "
-            f"{bits.dtype}."
-        )
-    if numel % 8 and int(bits[-1]) >> numel % 8:
-        raise ValueError(f"{path}: '{name}' has mask bits set beyond its {numel} weights.")
 
 
 def _few(names: Iterable[str], limit: int = 3) -> str:

@@ -1,0 +1,325 @@
+"""`SparseDelta`: what unlearning changed. The selected weights' new values and positions, in one small file."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import wagle_kernels
+from wagle_kernels import Layout
+
+from .coding import CODINGS, decode, encode
+from .hub_file import HubFile
+from .mask import WeightMask, model_fingerprint, parse_shapes
+from .tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, write_tensors
+
+DELTA_FILE = "wagle_delta.safetensors"
+FORMAT_VERSION = "1"
+
+
+class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
+    """
+    Values of the selected weights, to make the unlearned model of its base, bit for bit.
+
+    One made by [`load`] reads each tensor when it is asked for, so that it takes no memory of its size.
+
+    Args:
+        mask ([`WeightMask`]): Which weights the values are of.
+        new (`dict[str, torch.Tensor]`):
+            For every parameter of the mask the values after unlearning, of shape `(selected,)`, in rising flat order.
+        dtypes (`dict[str, torch.dtype]`):
+            Dtype of every parameter of the unlearned model, in model order, selected or not; weights of a base in
+            another are rounded to it.
+        base_fingerprint (`str`): Of the base model, over these parameters, see [`~mask.fingerprint`].
+        old (`dict[str, torch.Tensor]`, *optional*):
+            The values before, for [`undo`]. They hold what was forgotten: keep them to yourself.
+
+    Example:
+    ```python
+    >>> delta = SparseDelta.from_pretrained("user/unlearned-delta")
+    >>> delta.apply(model)  # in place; `model` is the base
+    ```
+    """
+
+    file_name = DELTA_FILE
+
+    def __init__(
+        self,
+        mask: WeightMask,
+        new: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        base_fingerprint: str,
+        old: Mapping[str, Tensor] | None = None,
+    ):
+        self.mask = mask
+        self.new = new
+        self.dtypes = dict(dtypes)
+        self.base_fingerprint = base_fingerprint
+        self.old = old
+
+    @property
+    def base_model(self) -> str | None:
+        """Name of the base model, where it is known."""
+        return self.mask.info.get("base_model")
+
+    @property
+    def base_revision(self) -> str | None:
+        """Commit of the base model, where it is known."""
+        revision = self.mask.info.get("base_revision")
+        return None if revision == "None" else revision
+
+    @property
+    def num_selected(self) -> int:
+        """Number of values."""
+        return self.mask.num_selected
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most parameters."""
+        return Counter(self.dtypes.values()).most_common(1)[0][0]
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, mask: WeightMask, base_fingerprint: str, base: nn.Module | None = None
+    ) -> "SparseDelta":
+        """
+        What a model trained with a mask became.
+
+        Args:
+            model (`torch.nn.Module`): The unlearned model.
+            mask ([`WeightMask`]): Its mask.
+            base_fingerprint (`str`): [`~mask.model_fingerprint`] of the model before.
+            base (`torch.nn.Module`, *optional*): The model before, for the old values.
+        """
+        mask.check(model, fingerprint=False)
+        parameters = dict(model.named_parameters())
+        new = {name: take(parameters[name], mask.bits[name]) for name in mask.bits}
+        old = None
+        if base is not None:
+            before = dict(base.named_parameters())
+            old = {name: take(before[name].to(new[name].dtype), mask.bits[name]) for name in mask.bits}
+        return cls(mask, new, {name: p.dtype for name, p in parameters.items()}, base_fingerprint, old)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """
+        Make the base the unlearned model, in place.
+
+        Args:
+            model (`torch.nn.Module`): The base, in the dtypes of the unlearned model.
+
+        Returns:
+            `torch.nn.Module`: `model`.
+        """
+        self._check_parameters(model)
+        self.check_fingerprint(model_fingerprint(model))
+        return self._put(model, self.new)
+
+    def undo(self, model: nn.Module) -> nn.Module:
+        """Make the unlearned model the base again, in place; needs the old values."""
+        self.check_has_old()
+        self._check_parameters(model)
+        for name, parameter in model.named_parameters():
+            if name in self.mask.bits:
+                self.check_unlearned(name, take(parameter, self.mask.bits[name]))
+        return self._put(model, self.old)
+
+    def _put(self, model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+        for name, parameter in model.named_parameters():
+            if name in self.mask.bits:
+                put(parameter, self.mask.bits[name], values[name])
+        return model
+
+    # Checks
+
+    def check_fingerprint(self, actual: str) -> None:
+        """A `ValueError` unless `actual` is the base's fingerprint."""
+        if actual != self.base_fingerprint:
+            raise ValueError(
+                f"The delta is for another base: '{self.base_model or '?'}' with fingerprint {self.base_fingerprint}, "
+                f"these weights have {actual}."
+            )
+
+    def check_unlearned(self, name: str, values: Tensor) -> None:
+        """A `ValueError` unless the selected values of a parameter are those of the unlearned model, bit by bit."""
+        if not torch.equal(values.cpu().view(torch.uint8), self.new[name].cpu().view(torch.uint8)):
+            raise ValueError(f"'{name}' does not hold the values of this delta; it was not applied to these weights.")
+
+    def check_has_old(self) -> None:
+        """A `ValueError` unless the delta can be undone."""
+        if self.old is None:
+            raise ValueError(
+                f"The delta holds no values from before; load the base model '{self.base_model or '?'}' instead."
+            )
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A `ValueError` unless `shapes`, of weights by name, have all parameters of the delta, in its shapes."""
+        missing = [name for name in self.dtypes if name not in shapes]
+        if missing:
+            raise ValueError(
+                f"The delta is for another model: '{missing[0]}' and {len(missing) - 1} more are missing."
+            )
+        for name, shape in self.mask.shapes.items():
+            if tuple(shapes[name]) != shape:
+                raise ValueError(
+                    f"The delta is for another model: '{name}' has shape {tuple(shapes[name])} here and {shape} there."
+                )
+
+    def _check_parameters(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        self.check_shapes({name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        for name, dtype in self.dtypes.items():
+            if parameters[name].dtype != dtype:
+                raise ValueError(
+                    f"'{name}' is {parameters[name].dtype}, in the delta {dtype}; load the model in that."
+                )
+
+    # Files
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """
+        Write the delta atomically, one tensor at a time.
+
+        Args:
+            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder to hold `wagle_delta.safetensors`.
+
+        Returns:
+            `pathlib.Path`: The file written.
+        """
+        path = self.path_in(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        specs, tensors = {}, {}
+        for name in self.mask.bits:
+            coding, code = encode(self.mask.bits[name], self.mask.numel_of(name))
+            tensors[f"{coding}:{name}"] = code
+            specs[f"{coding}:{name}"] = (torch.uint8, tuple(code.shape))
+            for kind in self._values():
+                specs[f"{kind}:{name}"] = (self.dtypes[name], (self.mask.num_selected_of(name),))
+        metadata = self.mask.info | {
+            "format": "pt",
+            "format_version": FORMAT_VERSION,
+            "shapes": json.dumps(self.mask.shapes),
+            "dtypes": json.dumps({name: DTYPE_NAMES[dtype] for name, dtype in self.dtypes.items()}),
+            "k": str(self.num_selected),
+            "base_fingerprint": self.base_fingerprint,
+        }
+
+        def read(key: str) -> Tensor:
+            kind, name = key.split(":", 1)
+            return tensors[key] if kind in CODINGS else self._values()[kind][name]
+
+        write_tensors(path, specs, read, metadata)
+        return path
+
+    def _values(self) -> dict[str, Mapping[str, Tensor]]:
+        return {"new": self.new} | ({} if self.old is None else {"old": self.old})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SparseDelta":
+        """
+        Open a delta and check all of it but the values themselves.
+
+        Args:
+            path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_delta.safetensors`.
+        """
+        path = cls.path_in(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No delta at {path}; give a {DELTA_FILE} or a folder that holds one.")
+        file = TensorFile(path)
+        info = dict(file.metadata)
+        if info.pop("format_version", None) != FORMAT_VERSION or "base_fingerprint" not in info:
+            raise ValueError(f"{path} is not a wagle delta of format version {FORMAT_VERSION}.")
+        shapes = parse_shapes(path, info.pop("shapes", ""))
+        dtypes = _parse_dtypes(path, info.pop("dtypes", ""), shapes)
+        codings = _codings(file, shapes, dtypes)
+
+        def bits(name: str) -> Tensor:
+            return decode(codings[name], file[f"{codings[name]}:{name}"], mask.numel_of(name))
+
+        mask = WeightMask(LazyTensors(shapes, bits), shapes)
+        _check_counts(file, mask, info.pop("k", None))
+        fingerprint = info.pop("base_fingerprint")
+        mask.info = {key: value for key, value in info.items() if key != "format"}
+        new, old = (LazyTensors(shapes, lambda name, kind=kind: file[f"{kind}:{name}"]) for kind in ("new", "old"))
+        return cls(mask, new, dtypes, fingerprint, old if _has_old(file) else None)
+
+    def __repr__(self) -> str:
+        undo = ", can be undone" if self.old is not None else ""
+        return f"SparseDelta({self.num_selected:,} of {self.mask.numel:,} weights of '{self.base_model or '?'}'{undo})"
+
+
+def take(weights: Tensor, bits: Tensor) -> Tensor:
+    """
+    Selected values of a tensor.
+
+    Args:
+        weights (`torch.Tensor`): Tensor of any shape.
+        bits (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Packed mask.
+
+    Returns:
+        `torch.Tensor` of shape `(selected,)`, in rising flat order, of the dtype of `weights`.
+    """
+    flat = weights.detach().reshape(-1)
+    layout = Layout.of([bits.to(flat.device)], [flat.numel()])
+    return wagle_kernels.compress(flat, layout, 0, flat.new_empty(layout.num_selected))
+
+
+def put(weights: Tensor, bits: Tensor, values: Tensor) -> Tensor:
+    """Write `values` to the selected elements of a contiguous tensor, in place; every other bit stays."""
+    flat = weights.detach().view(-1)
+    layout = Layout.of([bits.to(flat.device)], [flat.numel()])
+    wagle_kernels.scatter(flat, layout, 0, values.to(flat.device))
+    return weights
+
+
+def _parse_dtypes(path: Path, text: str, shapes: Mapping) -> dict[str, torch.dtype]:
+    try:
+        dtypes = {name: DTYPES[dtype] for name, dtype in json.loads(text).items()}
+        valid = shapes.keys() <= dtypes.keys()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{path}: the header holds no valid dtypes of all parameters; the file is damaged or hostile."
+        )
+    return dtypes
+
+
+def _has_old(file: TensorFile) -> bool:
+    return any(key.startswith("old:") for key in file)
+
+
+def _codings(file: TensorFile, shapes: Mapping, dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
+    """Coding of the positions of every parameter; a `ValueError` unless the file holds just what it should."""
+    kinds = ("new", "old") if _has_old(file) else ("new",)
+    codings = {}
+    for name in shapes:
+        found = [coding for coding in CODINGS if f"{coding}:{name}" in file]
+        if len(found) != 1 or any(f"{kind}:{name}" not in file for kind in kinds):
+            raise ValueError(f"{file.path}: '{name}' has not one code of positions and all values.")
+        codings[name] = found[0]
+        for kind in kinds:
+            if file.dtype(f"{kind}:{name}") != dtypes[name]:
+                raise ValueError(f"{file.path}: the values of '{name}' are not {dtypes[name]} as declared.")
+    if len(file) != len(shapes) * (1 + len(kinds)):
+        raise ValueError(f"{file.path}: the header does not declare all parameters that the file holds values of.")
+    return codings
+
+
+def _check_counts(file: TensorFile, mask: WeightMask, declared: str | None) -> None:
+    """A `ValueError` unless there are as many values as positions everywhere, and as many in all as declared."""
+    total = 0
+    for name in mask.bits:
+        try:
+            count = mask.num_selected_of(name)
+        except ValueError as error:
+            raise ValueError(f"{file.path}: '{name}' {error}.") from error
+        for key in (f"new:{name}", f"old:{name}"):
+            if key in file and file.shape(key) != (count,):
+                raise ValueError(f"{file.path}: '{name}' has {count} positions and values of shape {file.shape(key)}.")
+        total += count
+    if declared != str(total):
+        raise ValueError(f"{file.path}: the header declares k = {declared}, the positions are {total}.")

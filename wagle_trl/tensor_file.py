@@ -1,0 +1,173 @@
+"""Safetensors files read and written one tensor, or one part of a tensor, at a time."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import parse_local_safetensors_file_metadata
+from huggingface_hub.errors import SafetensorsParsingError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .files import atomic_path
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """
+    Tensors of a safetensors file by name, each read when it is asked for.
+
+    Unlike `safetensors.safe_open`, which maps the file, it reads: what was read once does not stay resident.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. A `ValueError` if it is no sound safetensors file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"No file at {self.path}.")
+        try:
+            with safe_open(self.path, "pt"):  # checks that tensors neither overlap nor reach beyond the file
+                pass
+            header = parse_local_safetensors_file_metadata(self.path)
+        except (SafetensorError, SafetensorsParsingError) as error:
+            raise ValueError(
+                f"{self.path} is not a readable safetensors file ({error}); it may be truncated."
+            ) from error
+        with open(self.path, "rb") as file:
+            self._start = 8 + int.from_bytes(file.read(8), "little")
+        self.metadata: dict[str, str] = header.metadata
+        self._tensors = header.tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name).view(self.shape(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor, without reading it."""
+        dtype = self._tensors[name].dtype
+        if dtype not in DTYPES:
+            raise ValueError(f"{self.path}: '{name}' is of dtype {dtype}; expected one of {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """
+        Flat elements `start` to `stop` of a tensor.
+
+        Args:
+            name (`str`): Tensor.
+            start (`int`, *optional*, defaults to `0`): First element.
+            stop (`int`, *optional*): Element after the last; by default the number of elements.
+
+        Returns:
+            `torch.Tensor` of shape `(stop - start,)`.
+        """
+        stop = math.prod(self.shape(name)) if stop is None else stop
+        out = torch.empty(stop - start, dtype=self.dtype(name))
+        with open(self.path, "rb") as file:
+            file.seek(self._offset(name) + start * out.itemsize)
+            if file.readinto(out.view(torch.uint8).numpy()) != out.nbytes:
+                raise ValueError(f"{self.path} ends within '{name}'; it was truncated while it was read.")
+        return out
+
+    def every(self, name: str, stride: int, count: int) -> Tensor:
+        """At most `count` flat elements of a tensor, `stride` apart, without reading those between."""
+        dtype, numel = self.dtype(name), math.prod(self.shape(name))
+        if not numel:
+            return torch.empty(0, dtype=dtype)
+        bits = np.memmap(self.path, np.uint8, "r", self._offset(name), (numel, dtype.itemsize))
+        return torch.from_numpy(bits[::stride][:count].copy()).view(dtype).view(-1)
+
+    def _offset(self, name: str) -> int:
+        return self._start + self._tensors[name].data_offsets[0]
+
+
+def write_tensors(
+    path: str | os.PathLike,
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """
+    Write a safetensors file atomically, holding one tensor at a time.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        specs (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of every tensor.
+        read (callable): Gives the tensor of a name; called once for each.
+        metadata (`dict[str, str]`): For the header.
+    """
+    # Wide dtypes first, as safetensors writes them: so every tensor starts at a multiple of its element size
+    names = sorted(specs, key=lambda name: -specs[name][0].itemsize)
+    header, offset = {"__metadata__": dict(metadata)}, 0
+    for name in names:
+        dtype, shape = specs[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = read(name).cpu().contiguous()
+            if (tensor.dtype, tuple(tensor.shape)) != specs[name]:
+                raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not {specs[name]} as declared.")
+            file.write(tensor.view(-1).view(torch.uint8).numpy())
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """
+    Tensors by name, each made when it is asked for.
+
+    Args:
+        names (iterable of `str`): Names, in order.
+        make (callable): Gives the tensor of a name.
+    """
+
+    def __init__(self, names, make: Callable[[str], Tensor]):
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
