@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return self.files[self._places[name]]
 
     def rewrite(
-        self, folder: str | os.PathLike, change: Callable[[str, Tensor], Tensor], dtypes: Mapping[str, torch.dtype]
+        self,
+        folder: str | os.PathLike,
+        change: Callable[[str, Tensor], Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        then: Callable[[Path], Any],
     ) -> Path:
         """
         Write the model with changed weights into a new folder, one tensor at a time, with its config and tokenizer.
@@ -88,6 +93,7 @@ class Checkpoint(Mapping[str, Tensor]):
             folder (`str` or `os.PathLike`): Folder that does not exist yet, or is empty. It appears when all is written.
             change (callable): Gives, for the name and the values of a tensor, the values to write, in the same shape.
             dtypes (`dict[str, torch.dtype]`): Dtypes to write; of other tensors the one they have.
+            then (callable): Called with the folder, still under a temporary name, before it appears; may raise.
 
         Returns:
             `pathlib.Path`: `folder`.
@@ -100,6 +106,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 specs = {name: (dtypes.get(name, file.dtype(name)), file.shape(name)) for name in file}
                 write_tensors(temporary / place, specs, lambda name: change(name, file[name]), file.metadata)  # noqa: B023
             _declare_dtype(temporary / "config.json", set(dtypes.values()))
+            then(temporary)
         return Path(folder)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +14,8 @@ from wagle_kernels import Layout
 
 from .coding import CODINGS, decode, encode
 from .hub_file import HubFile
-from .mask import WeightMask, model_fingerprint, parse_shapes
-from .tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, write_tensors
+from .mask import WeightMask, fingerprint, parse_shapes
+from .tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, bit_patterns, write_tensors
 
 DELTA_FILE = "wagle_delta.safetensors"
 FORMAT_VERSION = "1"
@@ -114,29 +114,33 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         Returns:
             `torch.nn.Module`: `model`.
         """
-        self._check_parameters(model)
-        self.check_fingerprint(model_fingerprint(model))
+        weights = self._check_parameters(model)
+        self.check_fingerprint(
+            {name: tuple(values.shape) for name, values in weights.items()},
+            lambda name, stride, count: weights[name].reshape(-1)[::stride][:count],
+        )
         return self._put(model, self.new)
 
     def undo(self, model: nn.Module) -> nn.Module:
         """Make the unlearned model the base again, in place; needs the old values."""
         self.check_has_old()
         self._check_parameters(model)
-        for name, parameter in model.named_parameters():
-            if name in self.mask.bits:
-                self.check_unlearned(name, take(parameter, self.mask.bits[name]))
+        for name in self.mask.bits:
+            self.check_unlearned(name, take(model.get_parameter(name), self.mask.bits[name]))
         return self._put(model, self.old)
 
     def _put(self, model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-        for name, parameter in model.named_parameters():
-            if name in self.mask.bits:
-                put(parameter, self.mask.bits[name], values[name])
+        for name in self.mask.bits:
+            put(model.get_parameter(name), self.mask.bits[name], values[name])
         return model
 
     # Checks
 
-    def check_fingerprint(self, actual: str) -> None:
-        """A `ValueError` unless `actual` is the base's fingerprint."""
+    def check_fingerprint(
+        self, shapes: Mapping[str, tuple[int, ...]], every: Callable[[str, int, int], Tensor]
+    ) -> None:
+        """A `ValueError` unless weights have the base's fingerprint; the arguments are those of [`~mask.fingerprint`]."""
+        actual = fingerprint({name: shapes[name] for name in self.dtypes}, every)
         if actual != self.base_fingerprint:
             raise ValueError(
                 f"The delta is for another base: '{self.base_model or '?'}' with fingerprint {self.base_fingerprint}, "
@@ -145,7 +149,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
 
     def check_unlearned(self, name: str, values: Tensor) -> None:
         """A `ValueError` unless the selected values of a parameter are those of the unlearned model, bit by bit."""
-        if not torch.equal(values.cpu().view(torch.uint8), self.new[name].cpu().view(torch.uint8)):
+        if not torch.equal(bit_patterns(values.cpu()), bit_patterns(self.new[name].cpu())):
             raise ValueError(f"'{name}' does not hold the values of this delta; it was not applied to these weights.")
 
     def check_has_old(self) -> None:

@@ -185,7 +185,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
             raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
         shapes = parse_shapes(path, info.pop("shapes", ""))
         if set(shapes) != set(bits):
-            raise ValueError(f"{path}: header and tensors name different parameters: {_few(set(shapes) ^ set(bits))}.")
+            raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(bits))}.")
         for name, shape in shapes.items():
             try:
                 check_bits(bits[name], math.prod(shape))
@@ -210,7 +210,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         parameters = dict(model.named_parameters())
         missing = [name for name in self.bits if name not in parameters]
         if missing:
-            raise ValueError(f"The mask is for another model: it names parameters this one lacks: {_few(missing)}.")
+            raise ValueError(f"The mask is for another model: it names parameters this one lacks: {few(missing)}.")
         for name, shape in self.shapes.items():
             if tuple(parameters[name].shape) != shape:
                 raise ValueError(
@@ -291,7 +291,7 @@ def _is_shape(shape: object) -> bool:
     return is_sizes and math.prod(shape) < 2**63
 
 
-def _few(names: Iterable[str], limit: int = 3) -> str:
+def few(names: Iterable[str], limit: int = 3) -> str:
     names = sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

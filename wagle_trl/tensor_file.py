@@ -32,6 +32,11 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def bit_patterns(values: Tensor) -> Tensor:
+    """The same memory as integers: as numbers 0.0 equals -0.0, and NaN not even itself."""
+    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+
+
 class TensorFile(Mapping[str, Tensor]):
     """
     Tensors of a safetensors file by name, each read when it is asked for.

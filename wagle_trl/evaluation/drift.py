@@ -8,9 +8,8 @@ from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from ..mask import layer_of
+from ..tensor_file import bit_patterns
 from .scoring import LOWEST_LOG_PROB, Tokenized, answer_logits, inference
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ChangedWeights(NamedTuple):
@@ -54,10 +53,9 @@ def weights_changed(model: PreTrainedModel, start: Mapping[str, torch.Tensor]) -
     total: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         before = start[name].detach().to(parameter.device, parameter.dtype)
-        # As integers: 0.0 equals -0.0, and NaN not even itself
-        bits = _BITS[parameter.dtype.itemsize]
         layer = layer_of(name)
-        changed[layer] = changed.get(layer, 0) + int((parameter.detach().view(bits) != before.view(bits)).sum())
+        differs = bit_patterns(parameter.detach()) != bit_patterns(before)
+        changed[layer] = changed.get(layer, 0) + int(differs.sum())
         total[layer] = total.get(layer, 0) + parameter.numel()
     by_layer = {layer: changed[layer] / count for layer, count in total.items()}
     return ChangedWeights(sum(changed.values()) / sum(total.values()), by_layer)

@@ -1,0 +1,97 @@
+"""Deltas between the folders of two models: made, applied and undone on the files, one tensor at a time."""
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .delta import SparseDelta, put, take
+from .mask import WeightMask, few, fingerprint
+from .tensor_file import LazyTensors
+from .verification import verify
+
+
+def delta_between(
+    base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, undo: bool = False, progress: bool = True
+) -> SparseDelta:
+    """
+    The delta that makes one model of another; its values are read when they are asked for.
+
+    Args:
+        base ([`~checkpoint.Checkpoint`]): The model before.
+        unlearned ([`~checkpoint.Checkpoint`]): The model after. A `ValueError` if it differs outside the mask.
+        mask ([`WeightMask`]): Which weights differ.
+        undo (`bool`, *optional*, defaults to `False`): Whether to take the old values, too.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+    """
+    violations = verify(base, unlearned, mask, progress=progress).violations
+    if violations:
+        raise ValueError(
+            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
+            "a delta of this mask would not give this model."
+        )
+    dtypes = {name: unlearned.dtype(name) for name in unlearned}
+    new = LazyTensors(mask.bits, lambda name: take(unlearned[name], mask.bits[name]))
+    old = LazyTensors(mask.bits, lambda name: take(base[name].to(dtypes[name]), mask.bits[name]))
+    shapes = {name: base.shape(name) for name in dtypes}
+    return SparseDelta(mask, new, dtypes, fingerprint(shapes, base.every), old if undo else None)
+
+
+def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike) -> Path:
+    """
+    Write the unlearned model of a base.
+
+    Args:
+        delta ([`SparseDelta`]): The delta.
+        base ([`~checkpoint.Checkpoint`]): Its base; a `ValueError` if it is another one.
+        folder (`str` or `os.PathLike`): New folder; it also gets the mask.
+
+    Returns:
+        `pathlib.Path`: `folder`.
+    """
+    shapes = _checked_shapes(delta, base)
+    delta.check_fingerprint(shapes, base.every)
+
+    def change(name: str, weights: Tensor) -> Tensor:
+        weights = weights.to(delta.dtypes.get(name, weights.dtype))
+        return put(weights, delta.mask.bits[name], delta.new[name]) if name in delta.mask.bits else weights
+
+    return base.rewrite(folder, change, delta.dtypes, then=delta.mask.save)
+
+
+def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.PathLike) -> Path:
+    """
+    Write the base of an unlearned model; needs the old values.
+
+    Args:
+        delta ([`SparseDelta`]): The delta.
+        unlearned ([`~checkpoint.Checkpoint`]): The model that it gave; a `ValueError` if it is another one.
+        folder (`str` or `os.PathLike`): New folder.
+
+    Returns:
+        `pathlib.Path`: `folder`.
+    """
+    delta.check_has_old()
+    shapes = _checked_shapes(delta, unlearned)
+
+    def change(name: str, weights: Tensor) -> Tensor:
+        if name not in delta.mask.bits:
+            return weights
+        delta.check_unlearned(name, take(weights, delta.mask.bits[name]))
+        return put(weights, delta.mask.bits[name], delta.old[name])
+
+    def check_base(written: Path) -> None:
+        delta.check_fingerprint(shapes, Checkpoint(written).every)
+
+    return unlearned.rewrite(folder, change, {}, then=check_base)
+
+
+def _checked_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a checkpoint that the delta fits."""
+    shapes = {name: checkpoint.shape(name) for name in checkpoint}
+    try:
+        delta.check_shapes(shapes)
+    except ValueError as error:
+        raise ValueError(f"'{checkpoint.folder}': {error}") from error
+    return shapes
