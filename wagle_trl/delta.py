@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import wagle_kernels
-from wagle_kernels import Layout
-
 from .coding import CODINGS, decode, encode
 from .hub_file import HubFile
 from .mask import WeightMask, fingerprint, parse_shapes
+from .selected import put, take
 from .tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, bit_patterns, write_tensors
 
 DELTA_FILE = "wagle_delta.safetensors"
@@ -172,14 +170,13 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
                     f"The delta is for another model: '{name}' has shape {tuple(shapes[name])} here and {shape} there."
                 )
 
-    def _check_parameters(self, model: nn.Module) -> None:
-        parameters = dict(model.named_parameters())
-        self.check_shapes({name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    def _check_parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        weights = model.state_dict()  # as files have them: with buffers, and tied weights under each of their names
+        self.check_shapes({name: tuple(values.shape) for name, values in weights.items()})
         for name, dtype in self.dtypes.items():
-            if parameters[name].dtype != dtype:
-                raise ValueError(
-                    f"'{name}' is {parameters[name].dtype}, in the delta {dtype}; load the model in that."
-                )
+            if weights[name].dtype != dtype:
+                raise ValueError(f"'{name}' is {weights[name].dtype}, in the delta {dtype}; load the model in that.")
+        return weights
 
     # Files
 
@@ -253,30 +250,6 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     def __repr__(self) -> str:
         undo = ", can be undone" if self.old is not None else ""
         return f"SparseDelta({self.num_selected:,} of {self.mask.numel:,} weights of '{self.base_model or '?'}'{undo})"
-
-
-def take(weights: Tensor, bits: Tensor) -> Tensor:
-    """
-    Selected values of a tensor.
-
-    Args:
-        weights (`torch.Tensor`): Tensor of any shape.
-        bits (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Packed mask.
-
-    Returns:
-        `torch.Tensor` of shape `(selected,)`, in rising flat order, of the dtype of `weights`.
-    """
-    flat = weights.detach().reshape(-1)
-    layout = Layout.of([bits.to(flat.device)], [flat.numel()])
-    return wagle_kernels.compress(flat, layout, 0, flat.new_empty(layout.num_selected))
-
-
-def put(weights: Tensor, bits: Tensor, values: Tensor) -> Tensor:
-    """Write `values` to the selected elements of a contiguous tensor, in place; every other bit stays."""
-    flat = weights.detach().view(-1)
-    layout = Layout.of([bits.to(flat.device)], [flat.numel()])
-    wagle_kernels.scatter(flat, layout, 0, values.to(flat.device))
-    return weights
 
 
 def _parse_dtypes(path: Path, text: str, shapes: Mapping) -> dict[str, torch.dtype]:

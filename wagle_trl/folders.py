@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .delta import SparseDelta, put, take
+from .delta import SparseDelta
 from .mask import WeightMask, few, fingerprint
+from .selected import put, take
 from .tensor_file import LazyTensors
 from .verification import verify
 
