@@ -35,7 +35,7 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
     if path.suffix in (".jsonl", ".json"):
         dataset = _to_dataset(read_jsonl(path), path)
     elif path.is_dir():
-        dataset = _load_folder(path, split)
+        dataset = _named(_load_folder(path, split), path)
     else:
         name, _, config = str(source).partition(":")
         dataset = load_dataset(name, config or None, split=split)
@@ -56,11 +56,17 @@ def _load_folder(path: Path, split: str) -> Dataset:
     return dataset[split]
 
 
+def _named(dataset: Dataset, path: Path) -> Dataset:
+    """`dataset` with the name of its file or folder, which its `info` keeps through `map` and `filter`."""
+    dataset.info.dataset_name = path.resolve().name
+    return dataset
+
+
 def _to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
     """A data set with the columns of all rows: `Dataset.from_list` alone takes those of the first row."""
     columns = dict.fromkeys(name for row in rows for name in row)
     try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+        return _named(Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}), path)
     except (TypeError, ValueError) as error:  # pyarrow raises either where text meets numbers
         raise ValueError(f"{path}: a column has values of different types ({error}).") from error
 
