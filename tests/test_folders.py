@@ -1,0 +1,125 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from wagle_trl import SparseDelta, WeightMask
+from wagle_trl.checkpoint import Checkpoint
+from wagle_trl.folders import apply_to_folder, delta_between, undo_to_folder
+from wagle_trl.mask import model_fingerprint
+from wagle_trl.verification import verify
+
+from .deltas import same_weights, unlearned
+
+SHARDED = {"max_shard_size": "20KB"}
+
+
+@pytest.fixture
+def saved(tiny_model, tiny_tokenizer, tmp_path):
+    """`base, model, mask = saved(dtype, base_dtype)`: a model and its base, saved in `base` (in shards) and `unlearned`."""
+
+    def build(dtype=torch.float32, base_dtype=torch.float32, **config):
+        base = tiny_model(dtype=base_dtype, **config)
+        base.save_pretrained(tmp_path / "base", **SHARDED)
+        tiny_tokenizer.save_pretrained(tmp_path / "base")
+        model, mask = unlearned(base.to(dtype))
+        model.save_pretrained(tmp_path / "unlearned")
+        mask.save(tmp_path / "unlearned")
+        return Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "unlearned"), mask
+
+    return build
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_apply_writes_the_unlearned_model_and_undo_the_base(dtype, saved, tmp_path):
+    base, model, mask = saved(dtype, dtype)
+    delta = SparseDelta.load(delta_between(base, model, mask, undo=True, progress=False).save(tmp_path))
+    made = apply_to_folder(delta, base, tmp_path / "made")
+    assert same_weights(loaded(made), loaded(model.folder))
+    assert WeightMask.load(made) == mask
+    back = undo_to_folder(delta, Checkpoint(made), tmp_path / "back")
+    assert same_weights(loaded(back), loaded(base.folder))
+    assert not (back / "wagle_mask.safetensors").exists()
+    names = sorted(path.name for path in base.folder.iterdir())
+    assert sorted(path.name for path in back.iterdir()) == names
+    assert len([name for name in names if name.startswith("model-")]) > 2
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.float16], ids=str)
+def test_a_base_in_a_wider_dtype_is_rounded_as_it_was_for_training(base_dtype, saved, tmp_path):
+    base, model, mask = saved(torch.bfloat16, base_dtype)
+    delta = delta_between(base, model, mask, undo=True, progress=False)
+    made = apply_to_folder(delta, base, tmp_path / "made")
+    assert loaded(made).dtype == torch.bfloat16
+    assert same_weights(loaded(made), loaded(model.folder))
+    assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
+    back = undo_to_folder(delta, Checkpoint(made), tmp_path / "back")
+    assert same_weights(loaded(back), loaded(base.folder).to(torch.bfloat16))
+    assert not verify(Checkpoint(made), model, mask, progress=False).total.moved
+
+
+def test_tied_weights_are_written_as_the_base_has_them(saved, tmp_path):
+    base, model, mask = saved(tie_word_embeddings=True)
+    made = apply_to_folder(delta_between(base, model, mask, progress=False), base, tmp_path / "made")
+    assert same_weights(loaded(made), loaded(model.folder))
+
+
+def test_a_delta_made_from_a_model_applies_to_its_folder_and_the_other_way_round(saved, tmp_path):
+    base, model, mask = saved()
+    start, end = loaded(base.folder), loaded(model.folder)
+    of_models = SparseDelta.from_model(end, mask, model_fingerprint(start), start)
+    of_folders = delta_between(base, model, mask, progress=False)
+    assert same_weights(loaded(apply_to_folder(of_models, base, tmp_path / "made")), end)
+    assert same_weights(of_folders.apply(start), end)
+
+
+def test_a_model_that_moved_outside_its_mask_has_no_delta(saved, tmp_path):
+    base, model, mask = saved()
+    narrow = WeightMask({name: torch.zeros_like(bits) for name, bits in mask.bits.items()}, mask.shapes)
+    with pytest.raises(ValueError, match=r"[\d,]+ weights outside the mask differ from '.*base', in lm_head.weight"):
+        delta_between(base, model, narrow, progress=False)
+
+
+def test_another_base_is_refused_before_anything_is_written(saved, tiny_model, tmp_path):
+    base, model, mask = saved()
+    delta = delta_between(base, model, mask, undo=True, progress=False)
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match="for another base"):
+        apply_to_folder(delta, Checkpoint(tmp_path / "other"), tmp_path / "made")
+    with pytest.raises(ValueError, match="small': The delta is for another model"):
+        apply_to_folder(delta, Checkpoint(tmp_path / "small"), tmp_path / "made")
+    with pytest.raises(ValueError, match="does not hold the values of this delta"):
+        undo_to_folder(delta, base, tmp_path / "made")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "unlearned", "other", "small"}
+
+
+def test_undo_finds_a_model_that_differs_outside_the_mask(saved, tmp_path):
+    base, _, mask = saved()
+    part = WeightMask({name: bits for name, bits in mask.bits.items() if "layers" in name}, mask.shapes)
+    end = loaded(base.folder)
+    with torch.no_grad():
+        for name in part.bits:
+            end.get_parameter(name)[part.dense(name)] += 1
+    end.save_pretrained(tmp_path / "end")
+    delta = delta_between(base, Checkpoint(tmp_path / "end"), part, undo=True, progress=False)
+    with torch.no_grad():
+        end.get_input_embeddings().weight += 1
+    end.save_pretrained(tmp_path / "tampered")
+    with pytest.raises(ValueError, match="for another base"):
+        undo_to_folder(delta, Checkpoint(tmp_path / "tampered"), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_nothing_is_overwritten(saved, tmp_path):
+    base, model, mask = saved()
+    delta = delta_between(base, model, mask, progress=False)
+    with pytest.raises(ValueError, match="unlearned' exists and is not an empty folder"):
+        apply_to_folder(delta, base, model.folder)
+    (tmp_path / "empty").mkdir()
+    apply_to_folder(delta, base, tmp_path / "empty")
