@@ -20,6 +20,7 @@ from .selection import Scored, select
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PLOT_FILE = "wagle_mask.png"  # the picture of a mask, in the folder of its run
 # label -> formula, and whether it reads the forget and the retain statistic
 _RIVALS = {
     "|g_f|": ("gradient", True, False),

@@ -10,6 +10,7 @@ from wagle_trl.comparison.tables import (
     attack_tables,
     evaluation_tables,
     kept_tables,
+    metric_columns,
     setup_table,
 )
 
@@ -116,3 +117,13 @@ def test_the_terminal_shows_the_same_cells(runs):
     console.print(setup_table(runs).to_rich())
     text = console.export_text()
     assert all(cell in text for line in setup_table(runs).cells for cell in line)
+
+
+def test_headings_of_metrics_say_all_and_those_of_sets_come_first():
+    columns = metric_columns(["model_utility", "retain_rougeL_recall", "forget_prob", "kl_to_base_retain"])
+    assert [(column.key, column.heading) for column in columns] == [
+        ("forget_prob", "Answer probability: forget"),
+        ("retain_rougeL_recall", "ROUGE-L recall: retain"),
+        ("model_utility", "model utility"),
+        ("kl_to_base_retain", "KL(base ‖ model): retain (nats)"),
+    ]

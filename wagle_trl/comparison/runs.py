@@ -136,7 +136,12 @@ def _load(folder: Path, label: str) -> Run:
             f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
             f"mask) nor {EVALUATION_FILE} (of wagle eval)."
         )
-    return Run(label, folder, *(_read(file) for file in files))
+    return read_run(folder, label)
+
+
+def read_run(folder: Path, label: str = "") -> Run:
+    """The run in a folder, whichever of its files are there."""
+    return Run(label, folder, _read(folder / REPORT_FILE), _read(folder / EVALUATION_FILE))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -74,16 +74,9 @@ class TextTable:
         return cls(title, columns, [line for line in cells if any(line[1:])])
 
     def to_markdown(self) -> str:
-        """GitHub's Markdown, padded so that it can be read as text, too."""
-        lines = [["run", *(column.heading for column in self.columns)], *self.cells]
-        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
-        right = [False, *(column.right for column in self.columns)]
-        rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
-        padded = [
-            [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)] for line in lines
-        ]
-        return "".join(f"| {' | '.join(line)} |\n" for line in [padded[0], rule, *padded[1:]])
+        """GitHub's Markdown."""
+        headings = ["run", *(column.heading for column in self.columns)]
+        return markdown_table([headings, *self.cells], [False, *(column.right for column in self.columns)])
 
     def to_rich(self) -> Table:
         """The same for the terminal."""
@@ -94,6 +87,34 @@ class TextTable:
         for line in self.cells:
             table.add_row(*line)
         return table
+
+
+def markdown_table(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """
+    A table in GitHub's Markdown, padded so that it can be read as text, too.
+
+    Args:
+        lines (`list[list[str]]`): Cells of every line, the headings first.
+        right (`list[bool]`): Which columns are set to the right.
+    """
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
+    padded = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [padded[0], rule, *padded[1:]])
+
+
+def metric_columns(keys: Iterable[str]) -> list[Column]:
+    """Columns for numbers of evaluations, with headings that say all: those of sets first, metric by metric."""
+    keys = list(keys)
+    by_set = [
+        Column(key, f"{title}: {words(key.removesuffix(f'_{metric}'))}")
+        for metric, title in BY_SET.items()
+        for key in keys
+        if key.endswith(f"_{metric}")
+    ]
+    rest = set(keys) - {column.key for column in by_set}
+    return by_set + [_overall(key) for key in keys if key in rest]
 
 
 def setup_table(runs: Sequence[Run]) -> TextTable:
