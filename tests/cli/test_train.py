@@ -31,7 +31,7 @@ def test_unlearning_writes_model_mask_plot_and_report_and_moves_selected_weights
     content = run_json(capsys, command, "--model_name_or_path", saved_model, *data, *quick, "--weight_decay", "0.1")
     out = tmp_path / "out"
     assert content["output_dir"] == str(out) and "forget_loss" in content and "selected_moved" in content
-    for name in ("model.safetensors", "wagle_mask.safetensors", "wagle_mask.png", "wagle_report.json", "config.json"):
+    for name in ("model.safetensors", "wagle_mask.safetensors", "wagle_mask.png", "wagle_report.json", "README.md"):
         assert (out / name).stat().st_size > 0
     before, after, mask = weights(saved_model), weights(out), WeightMask.load(out)
     assert {value.dtype for value in after.values()} == {torch.bfloat16}

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+from peft import LoraConfig
 
 from wagle_trl import MaskConfig
 from wagle_trl.files import REPORT_FILE
+from wagle_trl.provenance import describe_rows
 from wagle_trl.trainers.run_report import run_report, write_run_report
 
 
@@ -46,3 +48,30 @@ def test_a_mask_that_was_loaded_is_reported_too(resumed, make_trainer, small_mas
     assert mask["num_selected"] == first.mask.num_selected
     assert mask["density"] == first.mask.density
     assert mask["info"]["score"] == "random"
+
+
+@pytest.mark.parametrize("kind", ["npo", "masked_sft"])
+def test_the_report_describes_the_rows_as_they_were_given(kind, make_trainer, forget_rows, retain_rows):
+    others = {"forget_dataset": retain_rows.select([0])} if kind == "masked_sft" else {}
+    data = run_report(make_trainer(kind, **others))["data"]
+    expected = {"train" if kind == "masked_sft" else "forget": forget_rows, "retain": retain_rows}
+    expected |= {"forget": others["forget_dataset"]} if others else {}
+    assert data == {name: describe_rows(rows) for name, rows in expected.items()}
+
+
+def test_the_report_tells_a_base_model_in_a_folder_from_one_on_the_hub(
+    make_trainer, tiny_model, tmp_path, monkeypatch
+):
+    tiny_model().save_pretrained(tmp_path / "base")
+    trainer = make_trainer(model=str(tmp_path / "base"))
+    report = run_report(trainer)
+    assert (report["base_model"], report["base_is_local"]) == (str(tmp_path / "base"), True)
+    assert report["base_revision"] is None
+    monkeypatch.setattr("wagle_trl.trainers.run_report.model_commit", lambda name, revision: f"{revision} of {name}")
+    trainer = make_trainer(model=str(tmp_path / "base"), model_init_kwargs={"revision": "v1"})
+    assert run_report(trainer)["base_revision"] == f"v1 of {tmp_path / 'base'}"
+
+
+def test_the_report_names_the_kind_of_adapters(make_trainer):
+    assert run_report(make_trainer())["peft_type"] is None
+    assert run_report(make_trainer(peft_config=LoraConfig(r=2)))["peft_type"] == "LORA"

@@ -5,12 +5,12 @@
 
 from pathlib import Path
 
-from ..report import plot_mask, report_tables
+from ..report import PLOT_FILE, plot_mask, report_tables
 from ..trainers.npo_trainer import NPOTrainer
 from ..trainers.run_report import write_run_report
-from .arguments import parse
 from .output import Output
-from .train import PLOT_FILE, build_trainer, option_types
+from .parser import parse
+from .train import build_trainer, option_types
 
 
 def run(argv: list[str], command: str) -> Output:

@@ -6,7 +6,7 @@ from typing import Any
 from trl import get_peft_config, get_quantization_config
 
 from ..mask_config import MaskConfig
-from ..report import plot_mask, report_tables
+from ..report import report_tables
 from ..trainers.grad_diff_trainer import GradDiffTrainer
 from ..trainers.masked_sft_trainer import MaskedSFTTrainer
 from ..trainers.npo_trainer import NPOTrainer
@@ -17,13 +17,12 @@ from .arguments import (
     WagleModelConfig,
     load_tokenizer,
     model_init_kwargs,
-    parse,
     require_model,
 )
 from .output import Output, key_value_table
+from .parser import parse
 
 TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
-PLOT_FILE = "wagle_mask.png"
 
 
 def run(argv: list[str], command: str) -> Output:
@@ -33,8 +32,7 @@ def run(argv: list[str], command: str) -> Output:
     trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if trainer.mask is not None:
-        plot_mask(trainer.mask, Path(training_args.output_dir) / PLOT_FILE)
+    trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return _summary(trainer)

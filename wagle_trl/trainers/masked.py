@@ -20,7 +20,7 @@ from ..files import check_writable
 from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
-from ..report import mask_report
+from ..report import PLOT_FILE, mask_report, plot_mask
 from ..scope import embedding_parameters
 from ..simulation import losses_on_gpu
 from ..statistics import transformer_layers
@@ -34,8 +34,9 @@ from .checks import (
 )
 from .masked_sft_config import MaskedSFTConfig
 from .memory import MemoryWatch, fused_sample_losses
+from .model_card import write_card
 from .moved import MovedShare
-from .run_report import write_run_report
+from .run_report import Given, write_run_report
 
 
 class MaskedTrainer(SFTTrainer):
@@ -55,6 +56,7 @@ class MaskedTrainer(SFTTrainer):
 
     _tag_names = ["trl", "wagle-trl"]
     config_class: type[SFTConfig] = MaskedSFTConfig
+    train_set = "train"  # what the rows of `train_dataset` are called in reports
     rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
 
     def __init__(
@@ -99,6 +101,8 @@ class MaskedTrainer(SFTTrainer):
             check_mask_config(mask_config, self.model, args, retain_dataset)
         self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
         self.mask_config = mask_config
+        revision = (args.model_init_kwargs or {}).get("revision")
+        self.given = Given(model, revision, {self.train_set: train_dataset, "retain": retain_dataset})
         if self.mask is not None:
             self.mask.check(self.model)
         self.memory = MemoryWatch(self)
@@ -273,6 +277,8 @@ class MaskedTrainer(SFTTrainer):
 
     # Logs and files
 
+    _drawn_mask: WeightMask | None = None
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._masked_optimizer is not None and "grad_norm" in logs:
             logs["grad_norm"] = self._grad_norm
@@ -291,9 +297,24 @@ class MaskedTrainer(SFTTrainer):
         folder = output_dir or self.args.output_dir
         if self.mask is not None and self.args.should_save:
             self.mask.save(folder)
-        if self.args.should_save and not _internal_call:
+        if self.args.should_save:
             write_run_report(self, folder)
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save:  # over the card that PEFT leaves
+            write_card(self, folder)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write the card of [`~card.model_card`], its report and the picture of the mask into `args.output_dir`."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        if self._drawn_mask is not self.mask:  # a picture that is there may be of another run
+            plot_mask(self.mask, folder / PLOT_FILE)
+            self._drawn_mask = self.mask
+        write_run_report(self, folder)
+        write_card(self, folder, model_name, dataset_name, tags)
 
 
 class _MaskedTraining(TrainerCallback):

@@ -27,6 +27,7 @@ class MaskedSFTTrainer(MaskedTrainer):
     def __init__(self, model, args=None, *positional, forget_dataset: Dataset | None = None, **kwargs):
         check_rows(forget_dataset, "forget_dataset")
         super().__init__(model, args, *positional, **kwargs)
+        self.given.rows["forget"] = forget_dataset
         self.forget_dataset = None if forget_dataset is None else self._prepare_further(forget_dataset, "forget")
 
     @property

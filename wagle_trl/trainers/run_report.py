@@ -1,10 +1,17 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
+import os
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from peft import PeftModel
+
 from ..files import REPORT_FILE, write_json
+from ..provenance import describe_rows, model_commit
 
 _OPTIONS = (
     "learning_rate",
@@ -24,6 +31,34 @@ _OPTIONS = (
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
 
+@dataclass
+class Given:
+    """
+    What a trainer was given, for its report. Rows are described when that is written, as hashing many takes time.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): The model, or its name.
+        revision (`str`, *optional*): Revision to load, where a name was given.
+        rows (`dict[str, datasets.Dataset]`): The rows of every set, as they came.
+    """
+
+    model: Any
+    revision: str | None
+    rows: dict[str, Dataset | None]
+
+    @cached_property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """[`~provenance.describe_rows`] of every set that there is."""
+        return {name: describe_rows(rows) for name, rows in self.rows.items() if rows is not None}
+
+    @cached_property
+    def base_revision(self) -> str | None:
+        """Commit of the model on the Hub. One that comes loaded has it before transformers 5.23 only."""
+        if isinstance(self.model, str):
+            return model_commit(self.model, self.revision)
+        return getattr(self.model.config, "_commit_hash", None)
+
+
 def write_run_report(trainer, folder: str | Path, objective: str | None = None) -> Path:
     """
     Write the report of `trainer` into `folder`.
@@ -38,11 +73,17 @@ def write_run_report(trainer, folder: str | Path, objective: str | None = None) 
 
 
 def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
-    """The content of the report: objective, base model, options, mask, logs, peak memory, versions."""
+    """The content of the report: objective, base model, data, options, mask, logs, peak memory, versions."""
     args = {} if objective else trainer.args.to_dict()
+    base = trainer.model.config._name_or_path
+    adapters = trainer.model.active_peft_config if isinstance(trainer.model, PeftModel) else None
     return {
         "objective": objective or trainer._name,
-        "base_model": trainer.model.config._name_or_path,
+        "base_model": base,
+        "base_revision": trainer.given.base_revision,
+        "base_is_local": os.path.isdir(base),
+        "peft_type": None if adapters is None else adapters.peft_type.value,
+        "data": trainer.given.data,
         "num_train_rows": len(trainer.train_dataset),
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "options": {name: args[name] for name in _OPTIONS if name in args},

@@ -75,6 +75,7 @@ class UnlearningTrainer(MaskedTrainer):
     """
 
     config_class = UnlearningConfig
+    train_set = "forget"
     rows_a_sample = 2
 
     def __init__(self, model, args=None, *positional, train_dataset=None, retain_dataset=None, **kwargs):
