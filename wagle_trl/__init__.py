@@ -4,13 +4,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from .attribution import compute_mask
-from .mask import WeightMask
-from .mask_config import MaskConfig
-from .optimizer import MaskedAdamW
-from .scores import SCORES
-
 if TYPE_CHECKING:
+    from .attribution import compute_mask
+    from .delta import SparseDelta
+    from .hub import load_unlearned
+    from .mask import WeightMask
+    from .mask_config import MaskConfig
+    from .optimizer import MaskedAdamW
+    from .scores import SCORES
     from .trainers import (
         GradDiffConfig,
         GradDiffTrainer,
@@ -30,15 +31,27 @@ __all__ = [
     "MaskedSFTTrainer",
     "NPOConfig",
     "NPOTrainer",
+    "SparseDelta",
     "WeightMask",
     "compute_mask",
+    "load_unlearned",
 ]
+
+_HOMES = {  # of all that is not a trainer
+    "SCORES": ".scores",
+    "MaskConfig": ".mask_config",
+    "MaskedAdamW": ".optimizer",
+    "SparseDelta": ".delta",
+    "WeightMask": ".mask",
+    "compute_mask": ".attribution",
+    "load_unlearned": ".hub",
+}
 
 
 def __getattr__(name: str):
-    """Trainers are imported when asked for: masks and the optimizer need no TRL."""
+    """Imported when asked for: masks and deltas need no transformers, and only trainers need TRL."""
     if name == "__version__":
         return version("wagle-trl")
     if name in __all__:
-        return getattr(import_module(".trainers", __name__), name)
+        return getattr(import_module(_HOMES.get(name, ".trainers"), __name__), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

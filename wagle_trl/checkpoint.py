@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .files import atomic_folder, write_json
 from .tensor_file import TensorFile, write_tensors
@@ -28,20 +28,20 @@ class Checkpoint(Mapping[str, Tensor]):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"No model at '{self.folder}': the folder does not exist.")
-        if (self.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            places = _read_index(self.folder / SAFE_WEIGHTS_INDEX_NAME)
+        if (self.folder / SAFETENSORS_INDEX_FILE).is_file():
+            places = _read_index(self.folder / SAFETENSORS_INDEX_FILE)
             self.files = {place: TensorFile(self.folder / place) for place in dict.fromkeys(places.values())}
-        elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
-            self.files = {SAFE_WEIGHTS_NAME: TensorFile(self.folder / SAFE_WEIGHTS_NAME)}
-            places = dict.fromkeys(self.files[SAFE_WEIGHTS_NAME], SAFE_WEIGHTS_NAME)
+        elif (self.folder / SAFETENSORS_SINGLE_FILE).is_file():
+            self.files = {SAFETENSORS_SINGLE_FILE: TensorFile(self.folder / SAFETENSORS_SINGLE_FILE)}
+            places = dict.fromkeys(self.files[SAFETENSORS_SINGLE_FILE], SAFETENSORS_SINGLE_FILE)
         else:
             raise ValueError(
-                f"'{self.folder}' holds no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; load the model with "
+                f"'{self.folder}' holds no {SAFETENSORS_SINGLE_FILE} and no {SAFETENSORS_INDEX_FILE}; load the model with "
                 "transformers and save it there with `save_pretrained`."
             )
         for name, place in places.items():
             if name not in self.files[place]:
-                raise ValueError(f"{self.folder / SAFE_WEIGHTS_INDEX_NAME}: '{name}' is not in {place}.")
+                raise ValueError(f"{self.folder / SAFETENSORS_INDEX_FILE}: '{name}' is not in {place}.")
         self._places = places
 
     def __getitem__(self, name: str) -> Tensor:

@@ -6,8 +6,8 @@ import transformers
 from datasets.utils.logging import disable_progress_bar
 
 from ..demo.run import run_demo
-from .arguments import parse
 from .output import Output
+from .parser import parse
 
 
 @dataclass

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .arguments import parse
 from .output import Output, key_value_table
+from .parser import parse
 
 _PACKAGES = (
     "wagle-trl",

@@ -18,10 +18,11 @@ from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
 from ..files import EVALUATION_FILE, check_writable, write_json
-from .arguments import asks_for_tofu, load_tokenizer, parse
+from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
 from .output import Output
+from .parser import parse
 
 RECORDS_FILE = "wagle_records.jsonl"
 ATTACKS_FOLDER = "attacks"

@@ -30,6 +30,14 @@ COMMANDS = {
         "report",
         "Put finished runs side by side: tables, trajectories, masks and attacks as Markdown and PNG",
     ),
+    "verify": ("verify", "Prove by the files that two models differ in nothing but the selected weights"),
+    "delta": ("delta", "Write what unlearning changed as one small file"),
+    "apply": ("delta", "Make the unlearned model from its base and a delta"),
+    "undo": ("delta", "Make the base from the unlearned model and a delta that holds the old values"),
+    "merge": ("delta", "Merge the deltas of several forget requests against one base"),
+    "adapter": ("adapter", "Write a delta as an adapter that PEFT loads"),
+    "card": ("push", "Write the model card of a run"),
+    "push": ("push", "Publish a run on the Hub: the model, its mask or its delta"),
     "env": ("env", "Show versions and devices"),
 }
 

@@ -17,8 +17,9 @@ from ..files import atomic_path
 from ..mask import WeightMask
 from ..planner import Planner, Setup, plan_table
 from ..simulation import losses_on_gpu
-from .arguments import parse, require_model
+from .arguments import require_model
 from .output import Output
+from .parser import parse
 from .train import TRAINERS, option_types
 
 _UNITS = {"GB": 1e9, "G": 1e9, "GIB": 2**30, "": 1e9}

@@ -6,8 +6,8 @@ from pathlib import Path
 from ..comparison.document import write_document
 from ..comparison.runs import load_runs
 from ..files import EVALUATION_FILE, REPORT_FILE, check_writable
-from .arguments import WagleParser
 from .output import Output
+from .parser import WagleParser
 
 
 @dataclass

@@ -1,0 +1,142 @@
+"""`wagle delta`, `apply`, `undo`, `merge`: what unlearning changed, as one small file."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..checkpoint import Checkpoint
+from ..delta import SparseDelta
+from ..files import check_writable
+from ..folders import apply_to_folder, delta_between, undo_to_folder
+from ..hub import base_of, checkpoint_of
+from ..mask import WeightMask
+from ..merging import merge_deltas
+from .output import Output, key_value_table
+from .parser import WagleParser
+
+_DELTA = "Folder, file or Hub name of a delta."
+
+
+@dataclass
+class NewFolder:
+    """Where a model goes."""
+
+    output_dir: str = field(metadata={"help": "Folder to make; nothing is overwritten."})
+
+
+@dataclass
+class DeltaArguments:
+    """What goes into a delta, and where."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for wagle_delta.safetensors; by default UNLEARNED."}
+    )
+    undo: bool = field(
+        default=False,
+        metadata={
+            "help": "Also keep the old values, for `wagle undo`. They hold what was forgotten: do not publish them."
+        },
+    )
+
+
+@dataclass
+class MergeArguments:
+    """How to merge, and where the delta goes."""
+
+    output_dir: str = field(default="wagle-merged", metadata={"help": "Folder for the merged delta and its mask."})
+    weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "One positive number for each delta: where deltas give a weight different values, it becomes their "
+            "weighted mean. By default the last delta wins."
+        },
+    )
+
+
+def run(argv: list[str], command: str) -> Output:
+    return {"delta": _delta, "apply": _apply, "undo": _undo, "merge": _merge}[command](argv)
+
+
+def _delta(argv: list[str]) -> Output:
+    parser = WagleParser([DeltaArguments], prog="wagle delta", allow_abbrev=False)
+    parser.add_argument("base", metavar="BASE", help="The model before: a folder with safetensors, or a Hub name.")
+    parser.add_argument("unlearned", metavar="UNLEARNED", help="Folder of the model after.")
+    parser.add_argument(
+        "mask", metavar="MASK", nargs="?", help="Folder, file or Hub name of the mask; by default that in UNLEARNED."
+    )
+    args, names = parser.parse_args_and_config(argv)
+    folder = args.output_dir or names.unlearned
+    mask = WeightMask.from_pretrained(names.mask or names.unlearned)
+    base, unlearned = checkpoint_of(names.base), Checkpoint(names.unlearned)
+    check_writable(folder)
+    delta = delta_between(base, unlearned, mask, undo=args.undo)
+    return _written(delta, folder, os.path.getsize(delta.save(folder)))
+
+
+def _apply(argv: list[str]) -> Output:
+    parser = WagleParser([NewFolder], prog="wagle apply", allow_abbrev=False)
+    parser.add_argument("delta", metavar="DELTA", help=_DELTA)
+    parser.add_argument(
+        "base",
+        metavar="BASE",
+        nargs="?",
+        help="Its base: a folder with safetensors, or a Hub name; by default the one it names.",
+    )
+    args, names = parser.parse_args_and_config(argv)
+    delta = SparseDelta.from_pretrained(names.delta)
+    return _made(delta, apply_to_folder(delta, base_of(delta, names.base), args.output_dir))
+
+
+def _undo(argv: list[str]) -> Output:
+    parser = WagleParser([NewFolder], prog="wagle undo", allow_abbrev=False)
+    parser.add_argument(
+        "delta", metavar="DELTA", help=f"{_DELTA} It must hold the old values, see `wagle delta --undo`."
+    )
+    parser.add_argument(
+        "unlearned", metavar="UNLEARNED", help="The model that it gave: a folder with safetensors, or a Hub name."
+    )
+    args, names = parser.parse_args_and_config(argv)
+    delta = SparseDelta.from_pretrained(names.delta)
+    return _made(delta, undo_to_folder(delta, checkpoint_of(names.unlearned), args.output_dir))
+
+
+def _merge(argv: list[str]) -> Output:
+    parser = WagleParser([MergeArguments], prog="wagle merge", allow_abbrev=False)
+    parser.add_argument("deltas", metavar="DELTA", nargs="+", help=f"{_DELTA} All are of one base.")
+    args, names = parser.parse_args_and_config(argv)
+    deltas = [SparseDelta.from_pretrained(name) for name in names.deltas]
+    merged = merge_deltas(deltas, args.weights)
+    check_writable(args.output_dir)
+    merged.delta.mask.save(args.output_dir)
+    output = _written(merged.delta, args.output_dir, os.path.getsize(merged.delta.save(args.output_dir)))
+    counts = {"shared": sum(merged.shared.values()), "conflicts": sum(merged.conflicts.values())}
+    table = Table("parameter", "selected by several", "given different values", title="Where the deltas meet")
+    for name, shared in merged.shared.items():
+        if shared:
+            table.add_row(name, f"{shared:,}", f"{merged.conflicts[name]:,}")
+    output.content |= counts | {"conflicts_by_parameter": {k: v for k, v in merged.conflicts.items() if v}}
+    rule = "the last delta wins" if args.weights is None else "their weighted mean is taken"
+    meeting = f"{counts['shared']:,} weights are selected by several deltas; for {counts['conflicts']:,} they differ: {rule}."
+    return Output(output.content, [*output.tables, *([table] if counts["shared"] else []), meeting])
+
+
+def _written(delta: SparseDelta, folder: str, size: int) -> Output:
+    content = _described(delta) | {"output_dir": folder, "bytes": size}
+    return Output(content, [key_value_table(f"Delta: {folder}", content)])
+
+
+def _made(delta: SparseDelta, folder: Path) -> Output:
+    content = _described(delta) | {"output_dir": str(folder)}
+    return Output(content, [key_value_table(f"Model: {folder}", content)])
+
+
+def _described(delta: SparseDelta) -> dict[str, Any]:
+    return {
+        "base_model": delta.base_model,
+        "num_selected": delta.num_selected,
+        "dtype": str(delta.dtype).removeprefix("torch."),
+        "can_be_undone": delta.old is not None,
+    }
