@@ -2,6 +2,7 @@
 
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from torch import nn
 from trl import SFTConfig
 
@@ -67,6 +68,16 @@ def check_supported(args: SFTConfig, has_optimizer: bool) -> None:
             f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
+
+
+def check_save_delta(masked: bool, model: nn.Module) -> None:
+    """A delta holds the selected weights of a whole model."""
+    if not masked:
+        raise ValueError(
+            "save_delta saves the weights that a mask selects; pass `mask` or `mask_config`, or unset it."
+        )
+    if isinstance(model, PeftModel):
+        raise ValueError("save_delta is for the weights of a model; adapters are small files already, so unset it.")
 
 
 def check_accelerator(accelerator: Accelerator) -> None:

@@ -16,8 +16,9 @@ from trl import SFTConfig, SFTTrainer
 from ..arena import STATE_BITS
 from ..attribution import compute_mask
 from ..data import pin_date
+from ..delta import SparseDelta
 from ..files import check_writable
-from ..mask import MASK_FILE, WeightMask
+from ..mask import MASK_FILE, WeightMask, model_fingerprint
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import PLOT_FILE, mask_report, plot_mask
@@ -30,6 +31,7 @@ from .checks import (
     check_mask_config,
     check_none_dropped,
     check_rows,
+    check_save_delta,
     check_supported,
 )
 from .masked_sft_config import MaskedSFTConfig
@@ -97,6 +99,8 @@ class MaskedTrainer(SFTTrainer):
         )
         if masked:
             check_accelerator(self.accelerator)
+        if args.save_delta:
+            check_save_delta(masked, self.model)
         if mask_config is not None:
             check_mask_config(mask_config, self.model, args, retain_dataset)
         self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
@@ -184,7 +188,9 @@ class MaskedTrainer(SFTTrainer):
         elif self.mask is None:
             self.compute_mask()
         self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
-        self._moved = MovedShare(self.model, self.mask)  # here the weights are still the original ones
+        # Here the weights are still the original ones
+        self._moved = MovedShare(self.model, self.mask)
+        self._base_fingerprint = model_fingerprint(self.model)
 
     @property
     def mask_report(self) -> dict | None:
@@ -278,6 +284,7 @@ class MaskedTrainer(SFTTrainer):
     # Logs and files
 
     _drawn_mask: WeightMask | None = None
+    _base_fingerprint: str | None = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._masked_optimizer is not None and "grad_norm" in logs:
@@ -300,6 +307,8 @@ class MaskedTrainer(SFTTrainer):
         if self.args.should_save:
             write_run_report(self, folder)
         super().save_model(output_dir, _internal_call)
+        if self.args.save_delta and self.args.should_save and not _internal_call and self._base_fingerprint:
+            SparseDelta.from_model(self.model, self.mask, self._base_fingerprint).save(folder)
         if self.args.should_save:  # over the card that PEFT leaves
             write_card(self, folder)
 

@@ -17,6 +17,9 @@ class MaskedSFTConfig(SFTConfig):
         compile_layers (`bool`, *optional*, defaults to `False`):
             Compile the transformer layers with `torch.compile`, which compiles equal layers once; `torch_compile`
             compiles the model as a whole.
+        save_delta (`bool`, *optional*, defaults to `False`):
+            Let `save_model` also write `wagle_delta.safetensors`, the new values of the selected weights, see
+            [`SparseDelta`]; needs a mask.
     """
 
     accumulator_dtype: str = field(
@@ -32,6 +35,13 @@ class MaskedSFTConfig(SFTConfig):
         metadata={
             "help": "Compile the transformer layers with `torch.compile`, which compiles equal layers once; "
             "`torch_compile` compiles the model as a whole."
+        },
+    )
+    save_delta: bool = field(
+        default=False,
+        metadata={
+            "help": "Beside the model also save wagle_delta.safetensors: the new values of the selected weights, which "
+            "make the model of its base. Needs a mask."
         },
     )
 

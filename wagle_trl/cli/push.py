@@ -1,0 +1,112 @@
+"""`wagle push FOLDER`: a run, or what it changed, to the Hub, with its card. `wagle card FOLDER`: the card alone."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from ..card import model_card
+from ..files import atomic_path
+from ..hub import publish
+from .output import Output, key_value_table
+from .parser import WagleParser
+
+CARD_FILE = "README.md"
+
+
+@dataclass
+class CardArguments:
+    """
+    What the card says beyond what the run's folder knows.
+
+    Args:
+        what, before, license, hash_forget_set: As in [`~wagle_trl.card.model_card`].
+        base_model_name_or_path: Name of the base on the Hub.
+    """
+
+    what: str = field(
+        default="model",
+        metadata={
+            "help": "'model': all that loads it, with the mask. 'mask': the mask. 'delta': the new values of the "
+            "selected weights, which `wagle_trl.load_unlearned` puts into the base model.",
+            "choices": ["model", "mask", "delta"],
+        },
+    )
+    base_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The base model on the Hub, if the run took it from a folder."}
+    )
+    before: str | None = field(
+        default=None, metadata={"help": "Folder of `wagle eval` of the base model, to compare with in the card."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence, by its identifier on the Hub; by default that of the base model."}
+    )
+    hash_forget_set: bool = field(
+        default=False, metadata={"help": "Name no data set in the card: only numbers of rows and their SHA-256."}
+    )
+
+    def card(self, folder: str, repo_id: str | None):
+        """The card of a run for a repository."""
+        return model_card(
+            folder,
+            what=self.what,
+            repo_id=repo_id,
+            base_model=self.base_model_name_or_path,
+            before=self.before,
+            license=self.license,
+            hash_forget_set=self.hash_forget_set,
+        )
+
+
+@dataclass
+class PushArguments:
+    """Where it goes, under TRL's names."""
+
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository, such as user/name; by default the name of FOLDER."}
+    )
+    hub_token: str | None = field(default=None, metadata={"help": "Token to use; by default that of `hf auth login`."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new repository is private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if need be."})
+    commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+    card: str | None = field(
+        default=None, metadata={"help": "File of a card of your own, such as one of `wagle card` that you edited."}
+    )
+
+
+def run(argv: list[str], command: str) -> Output:
+    return {"push": _push, "card": _card}[command](argv)
+
+
+def _push(argv: list[str]) -> Output:
+    parser = WagleParser([PushArguments, CardArguments], prog="wagle push", allow_abbrev=False)
+    parser.add_argument("folder", metavar="FOLDER", help="Output folder of a run.")
+    hub, about, names = parser.parse_args_and_config(argv)
+    name = hub.hub_model_id or Path(names.folder).resolve().name
+    card = partial(about.card, names.folder)
+    card(name)  # whatever is wrong with the folder or the options shows before anything is uploaded
+    url = publish(
+        names.folder,
+        name,
+        card if hub.card is None else lambda repo_id: ModelCard.load(hub.card),
+        what=about.what,
+        base_model=about.base_model_name_or_path,
+        private=hub.hub_private_repo,
+        token=hub.hub_token,
+        revision=hub.hub_revision,
+        commit_message=hub.commit_message,
+    )
+    content = {"what": about.what, "hub_model_id": name, "commit": str(url)}
+    return Output(content, [key_value_table(f"Pushed: {names.folder}", content)])
+
+
+def _card(argv: list[str]) -> Output:
+    parser = WagleParser([CardArguments], prog="wagle card", allow_abbrev=False)
+    parser.add_argument("folder", metavar="FOLDER", help=f"Output folder of a run; gets the card as {CARD_FILE}.")
+    about, names = parser.parse_args_and_config(argv)
+    path = Path(names.folder, CARD_FILE)
+    card = about.card(names.folder, None)
+    with atomic_path(path) as temporary:
+        card.save(temporary)
+    return Output({"card": str(path), "text": str(card)}, [f"Written: {path}"])
