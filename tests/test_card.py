@@ -212,6 +212,7 @@ def test_the_evaluation_compares_before_after_and_attacks(make_folder):
     assert rows["Answer probability: forget"] == ["0.990", "0.123", "0.510", "0.140"]
     assert rows["Answer probability: retain"] == ["0.980", "0.900", "", "0.870"]
     assert rows["Model utility"] == ["0.610", "0.600", "", ""]
+    assert "Forget quality (p)" not in rows  # not a number
     assert (rows["rows"], rows["forget"], rows["retain"]) == (
         ["step 0", "step 120"],
         ["0.900", "0.100"],

@@ -1,6 +1,5 @@
 """The card of a repository that holds an unlearned model, a mask or a delta."""
 
-import math
 import os
 import re
 from functools import cache
@@ -141,7 +140,7 @@ def _results(facts: Facts) -> list[EvalResult]:
         )
         for column, numbers in facts.measured.items()
         for metric in facts.metrics
-        if column != "before" and math.isfinite(numbers.get(metric.key, math.nan))
+        if column != "before" and metric.key in numbers
     ]
 
 

@@ -1,6 +1,7 @@
 """What a card says, from the files of a run. Text from these files is data: it is shown, and never means anything."""
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ class Facts:
         columns["after"] = self.run.measured()
         for attack, content in self.run.attacks.items():
             columns[one_line(words(attack_label(attack, content)))] = self.run.measured(attack)
-        return columns
+        return {name: {k: v for k, v in numbers.items() if math.isfinite(v)} for name, numbers in columns.items()}
 
     @property
     def tofu(self) -> str | None:
