@@ -219,6 +219,8 @@ class MaskedTrainer(SFTTrainer):
                 folder=self.args.output_dir,
                 progress=not self.args.disable_tqdm,
             )
+        if self.given.base_revision is not None:
+            self.mask.info["base_revision"] = self.given.base_revision
         if self.accelerator.num_processes > 1:  # gradients may differ in the last bit between processes
             self.mask = self.mask.to(self.args.device)
             for bits in self.mask.bits.values():
