@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from ..arena import STATE_BITS
 from ..attribution import compute_mask
 from ..data import pin_date
 from ..delta import SparseDelta
@@ -22,7 +21,6 @@ from ..mask import MASK_FILE, WeightMask, model_fingerprint
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import PLOT_FILE, mask_report, plot_mask
-from ..scope import embedding_parameters
 from ..simulation import losses_on_gpu
 from ..statistics import transformer_layers
 from .checks import (
@@ -34,6 +32,7 @@ from .checks import (
     check_save_delta,
     check_supported,
 )
+from .masked_optimizer import MaskedTraining, masked_optimizer
 from .masked_sft_config import MaskedSFTConfig
 from .memory import MemoryWatch, fused_sample_losses
 from .model_card import write_card
@@ -110,7 +109,7 @@ class MaskedTrainer(SFTTrainer):
         if self.mask is not None:
             self.mask.check(self.model)
         self.memory = MemoryWatch(self)
-        self.add_callback(_MaskedTraining(self))
+        self.add_callback(MaskedTraining(self))
 
     @classmethod
     def _to_config(cls, args: TrainingArguments | None, model) -> SFTConfig:
@@ -253,30 +252,7 @@ class MaskedTrainer(SFTTrainer):
         if self.mask is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         decayed = set(self.get_decay_parameter_names(self.model))
-        state_bits = STATE_BITS[self.args.optim]
-        # A row of an embedding has gradients of one size where its token occurs, none elsewhere: too much for 8 bits
-        precise = embedding_parameters(self.model) if state_bits == 8 else set()
-        groups: dict[tuple[bool, bool], list] = {}
-        for name, parameter in self.model.named_parameters():
-            if name in self.mask.bits:
-                groups.setdefault((name not in decayed, parameter in precise), []).append((name, parameter))
-        self.optimizer = self._masked_optimizer = MaskedAdamW(
-            [
-                {
-                    "params": groups[undecayed, is_precise],
-                    "weight_decay": 0.0 if undecayed else self.args.weight_decay,
-                    "state_bits": 32 if is_precise else state_bits,
-                }
-                for undecayed, is_precise in sorted(groups)
-            ],
-            self.mask,
-            lr=self.args.learning_rate,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-            accumulator_dtype=self.args.accumulator_dtype,
-        )
-        if self.args.gradient_accumulation_steps > 1:
-            self.optimizer.prepare_accumulation()
+        self.optimizer = self._masked_optimizer = masked_optimizer(self.model, self.mask, decayed, self.args)
         return self.optimizer
 
     def _clip_grad_norm(self, model):
@@ -326,26 +302,3 @@ class MaskedTrainer(SFTTrainer):
             self._drawn_mask = self.mask
         write_run_report(self, folder)
         write_card(self, folder, model_name, dataset_name, tags)
-
-
-class _MaskedTraining(TrainerCallback):
-    """Hooks and clipping, at their places in the training loop."""
-
-    def __init__(self, trainer: MaskedTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        optimizer = self.trainer._masked_optimizer
-        if optimizer is None:
-            return
-        optimizer.zero_grad()  # an interrupted run may have left gradients in the accumulators
-        # DDP reduces gradients after these hooks would have freed them: there, `step` compresses
-        if args.world_size == 1:
-            optimizer.attach_hooks()
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        optimizer = self.trainer._masked_optimizer
-        if optimizer is not None:
-            # The trainer's own clipping found no gradients: they are in the accumulators
-            max_norm = args.max_grad_norm if args.max_grad_norm > 0 else float("inf")
-            self.trainer._grad_norm = float(optimizer.clip_grad_norm_(max_norm))
