@@ -13,6 +13,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .hub import Hub, connected
 from .kernels.conftest import allocations  # noqa: F401
 
 torch.set_num_threads(1)
@@ -111,3 +112,10 @@ def tiny_model(tiny_tokenizer):
             return LlamaForCausalLM(LlamaConfig(**config)).to(dtype)
 
     return build
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """A Hub on this machine, to which the real client of this process pushes and from which it loads."""
+    with Hub(tmp_path_factory.mktemp("hub")) as hub, connected(hub, monkeypatch):
+        yield hub
