@@ -174,7 +174,7 @@ def shaped(shape):
 
 
 BAD_FILES = {
-    "wrong popcount": (BITS, HEADER | {"k": "4"}, "the header declares k = 4, the bits select 3"),
+    "wrong popcount": (BITS, HEADER | {"k": "4"}, "the header declares k = '4', the bits select 3"),
     "no count": (BITS, without("k"), "the header declares k = None, the bits select 3"),
     "no version": (BITS, without("format_version"), "not a wagle mask of format version 1"),
     "future version": (BITS, HEADER | {"format_version": "2"}, "not a wagle mask of format version 1"),
@@ -250,7 +250,7 @@ def test_a_file_of_exotic_numbers_is_refused(dtype, tmp_path):
     tensors = {"b": {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}}
     header = json.dumps(tensors | {"__metadata__": shaped('{"b": [5]}')}).encode()
     (tmp_path / MASK_FILE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(bits))
-    with pytest.raises(ValueError, match=r"not a readable safetensors file|needs 1 mask bytes"):
+    with pytest.raises(ValueError, match=rf"'b' is of dtype {dtype}; expected one of"):
         WeightMask.load(tmp_path)
 
 
@@ -297,7 +297,7 @@ def test_a_mask_of_other_shapes_is_refused(tiny_model):
 def test_a_mask_of_other_weights_is_refused_unless_told_not_to_look(tiny_model):
     mask = mask_of(tiny_model(), fingerprint=model_fingerprint(tiny_model()), base_model="org/base")
     with pytest.raises(
-        ValueError, match=r"made for other weights \(fingerprint \w{16}, this model \w{16}\).*'org/base'"
+        ValueError, match=r"made for other weights \(fingerprint '\w{16}', this model '\w{16}'\).*'org/base'"
     ):
         mask.check(tiny_model(seed=1))
     mask.check(tiny_model(seed=1), fingerprint=False)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ import wagle_kernels
 from .coding import check_bits
 from .files import atomic_path
 from .hub_file import HubFile
+from .tensor_file import TensorFile, is_name, is_shape
 
 MASK_FILE = "wagle_mask.safetensors"
 FORMAT_VERSION = "1"
@@ -83,7 +83,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
     @property
     def density(self) -> float:
         """Selected share of the weights in scope."""
-        return self.num_selected / self.numel
+        return self.num_selected / max(1, self.numel)
 
     # Algebra
 
@@ -134,7 +134,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
             total = counts.setdefault(key(name), [0, 0])
             total[0] += self.num_selected_of(name)
             total[1] += self.numel_of(name)
-        return {part: selected / numel for part, (selected, numel) in counts.items()}
+        return {part: selected / max(1, numel) for part, (selected, numel) in counts.items()}
 
     # Files
 
@@ -171,31 +171,25 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         path = cls.path_in(path)
         if not path.is_file():
             raise FileNotFoundError(f"No mask file at {path}; give a {MASK_FILE} or a folder that holds one.")
-        try:
-            with safe_open(path, "pt") as file:
-                info = file.metadata() or {}
-                bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
-        return cls._from_file(path, bits, info)
-
-    @classmethod
-    def _from_file(cls, path: Path, bits: dict[str, Tensor], info: dict[str, str]) -> "WeightMask":
+        file = TensorFile(path)
+        info = dict(file.metadata)
         if info.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
         shapes = parse_shapes(path, info.pop("shapes", ""))
-        if set(shapes) != set(bits):
-            raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(bits))}.")
+        if set(shapes) != set(file):
+            raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(file))}.")
+        bits = {}
         for name, shape in shapes.items():
             try:
-                check_bits(bits[name], math.prod(shape))
+                bits[name] = check_bits(file[name], math.prod(shape))
             except ValueError as error:
                 raise ValueError(f"{path}: '{name}' {error}.") from error
-        mask = cls({name: bits[name] for name in shapes}, shapes, info)
+        info.pop("density", None)
         declared = info.pop("k", None)
+        mask = cls(bits, shapes, info)
         if declared != str(mask.num_selected):
-            raise ValueError(f"{path}: the header declares k = {declared}, the bits select {mask.num_selected}.")
-        return cls(mask.bits, shapes, {key: value for key, value in info.items() if key != "density"})
+            raise ValueError(f"{path}: the header declares k = {declared!r:.40}, the bits select {mask.num_selected}.")
+        return mask
 
     def check(self, model: nn.Module, *, fingerprint: bool = True) -> None:
         """
@@ -220,8 +214,8 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         declared = self.info.get("fingerprint")
         if fingerprint and declared and declared != (actual := model_fingerprint(model)):
             raise ValueError(
-                f"The mask was made for other weights (fingerprint {declared}, this model {actual}); load the base "
-                f"model '{self.info.get('base_model', '?')}' or compute a new mask."
+                f"The mask was made for other weights (fingerprint {declared!r:.40}, this model {actual!r}); load the "
+                f"base model {self.info.get('base_model', '?')!r:.200} or compute a new mask."
             )
 
     def to(self, device: torch.device | str) -> "WeightMask":
@@ -278,17 +272,12 @@ def parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's header, or a `ValueError` if it holds none."""
     try:
         shapes = json.loads(text)
-        valid = all(map(_is_shape, shapes.values()))
+        valid = all(is_name(name) and is_shape(shape) for name, shape in shapes.items())
     except (ValueError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise ValueError(f"{path}: the header holds no valid parameter shapes; the file is damaged or hostile.")
     return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-def _is_shape(shape: object) -> bool:
-    is_sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
-    return is_sizes and math.prod(shape) < 2**63
 
 
 def few(names: Iterable[str], limit: int = 3) -> str:

@@ -5,11 +5,10 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub import parse_local_safetensors_file_metadata
-from huggingface_hub.errors import SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,11 +29,34 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_DIMENSIONS = 64
+_MAX_NAME = 1000
 
 
 def bit_patterns(values: Tensor) -> Tensor:
     """The same memory as integers: as numbers 0.0 equals -0.0, and NaN not even itself."""
     return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+
+
+def is_name(name: str) -> bool:
+    """Whether a parameter may be called so: a stranger's name must not command the terminal that shows it."""
+    return name.isprintable() and len(name) <= _MAX_NAME
+
+
+def is_shape(shape: object) -> bool:
+    """Whether it is a list of sizes that a tensor may have."""
+    return (
+        isinstance(shape, list)
+        and len(shape) <= _MAX_DIMENSIONS
+        and all(type(size) is int and size >= 0 for size in shape)
+        and math.prod(max(1, size) for size in shape) < 2**63
+    )
+
+
+class _Entry(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -52,40 +74,48 @@ class TensorFile(Mapping[str, Tensor]):
         if not self.path.is_file():
             raise FileNotFoundError(f"No file at {self.path}.")
         try:
-            with safe_open(self.path, "pt"):  # checks that tensors neither overlap nor reach beyond the file
-                pass
-            header = parse_local_safetensors_file_metadata(self.path)
-        except (SafetensorError, SafetensorsParsingError) as error:
+            with safe_open(self.path, "np") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                parts = {name: file.get_slice(name) for name in file.offset_keys()}
+        except SafetensorError as error:
             raise ValueError(
-                f"{self.path} is not a readable safetensors file ({error}); it may be truncated."
+                f"{self.path} is not a readable safetensors file ({str(error)[:200]!r}); it may be truncated."
             ) from error
+        self._entries: dict[str, _Entry] = {}
         with open(self.path, "rb") as file:
-            self._start = 8 + int.from_bytes(file.read(8), "little")
-        self.metadata: dict[str, str] = header.metadata
-        self._tensors = header.tensors
+            offset = 8 + int.from_bytes(file.read(8), "little")
+        for name, part in parts.items():  # in the order of the data, which safetensors checks to be without holes
+            self._entries[name] = entry = self._entry(name, part.get_dtype(), part.get_shape(), offset)
+            offset += math.prod(entry.shape) * entry.dtype.itemsize
+
+    def _entry(self, name: str, dtype: str, shape: list[int], offset: int) -> _Entry:
+        if not is_name(name):
+            raise ValueError(f"{self.path}: {name[:80]!r} is no name of a tensor; the file is damaged or hostile.")
+        if not is_shape(shape):
+            raise ValueError(f"{self.path}: '{name}' has a shape that no tensor has; the file is damaged or hostile.")
+        if dtype not in DTYPES:
+            raise ValueError(f"{self.path}: '{name}' is of dtype {dtype}; expected one of {', '.join(DTYPES)}.")
+        return _Entry(DTYPES[dtype], tuple(shape), offset)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name).view(self.shape(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._tensors[name].shape)
+        return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor, without reading it."""
-        dtype = self._tensors[name].dtype
-        if dtype not in DTYPES:
-            raise ValueError(f"{self.path}: '{name}' is of dtype {dtype}; expected one of {', '.join(DTYPES)}.")
-        return DTYPES[dtype]
+        return self._entries[name].dtype
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """
@@ -102,7 +132,7 @@ class TensorFile(Mapping[str, Tensor]):
         stop = math.prod(self.shape(name)) if stop is None else stop
         out = torch.empty(stop - start, dtype=self.dtype(name))
         with open(self.path, "rb") as file:
-            file.seek(self._offset(name) + start * out.itemsize)
+            file.seek(self._entries[name].offset + start * out.itemsize)
             if file.readinto(out.view(torch.uint8).numpy()) != out.nbytes:
                 raise ValueError(f"{self.path} ends within '{name}'; it was truncated while it was read.")
         return out
@@ -112,11 +142,8 @@ class TensorFile(Mapping[str, Tensor]):
         dtype, numel = self.dtype(name), math.prod(self.shape(name))
         if not numel:
             return torch.empty(0, dtype=dtype)
-        bits = np.memmap(self.path, np.uint8, "r", self._offset(name), (numel, dtype.itemsize))
+        bits = np.memmap(self.path, np.uint8, "r", self._entries[name].offset, (numel, dtype.itemsize))
         return torch.from_numpy(bits[::stride][:count].copy()).view(dtype).view(-1)
-
-    def _offset(self, name: str) -> int:
-        return self._start + self._tensors[name].data_offsets[0]
 
 
 def write_tensors(
@@ -176,3 +203,6 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
