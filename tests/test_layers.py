@@ -21,6 +21,7 @@ LAYERS = {
         "wagle_trl.allocations",
         "wagle_trl.checkpoint",
         "wagle_trl.coding",
+        "wagle_trl.delta_file",
         "wagle_trl.files",
         "wagle_trl.hub_file",
         "wagle_trl.mask",

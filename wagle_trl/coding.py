@@ -1,7 +1,8 @@
 """Positions of selected weights in few bytes, without loss: one bit a weight, or the gaps between them in a byte each.
 
-A gap code lists, for each selected weight, how many are skipped before it; 255 skips as many and selects none, so that
-longer gaps take more bytes. It is the shorter of the two below a density of about 1/8.
+A gap code lists, for each selected weight and for the end, how many are skipped before it; 255 skips as many and
+selects none, so that longer gaps take more bytes. As it leads to the end, a code is one of a single number of weights,
+and not of more than 255 a byte. It is the shorter of the two below a density of about 1/8.
 """
 
 import torch
@@ -37,9 +38,8 @@ def positions_of(bits: Tensor, numel: int) -> Tensor:
 
 def bits_at(positions: Tensor, numel: int) -> Tensor:
     """Packed mask of shape `(ceil(numel / 8),)` with the bits at distinct flat indices set."""
-    selected = torch.zeros(numel, dtype=torch.bool, device=positions.device)
-    selected[positions] = True
-    return wagle_kernels.pack(selected)
+    bits = torch.zeros((numel + 7) // 8, dtype=torch.uint8, device=positions.device)
+    return bits.scatter_add_(0, positions >> 3, (1 << (positions & 7)).to(torch.uint8))
 
 
 def encode(bits: Tensor, numel: int) -> tuple[str, Tensor]:
@@ -55,13 +55,13 @@ def encode(bits: Tensor, numel: int) -> tuple[str, Tensor]:
     """
     if wagle_kernels.popcount(bits) >= bits.numel():
         return "bits", bits
-    code = _encode_gaps(positions_of(bits, numel))
+    code = _encode_gaps(positions_of(bits, numel), numel)
     return ("gaps", code) if code.numel() < bits.numel() else ("bits", bits)
 
 
 def decode(coding: str, code: Tensor, numel: int) -> Tensor:
     """
-    Packed mask of a code. A `ValueError` if the code is not one that [`encode`] makes for so many weights.
+    Packed mask of a code. A `ValueError` if the code is not one of so many weights.
 
     Args:
         coding (`str`): `"gaps"` or `"bits"`.
@@ -71,9 +71,20 @@ def decode(coding: str, code: Tensor, numel: int) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(ceil(numel / 8),)`, uint8.
     """
+    count(coding, code, numel)
+    return bits_at(_decode_gaps(code), numel) if coding == "gaps" else code
+
+
+def count(coding: str, code: Tensor, numel: int) -> int:
+    """Number of weights that a code selects, without decoding it; the arguments and errors are those of [`decode`]."""
+    if coding == "bits":
+        return wagle_kernels.popcount(check_bits(code, numel))
     if code.dtype != torch.uint8 or code.dim() != 1:
-        raise ValueError(f"a code is uint8 with one dimension, got {code.dtype} of shape {tuple(code.shape)}")
-    return bits_at(_decode_gaps(code, numel), numel) if coding == "gaps" else check_bits(code, numel)
+        raise ValueError(f"needs gaps in one dimension of bytes, got {tuple(code.shape)} of {code.dtype}")
+    stops = int((code != _LONG).sum())
+    if not len(code) or code[-1] == _LONG or int(code.sum(dtype=torch.int64)) + stops != numel + 1:
+        raise ValueError(f"has gaps that do not lead to the end of its {numel} weights")
+    return stops - 1
 
 
 def check_bits(bits: Tensor, numel: int) -> Tensor:
@@ -87,17 +98,16 @@ def check_bits(bits: Tensor, numel: int) -> Tensor:
     return bits
 
 
-def _encode_gaps(positions: Tensor) -> Tensor:
-    skipped = positions.diff(prepend=positions.new_full((1,), -1)) - 1
+def _encode_gaps(positions: Tensor, numel: int) -> Tensor:
+    stops = torch.cat([positions, positions.new_tensor([numel])])
+    skipped = stops.diff(prepend=stops.new_tensor([-1])) - 1
     ends = (skipped // _LONG + 1).cumsum(0)
-    code = torch.full((int(ends[-1]) if len(ends) else 0,), _LONG, dtype=torch.uint8, device=positions.device)
+    code = torch.full((int(ends[-1]),), _LONG, dtype=torch.uint8, device=positions.device)
     code[ends - 1] = (skipped % _LONG).to(torch.uint8)
     return code
 
 
-def _decode_gaps(code: Tensor, numel: int) -> Tensor:
-    selects = code != _LONG
-    positions = (code.to(torch.int64) + selects).cumsum(0)[selects] - 1
-    if code.numel() and (not selects[-1] or int(positions[-1]) >= numel):
-        raise ValueError(f"has gaps that lead beyond its {numel} weights")
-    return positions
+def _decode_gaps(code: Tensor) -> Tensor:
+    is_stop = code != _LONG
+    stops = (code.to(torch.int64) + is_stop).cumsum(0)[is_stop] - 1
+    return stops[:-1]

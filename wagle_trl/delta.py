@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .coding import CODINGS, decode, encode
+from .coding import CODINGS, encode
+from .delta_file import FORMAT_VERSION, DeltaFile
 from .hub_file import HubFile
-from .mask import WeightMask, fingerprint, parse_shapes
+from .mask import WeightMask, few, fingerprint
 from .selected import put, take
-from .tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, bit_patterns, write_tensors
+from .tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, write_tensors
 
 DELTA_FILE = "wagle_delta.safetensors"
-FORMAT_VERSION = "1"
 
 
 class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
@@ -112,7 +112,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         Returns:
             `torch.nn.Module`: `model`.
         """
-        weights = self._check_parameters(model)
+        weights = self._checked_weights(model)
         self.check_fingerprint(
             {name: tuple(values.shape) for name, values in weights.items()},
             lambda name, stride, count: weights[name].reshape(-1)[::stride][:count],
@@ -122,7 +122,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     def undo(self, model: nn.Module) -> nn.Module:
         """Make the unlearned model the base again, in place; needs the old values."""
         self.check_has_old()
-        self._check_parameters(model)
+        self._checked_weights(model)
         for name in self.mask.bits:
             self.check_unlearned(name, take(model.get_parameter(name), self.mask.bits[name]))
         return self._put(model, self.old)
@@ -141,20 +141,21 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         actual = fingerprint({name: shapes[name] for name in self.dtypes}, every)
         if actual != self.base_fingerprint:
             raise ValueError(
-                f"The delta is for another base: '{self.base_model or '?'}' with fingerprint {self.base_fingerprint}, "
-                f"these weights have {actual}."
+                f"The delta is for another base: {self.base_model or '?'!r:.200} with fingerprint "
+                f"{self.base_fingerprint!r:.40}, these weights have {actual!r}."
             )
 
     def check_unlearned(self, name: str, values: Tensor) -> None:
         """A `ValueError` unless the selected values of a parameter are those of the unlearned model, bit by bit."""
-        if not torch.equal(bit_patterns(values.cpu()), bit_patterns(self.new[name].cpu())):
+        new = self.new[name]
+        if values.dtype != new.dtype or not torch.equal(bit_patterns(values.cpu()), bit_patterns(new.cpu())):
             raise ValueError(f"'{name}' does not hold the values of this delta; it was not applied to these weights.")
 
     def check_has_old(self) -> None:
         """A `ValueError` unless the delta can be undone."""
         if self.old is None:
             raise ValueError(
-                f"The delta holds no values from before; load the base model '{self.base_model or '?'}' instead."
+                f"The delta holds no values from before; load the base model {self.base_model or '?'!r:.200} instead."
             )
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -170,12 +171,14 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
                     f"The delta is for another model: '{name}' has shape {tuple(shapes[name])} here and {shape} there."
                 )
 
-    def _check_parameters(self, model: nn.Module) -> dict[str, Tensor]:
+    def _checked_weights(self, model: nn.Module) -> dict[str, Tensor]:
         weights = model.state_dict()  # as files have them: with buffers, and tied weights under each of their names
         self.check_shapes({name: tuple(values.shape) for name, values in weights.items()})
         for name, dtype in self.dtypes.items():
             if weights[name].dtype != dtype:
                 raise ValueError(f"'{name}' is {weights[name].dtype}, in the delta {dtype}; load the model in that.")
+        if buffers := self.mask.bits.keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
+            raise ValueError(f"The delta changes {few(buffers)}, which the model does not have as parameters.")
         return weights
 
     # Files
@@ -229,74 +232,13 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         path = cls.path_in(path)
         if not path.is_file():
             raise FileNotFoundError(f"No delta at {path}; give a {DELTA_FILE} or a folder that holds one.")
-        file = TensorFile(path)
-        info = dict(file.metadata)
-        if info.pop("format_version", None) != FORMAT_VERSION or "base_fingerprint" not in info:
-            raise ValueError(f"{path} is not a wagle delta of format version {FORMAT_VERSION}.")
-        shapes = parse_shapes(path, info.pop("shapes", ""))
-        dtypes = _parse_dtypes(path, info.pop("dtypes", ""), shapes)
-        codings = _codings(file, shapes, dtypes)
-
-        def bits(name: str) -> Tensor:
-            return decode(codings[name], file[f"{codings[name]}:{name}"], mask.numel_of(name))
-
-        mask = WeightMask(LazyTensors(shapes, bits), shapes)
-        _check_counts(file, mask, info.pop("k", None))
-        fingerprint = info.pop("base_fingerprint")
-        mask.info = {key: value for key, value in info.items() if key != "format"}
-        new, old = (LazyTensors(shapes, lambda name, kind=kind: file[f"{kind}:{name}"]) for kind in ("new", "old"))
-        return cls(mask, new, dtypes, fingerprint, old if _has_old(file) else None)
+        file = DeltaFile(path)
+        mask = WeightMask(LazyTensors(file.shapes, file.bits), file.shapes, file.info)
+        new, old = (
+            LazyTensors(file.shapes, lambda name, kind=kind: file[f"{kind}:{name}"]) for kind in ("new", "old")
+        )
+        return cls(mask, new, file.dtypes, file.base_fingerprint, old if file.has_old else None)
 
     def __repr__(self) -> str:
         undo = ", can be undone" if self.old is not None else ""
-        return f"SparseDelta({self.num_selected:,} of {self.mask.numel:,} weights of '{self.base_model or '?'}'{undo})"
-
-
-def _parse_dtypes(path: Path, text: str, shapes: Mapping) -> dict[str, torch.dtype]:
-    try:
-        dtypes = {name: DTYPES[dtype] for name, dtype in json.loads(text).items()}
-        valid = shapes.keys() <= dtypes.keys()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"{path}: the header holds no valid dtypes of all parameters; the file is damaged or hostile."
-        )
-    return dtypes
-
-
-def _has_old(file: TensorFile) -> bool:
-    return any(key.startswith("old:") for key in file)
-
-
-def _codings(file: TensorFile, shapes: Mapping, dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
-    """Coding of the positions of every parameter; a `ValueError` unless the file holds just what it should."""
-    kinds = ("new", "old") if _has_old(file) else ("new",)
-    codings = {}
-    for name in shapes:
-        found = [coding for coding in CODINGS if f"{coding}:{name}" in file]
-        if len(found) != 1 or any(f"{kind}:{name}" not in file for kind in kinds):
-            raise ValueError(f"{file.path}: '{name}' has not one code of positions and all values.")
-        codings[name] = found[0]
-        for kind in kinds:
-            if file.dtype(f"{kind}:{name}") != dtypes[name]:
-                raise ValueError(f"{file.path}: the values of '{name}' are not {dtypes[name]} as declared.")
-    if len(file) != len(shapes) * (1 + len(kinds)):
-        raise ValueError(f"{file.path}: the header does not declare all parameters that the file holds values of.")
-    return codings
-
-
-def _check_counts(file: TensorFile, mask: WeightMask, declared: str | None) -> None:
-    """A `ValueError` unless there are as many values as positions everywhere, and as many in all as declared."""
-    total = 0
-    for name in mask.bits:
-        try:
-            count = mask.num_selected_of(name)
-        except ValueError as error:
-            raise ValueError(f"{file.path}: '{name}' {error}.") from error
-        for key in (f"new:{name}", f"old:{name}"):
-            if key in file and file.shape(key) != (count,):
-                raise ValueError(f"{file.path}: '{name}' has {count} positions and values of shape {file.shape(key)}.")
-        total += count
-    if declared != str(total):
-        raise ValueError(f"{file.path}: the header declares k = {declared}, the positions are {total}.")
+        return f"SparseDelta({self.num_selected:,} of {self.mask.numel:,} weights of {self.base_model or '?'!r}{undo})"

@@ -79,6 +79,12 @@ def _check(deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> No
                 f"Delta {number} is of another base ('{delta.base_model or '?'}', {delta.base_fingerprint}) than the "
                 f"first ('{deltas[0].base_model or '?'}', {deltas[0].base_fingerprint}); merge deltas of one base."
             )
+        if any(
+            before.mask.shapes.get(name, shape) != shape
+            for before in deltas
+            for name, shape in delta.mask.shapes.items()
+        ):
+            raise ValueError(f"Delta {number} has a parameter in another shape; merge deltas of one base.")
         if delta.dtypes != deltas[0].dtypes:
             raise ValueError(f"Delta {number} has weights in other dtypes than the first; unlearn both in one dtype.")
     if weights is not None and len(weights) != len(deltas):
