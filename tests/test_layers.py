@@ -53,6 +53,7 @@ LAYERS = {
         "wagle_trl.folders",
         "wagle_trl.merging",
         "wagle_trl.verification",
+        "wagle_trl.adapter_plan",
         "wagle_trl.adapters",
         "wagle_trl.card",
         "wagle_trl.card_facts",
