@@ -42,8 +42,7 @@ def run(tiny_model, tiny_tokenizer, tmp_path, hub):
     return folder
 
 
-def card(repo_id):
-    return ModelCard(f"---\nlicense: mit\n---\n# {repo_id}\n")
+CARD = ModelCard("---\nlicense: mit\n---\n# Mine\n")
 
 
 def files_of(repo_id, revision=None):
@@ -56,7 +55,7 @@ def snapshot(folder):
 
 def test_a_published_model_is_loaded_by_transformers_alone_bit_by_bit(run, hub):
     before = snapshot(run)
-    url = publish(run, "user/model", card)
+    url = publish(run, "user/model", CARD)
     assert url.startswith(f"{hub.url}/user/model/commit/")
     assert same_weights(
         AutoModelForCausalLM.from_pretrained("user/model", dtype="auto"),
@@ -64,12 +63,12 @@ def test_a_published_model_is_loaded_by_transformers_alone_bit_by_bit(run, hub):
     )
     assert len(AutoTokenizer.from_pretrained("user/model")) == len(AutoTokenizer.from_pretrained(run))
     assert WeightMask.from_pretrained("user/model") == WeightMask.load(run)
-    assert ModelCard.load("user/model").text.strip() == "# user/model"
+    assert ModelCard.load("user/model").text.strip() == "# Mine"
     assert snapshot(run) == before
 
 
 def test_what_is_private_and_what_executes_stays_at_home(run):
-    publish(run, "user/model", card)
+    publish(run, "user/model", CARD)
     assert files_of("user/model") == {
         "README.md",
         "config.json",
@@ -83,14 +82,14 @@ def test_what_is_private_and_what_executes_stays_at_home(run):
 
 
 def test_a_published_mask_is_that_of_the_run(run):
-    publish(run, "user/mask", card, what="mask")
+    publish(run, "user/mask", CARD, what="mask")
     assert files_of("user/mask") == {"README.md", "wagle_mask.png", "wagle_mask.safetensors"}
     mask = WeightMask.from_pretrained("user/mask")
     assert mask == WeightMask.load(run) and mask.info["base_model"] == "user/base"
 
 
 def test_load_unlearned_makes_the_model_of_a_published_delta(run):
-    publish(run, "user/delta", card, what="delta")
+    publish(run, "user/delta", CARD, what="delta")
     assert files_of("user/delta") == {"README.md", "wagle_delta.safetensors", "wagle_mask.png"}
     model = load_unlearned("user/delta")
     assert same_weights(model, AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
@@ -100,7 +99,7 @@ def test_load_unlearned_makes_the_model_of_a_published_delta(run):
 
 
 def test_load_unlearned_takes_the_revision_of_the_base_that_was_unlearned(run, tiny_model):
-    publish(run, "user/delta", card, what="delta")
+    publish(run, "user/delta", CARD, what="delta")
     tiny_model(seed=5, dtype=torch.bfloat16).push_to_hub("user/base")  # the base moves on
     assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
     with pytest.raises(ValueError, match="for another base: 'user/base'"):
@@ -108,7 +107,7 @@ def test_load_unlearned_takes_the_revision_of_the_base_that_was_unlearned(run, t
 
 
 def test_load_unlearned_works_offline_from_the_cache_and_from_folders(run, tmp_path, hub):
-    publish(run, "user/delta", card, what="delta", revision="v1")
+    publish(run, "user/delta", CARD, what="delta", revision="v1")
     expected = load_unlearned("user/delta", revision="v1", cache_dir=tmp_path / "cache")
     requests = len(hub.requests)
     options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
@@ -119,7 +118,7 @@ def test_load_unlearned_works_offline_from_the_cache_and_from_folders(run, tmp_p
 
 def test_a_delta_is_made_where_the_run_has_none(run):
     (run / "wagle_delta.safetensors").unlink()
-    publish(run, "user/delta", card, what="delta")
+    publish(run, "user/delta", CARD, what="delta")
     assert not (run / "wagle_delta.safetensors").exists()
     assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
 
@@ -130,9 +129,9 @@ def test_no_local_path_is_published(run, tmp_path):
     mask.save(run)
     (run / "wagle_delta.safetensors").unlink()
     with pytest.raises(ValueError, match=r"base model '.*base' is not on the Hub; give the name of the one that is"):
-        publish(run, "user/delta", card, what="delta")
-    publish(run, "user/delta", card, what="delta", base_model="user/base")
-    publish(run, "user/model", card)
+        publish(run, "user/delta", CARD, what="delta")
+    publish(run, "user/delta", CARD, what="delta", base_model="user/base")
+    publish(run, "user/model", CARD)
     assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
     assert "base_model" not in WeightMask.from_pretrained("user/model").info
     for repo_id in ("user/delta", "user/model"):
@@ -146,7 +145,7 @@ def test_a_push_that_fails_midway_harms_nothing_and_a_second_one_completes(what,
     before = snapshot(run)
     hub.cut("PUT", "/lfs/", after_bytes=64, times=float("inf"), skip=1)
     with pytest.raises((HfHubHTTPError, OSError, RuntimeError)):
-        publish(run, "user/again", card, what=what)
+        publish(run, "user/again", CARD, what=what)
     assert files_of("user/again") == set()  # nothing half done is seen
     assert snapshot(run) == before
     sent = {path.split("/")[2] for path in hub.requested("PUT", "/lfs/")}
@@ -154,7 +153,7 @@ def test_a_push_that_fails_midway_harms_nothing_and_a_second_one_completes(what,
     assert arrived < sent
     hub.faults.clear()
     hub.requests.clear()
-    publish(run, "user/again", card, what=what)
+    publish(run, "user/again", CARD, what=what)
     resent = {path.split("/")[2] for path in hub.requested("PUT", "/lfs/")}
     assert resent.isdisjoint(arrived)
     assert WeightMask.load(run) == (
@@ -163,17 +162,17 @@ def test_a_push_that_fails_midway_harms_nothing_and_a_second_one_completes(what,
 
 
 def test_a_commit_that_fails_leaves_the_repository_as_it_was(run, hub):
-    publish(run, "user/model", card)
+    publish(run, "user/model", CARD)
     sha = HfApi().repo_info("user/model").sha
     (~WeightMask.load(run)).save(run)
     hub.fail("POST", "/commit/")
     with pytest.raises(HfHubHTTPError):
-        publish(run, "user/model", card)
+        publish(run, "user/model", CARD)
     assert HfApi().repo_info("user/model").sha == sha
 
 
 def test_a_branch_is_made_and_a_private_repository_stays_private(run, hub):
-    publish(run, "user/model", card, private=True, revision="v2", commit_message="Second")
+    publish(run, "user/model", CARD, private=True, revision="v2", commit_message="Second")
     assert hub.repositories["user/model"].private
     assert "model.safetensors" in files_of("user/model", "v2")
     assert "model.safetensors" not in files_of("user/model")
@@ -189,7 +188,7 @@ def test_a_branch_is_made_and_a_private_repository_stays_private(run, hub):
 def test_what_is_not_there_is_said_before_a_repository_is_made(what, missing, error, message, run, hub):
     (run / missing).unlink()
     with pytest.raises(error, match=message):
-        publish(run, "user/nothing", card, what=what)
+        publish(run, "user/nothing", CARD, what=what)
     assert "user/nothing" not in hub.repositories
 
 
@@ -204,7 +203,7 @@ assert not {"wagle_trl", "wagle_kernels"} & sys.modules.keys()
 
 
 def test_another_process_without_this_package_loads_and_runs_the_model(run, hub, tmp_path):
-    publish(run, "user/model", card)
+    publish(run, "user/model", CARD)
     environment = os.environ | hub.environment
     done = subprocess.run(
         [sys.executable, "-c", EVALUATE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120

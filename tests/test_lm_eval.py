@@ -58,7 +58,7 @@ def test_the_harness_finds_the_perplexity_of_the_unlearned_model(
     for saved in (model, tiny_tokenizer):
         saved.save_pretrained(folder)
     mask.save(folder)
-    publish(folder, "user/model", lambda repo_id: ModelCard(f"---\nlicense: mit\n---\n# {repo_id}"))
+    publish(folder, "user/model", ModelCard("---\nlicense: mit\n---\n# Mine"))
     tasks.mkdir()
     forget_rows.to_json(tasks / "rows.jsonl")
     (tasks / "forget.yaml").write_text(TASK.format(rows=tasks / "rows.jsonl"))

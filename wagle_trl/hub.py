@@ -1,7 +1,6 @@
 """To the Hub and back: publish a run as a model, a mask or a delta; load what others published."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -80,10 +79,15 @@ def base_of(delta: SparseDelta, base_model: str | None) -> Checkpoint:
     return checkpoint_of(require_base(delta), delta.base_revision)
 
 
+def full_name(repo_id: str, token: str | None = None) -> str:
+    """`repo_id` with the namespace of the user whose token it is, if it has none."""
+    return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+
+
 def publish(
     folder: str | os.PathLike,
     repo_id: str,
-    card: Callable[[str], ModelCard],
+    card: ModelCard,
     *,
     what: str = "model",
     base_model: str | None = None,
@@ -98,7 +102,7 @@ def publish(
     Args:
         folder (`str` or `os.PathLike`): Output folder of a trainer. Nothing in it changes.
         repo_id (`str`): Repository, such as `"user/name"`; made if need be.
-        card (callable): Gives the card of a repository's name.
+        card ([`~huggingface_hub.ModelCard`]): Its card, see [`~card.model_card`].
         what (`str`, *optional*, defaults to `"model"`):
             `"model"`: all that loads it, and the mask. `"mask"`: the mask. `"delta"`: the mask with the new values of
             the selected weights; without the old ones, which hold what was forgotten.
@@ -116,7 +120,7 @@ def publish(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        card(repo_id).save(stage / "README.md")
+        card.save(stage / "README.md")
         message = commit_message or f"Upload {what} with wagle-trl"
         return api.upload_folder(repo_id=repo_id, folder_path=stage, revision=revision, commit_message=message)
 

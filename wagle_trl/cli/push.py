@@ -1,14 +1,13 @@
 """`wagle push FOLDER`: a run, or what it changed, to the Hub, with its card. `wagle card FOLDER`: the card alone."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
 from ..card import model_card
 from ..files import atomic_path
-from ..hub import publish
+from ..hub import full_name, publish
 from .output import Output, key_value_table
 from .parser import WagleParser
 
@@ -83,13 +82,15 @@ def _push(argv: list[str]) -> Output:
     parser = WagleParser([PushArguments, CardArguments], prog="wagle push", allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", help="Output folder of a run.")
     hub, about, names = parser.parse_args_and_config(argv)
-    name = hub.hub_model_id or Path(names.folder).resolve().name
-    card = partial(about.card, names.folder)
-    card(name)  # whatever is wrong with the folder or the options shows before anything is uploaded
+    name = full_name(hub.hub_model_id or Path(names.folder).resolve().name, hub.hub_token)
+    # Made now, so that what is wrong with the folder or the options shows before anything is uploaded
+    card = (
+        about.card(names.folder, name) if hub.card is None else ModelCard(Path(hub.card).read_text(encoding="utf-8"))
+    )
     url = publish(
         names.folder,
         name,
-        card if hub.card is None else lambda repo_id: ModelCard.load(hub.card),
+        card,
         what=about.what,
         base_model=about.base_model_name_or_path,
         private=hub.hub_private_repo,

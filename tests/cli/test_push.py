@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from transformers import AutoModelForCausalLM
+
+from wagle_trl import WeightMask, load_unlearned
+from wagle_trl.cli.main import main
+
+from ..deltas import same_weights
+
+
+@pytest.fixture
+def unlearned_run(tiny_model, tiny_tokenizer, data, quick, hub, tmp_path):
+    """Folder of `wagle npo` from `user/base` on the Hub, evaluated."""
+    for saved in (tiny_model(dtype=torch.bfloat16), tiny_tokenizer):
+        saved.push_to_hub("user/base")
+    folder = str(tmp_path / "out")
+    assert main(["npo", "--model_name_or_path", "user/base", *data, *quick, "--save_delta"]) == 0
+    options = ["--generate", "false", "--attack", "quantize", "--output_dir", folder]
+    assert main(["eval", "--model_name_or_path", folder, *data, *options]) == 0
+    return folder
+
+
+def card_of(repo_id):
+    return ModelCard.load(repo_id)
+
+
+def test_model_mask_and_delta_are_pushed_and_loaded_with_their_cards(unlearned_run, capsys):
+    for what in ("model", "mask", "delta"):
+        capsys.readouterr()
+        assert main(["push", unlearned_run, "--what", what, "--hub_model_id", f"user/{what}", "--json"]) == 0
+        content = json.loads(capsys.readouterr().out)
+        assert (content["what"], content["hub_model_id"]) == (what, f"user/{what}")
+        assert content["commit"].endswith(HfApi().repo_info(f"user/{what}").sha)
+    expected = AutoModelForCausalLM.from_pretrained(unlearned_run, dtype="auto")
+    assert same_weights(AutoModelForCausalLM.from_pretrained("user/model", dtype="auto"), expected)
+    assert same_weights(load_unlearned("user/delta"), expected)
+    assert WeightMask.from_pretrained("user/mask") == WeightMask.load(unlearned_run)
+    for what, relation in {"model": "finetune", "mask": "adapter", "delta": "adapter"}.items():
+        data = card_of(f"user/{what}").data
+        assert (data.base_model, data.base_model_relation) == ("user/base", relation)
+        assert "unlearning" in data.tags
+    assert {result.metric_type for result in card_of("user/delta").data.eval_results} >= {"forget_prob", "retain_prob"}
+
+
+def test_what_was_pushed_is_verified_against_its_base_on_the_hub(unlearned_run, tmp_path, capsys):
+    assert main(["push", unlearned_run, "--hub_model_id", "user/model"]) == 0
+    assert main(["push", unlearned_run, "--what", "delta", "--hub_model_id", "user/delta"]) == 0
+    assert main(["verify", "user/base", "user/model"]) == 0
+    assert "Verified" in capsys.readouterr().out
+    made = str(tmp_path / "made")
+    assert main(["apply", "user/delta", "--output_dir", made]) == 0
+    assert main(["verify", "user/base", made, "user/model"]) == 0
+
+
+def test_names_can_be_kept_out_of_the_card(unlearned_run):
+    push = ["push", unlearned_run, "--hub_model_id", "user/hashed", "--hash_forget_set", "--license", "mit"]
+    assert main(push) == 0
+    card = card_of("user/hashed")
+    assert "forget.jsonl" not in str(card) and "SHA-256" in str(card)
+    assert card.data.license == "mit"
+
+
+def test_a_card_is_written_edited_and_pushed(unlearned_run, tmp_path, capsys):
+    assert main(["card", unlearned_run, "--json"]) == 0
+    capsys.readouterr()
+    path = tmp_path / "out" / "README.md"
+    path.write_text(path.read_text().replace("Unlearning is not deletion", "By hand: unlearning is not deletion"))
+    assert main(["push", unlearned_run, "--hub_model_id", "user/model", "--card", str(path)]) == 0
+    assert "By hand: unlearning" in str(card_of("user/model"))
+
+
+def test_the_repository_is_named_like_the_folder_and_private_if_asked(unlearned_run, hub):
+    assert main(["push", unlearned_run, "--what", "mask", "--hub_private_repo", "true"]) == 0
+    assert hub.repositories["user/out"].private
+    assert 'WeightMask.from_pretrained("user/out")' in str(card_of("user/out"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: FOLDER (see `wagle push --help`)"),
+        (["{run}", "--what", "weights"], "argument --what: invalid choice"),
+        (["{empty}"], "No card can be written from '{empty}'"),
+        (
+            ["{run}", "--before", "{empty}"],
+            "holds no wagle_eval.json; give the folder of `wagle eval` of the base model",
+        ),
+        (["{run}", "--card", "missing.md"], "missing.md"),
+    ],
+    ids=["nothing", "what", "folder", "before", "card"],
+)
+def test_bad_input_is_one_line_and_makes_no_repository(argv, message, unlearned_run, hub, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    names = {"run": unlearned_run, "empty": str(tmp_path / "empty")}
+    capsys.readouterr()
+    assert main(["push", *(text.format(**names) for text in argv)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wagle push")]
+    assert len(lines) == 1 and message.format(**names) in lines[0]
+    assert list(hub.repositories) == ["user/base"]
+
+
+def test_a_push_without_rights_is_one_line(unlearned_run, capsys):
+    assert main(["push", unlearned_run, "--hub_model_id", "somebody/model"]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("wagle push: error: ") and "403" in err
