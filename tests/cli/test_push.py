@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from wagle_trl import WeightMask, load_unlearned
 from wagle_trl.cli.main import main
 
-from ..deltas import same_weights
+from ..deltas import same_weights, unlearned
 
 
 @pytest.fixture
@@ -21,6 +21,15 @@ def unlearned_run(tiny_model, tiny_tokenizer, data, quick, hub, tmp_path):
     options = ["--generate", "false", "--attack", "quantize", "--output_dir", folder]
     assert main(["eval", "--model_name_or_path", folder, *data, *options]) == 0
     return folder
+
+
+@pytest.fixture
+def masked_folder(tiny_model, hub, tmp_path):
+    """Folder of a model and its mask, of which no more is known."""
+    model, mask = unlearned(tiny_model())
+    model.save_pretrained(tmp_path / "out")
+    mask.save(tmp_path / "out")
+    return str(tmp_path / "out")
 
 
 def card_of(repo_id):
@@ -72,8 +81,8 @@ def test_a_card_is_written_edited_and_pushed(unlearned_run, tmp_path, capsys):
     assert "By hand: unlearning" in str(card_of("user/model"))
 
 
-def test_the_repository_is_named_like_the_folder_and_private_if_asked(unlearned_run, hub):
-    assert main(["push", unlearned_run, "--what", "mask", "--hub_private_repo", "true"]) == 0
+def test_the_repository_is_named_like_the_folder_and_private_if_asked(masked_folder, hub):
+    assert main(["push", masked_folder, "--what", "mask", "--hub_private_repo", "true"]) == 0
     assert hub.repositories["user/out"].private
     assert 'WeightMask.from_pretrained("user/out")' in str(card_of("user/out"))
 
@@ -92,17 +101,17 @@ def test_the_repository_is_named_like_the_folder_and_private_if_asked(unlearned_
     ],
     ids=["nothing", "what", "folder", "before", "card"],
 )
-def test_bad_input_is_one_line_and_makes_no_repository(argv, message, unlearned_run, hub, tmp_path, capsys):
+def test_bad_input_is_one_line_and_makes_no_repository(argv, message, masked_folder, hub, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    names = {"run": unlearned_run, "empty": str(tmp_path / "empty")}
+    names = {"run": masked_folder, "empty": str(tmp_path / "empty")}
     capsys.readouterr()
     assert main(["push", *(text.format(**names) for text in argv)]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wagle push")]
     assert len(lines) == 1 and message.format(**names) in lines[0]
-    assert list(hub.repositories) == ["user/base"]
+    assert not hub.repositories
 
 
-def test_a_push_without_rights_is_one_line(unlearned_run, capsys):
-    assert main(["push", unlearned_run, "--hub_model_id", "somebody/model"]) == 2
+def test_a_push_without_rights_is_one_line(masked_folder, capsys):
+    assert main(["push", masked_folder, "--hub_model_id", "somebody/model"]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("wagle push: error: ") and "403" in err
