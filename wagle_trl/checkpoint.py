@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from torch import Tensor
 
-from .files import atomic_folder, write_json
+from .files import atomic_folder
 from .tensor_file import TensorFile, write_tensors
+
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".safetensors"}
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -28,21 +31,14 @@ class Checkpoint(Mapping[str, Tensor]):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"No model at '{self.folder}': the folder does not exist.")
-        if (self.folder / SAFETENSORS_INDEX_FILE).is_file():
-            places = _read_index(self.folder / SAFETENSORS_INDEX_FILE)
-            self.files = {place: TensorFile(self.folder / place) for place in dict.fromkeys(places.values())}
-        elif (self.folder / SAFETENSORS_SINGLE_FILE).is_file():
-            self.files = {SAFETENSORS_SINGLE_FILE: TensorFile(self.folder / SAFETENSORS_SINGLE_FILE)}
-            places = dict.fromkeys(self.files[SAFETENSORS_SINGLE_FILE], SAFETENSORS_SINGLE_FILE)
-        else:
+        self.files = _files_of_weights(self.folder)
+        self._places = {name: place for place, file in self.files.items() for name in file}
+        self._config = _read_json(self.folder / CONFIG_NAME) if (self.folder / CONFIG_NAME).is_file() else {}
+        if "transformers_weights" in self._config or (self.folder / _ADAPTER).exists():
             raise ValueError(
-                f"'{self.folder}' holds no {SAFETENSORS_SINGLE_FILE} and no {SAFETENSORS_INDEX_FILE}; load the model with "
-                "transformers and save it there with `save_pretrained`."
+                f"'{self.folder}' has transformers load other weights, too: {_ADAPTER}, or 'transformers_weights' in its "
+                f"{CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
             )
-        for name, place in places.items():
-            if name not in self.files[place]:
-                raise ValueError(f"{self.folder / SAFETENSORS_INDEX_FILE}: '{name}' is not in {place}.")
-        self._places = places
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file(name)[name]
@@ -98,42 +94,88 @@ class Checkpoint(Mapping[str, Tensor]):
         Returns:
             `pathlib.Path`: `folder`.
         """
+        others, config = self._other_files(), self._config_text(set(dtypes.values()))
         with atomic_folder(folder) as temporary:
-            for path in self.folder.iterdir():
-                if path.is_file() and path.name not in self.files and not _is_of_another_model(path):
-                    shutil.copyfile(path, temporary / path.name)
+            for path in others:
+                shutil.copyfile(path, temporary / path.name)
+            if config:
+                (temporary / CONFIG_NAME).write_text(config, encoding="utf-8")
             for place, file in self.files.items():
                 specs = {name: (dtypes.get(name, file.dtype(name)), file.shape(name)) for name in file}
                 write_tensors(temporary / place, specs, lambda name: change(name, file[name]), file.metadata)  # noqa: B023
-            _declare_dtype(temporary / "config.json", set(dtypes.values()))
             then(temporary)
         return Path(folder)
 
+    def _other_files(self) -> list[Path]:
+        """What stays true when the weights change: not a card, our own files, or weights in another form."""
+        paths = [path for path in self.folder.iterdir() if path.is_file() and not _is_of_weights(path)]
+        if SAFETENSORS_SINGLE_FILE not in self.files:
+            paths.append(self.folder / SAFETENSORS_INDEX_FILE)
+        for path in paths:
+            if not _is_at_home(path.resolve(), self.folder.resolve()):
+                raise ValueError(f"{path} links to a file elsewhere, {path.resolve()}; put the file in its place.")
+        return paths
 
-def _is_of_another_model(path: Path) -> bool:
-    """Whether a file says what is no longer true when the weights change: card, our own files, pickled weights."""
-    is_pickle = path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-    return is_pickle or path.name == "README.md" or path.name.startswith(("wagle_", "."))
+    def _config_text(self, dtypes: set[torch.dtype]) -> str | None:
+        """Config that declares the dtype, in which transformers loads the weights; `None` if there is nothing to say."""
+        if not self._config or len(dtypes) != 1:
+            return None
+        config = self._config | {"dtype": str(*dtypes).removeprefix("torch.")}
+        config.pop("torch_dtype", None)  # the name of before transformers 5
+        try:
+            return json.dumps(config, indent=2) + "\n"
+        except RecursionError as error:
+            raise ValueError(f"{self.folder / CONFIG_NAME} nests too deep; the file is damaged or hostile.") from error
+
+
+def _files_of_weights(folder: Path) -> dict[str, TensorFile]:
+    """The files that transformers loads, by name."""
+    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        return {SAFETENSORS_SINGLE_FILE: TensorFile(folder / SAFETENSORS_SINGLE_FILE)}
+    if not (folder / SAFETENSORS_INDEX_FILE).is_file():
+        raise ValueError(
+            f"'{folder}' holds no {SAFETENSORS_SINGLE_FILE} and no {SAFETENSORS_INDEX_FILE}; load the model with "
+            "transformers and save it there with `save_pretrained`."
+        )
+    index = _read_index(folder / SAFETENSORS_INDEX_FILE)
+    files = {place: TensorFile(folder / place) for place in dict.fromkeys(index.values())}
+    for name, place in index.items():
+        if name not in files[place]:
+            raise ValueError(f"{folder / SAFETENSORS_INDEX_FILE}: {name[:80]!r} is not in {place}.")
+    if len(set().union(*files.values())) < sum(map(len, files.values())):
+        raise ValueError(f"{folder / SAFETENSORS_INDEX_FILE}: several files hold the same tensor.")
+    return files
 
 
 def _read_index(path: Path) -> dict[str, str]:
     """File of every tensor."""
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        sound = bool(places) and all(isinstance(place, str) for place in places.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
+    places = _read_json(path).get("weight_map")
+    if not (places and isinstance(places, dict) and all(isinstance(place, str) for place in places.values())):
         raise ValueError(f"{path} holds no weight map of tensor names to files; the file is damaged or hostile.")
     for place in places.values():
-        if Path(place).name != place or "\\" in place or not place.endswith(".safetensors"):
-            raise ValueError(f"{path} names '{place}', which is not a safetensors file in the same folder.")
+        is_name = place.isprintable() and not set(place) & {"/", "\\"}
+        if not is_name or place.startswith("wagle_") or not place.endswith(".safetensors"):
+            raise ValueError(f"{path} names {place[:80]!r}, which is no file of weights in the same folder.")
     return places
 
 
-def _declare_dtype(config_file: Path, dtypes: set[torch.dtype]) -> None:
-    """transformers loads the weights in the dtype that the config declares."""
-    if config_file.is_file() and len(dtypes) == 1:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        config.pop("torch_dtype", None)  # the name of before transformers 5
-        write_json(config_file, config | {"dtype": str(dtypes.pop()).removeprefix("torch.")})
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable as JSON; the file is damaged or hostile.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; the file is damaged or hostile.")
+    return content
+
+
+def _is_of_weights(path: Path) -> bool:
+    is_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
+    return is_weights or path.name == "README.md" or path.name.startswith(("wagle_", "."))
+
+
+def _is_at_home(file: Path, folder: Path) -> bool:
+    """Whether a file is in the folder, or among the blobs of the cache of the Hub that the folder is in."""
+    caches = [parent for parent in folder.parents if parent.name == "snapshots"]
+    homes = [folder, *(home.with_name("blobs") for cache in caches for home in (cache, cache.parent))]
+    return any(map(file.is_relative_to, homes))
