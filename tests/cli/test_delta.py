@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta, WeightMask
@@ -65,7 +66,10 @@ def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tm
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["apply", "{0}"], "the following arguments are required: --output_dir/--output-dir (see `wagle apply --help`)"),
+        (
+            ["apply", "{0}"],
+            "the following arguments are required: --output_dir/--output-dir (see `wagle apply --help`)",
+        ),
         (["apply", "{0}", "--output_dir", "made"], "No delta at {0}/wagle_delta.safetensors"),
         (["undo", "{0}", "{0}", "--output_dir", "made"], "No delta at"),
         (["merge", "{0}", "{1}"], "No delta at"),
@@ -87,3 +91,14 @@ def test_a_delta_without_old_values_is_not_undone(saved_model, requests, tmp_pat
     assert main(["delta", saved_model, requests[0]]) == 0
     assert main(["undo", requests[0], requests[0], "--output_dir", str(tmp_path / "back")]) == 2
     assert f"holds no values from before; load the base model '{saved_model}' instead." in capsys.readouterr().err
+
+
+def test_an_adapter_is_loaded_by_peft_and_gives_the_unlearned_model(saved_model, requests, tmp_path, capsys):
+    folder = str(tmp_path / "adapter")
+    assert main(["delta", saved_model, requests[0]]) == 0
+    capsys.readouterr()
+    assert main(["adapter", requests[0], "--output_dir", folder, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["not_exact"] == 0 and content["weights_changed"] == SparseDelta.load(requests[0]).num_selected
+    model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto").merge_and_unload()
+    assert same_weights(model, loaded(requests[0]))

@@ -17,7 +17,8 @@ from ..merging import merge_deltas
 from .output import Output, key_value_table
 from .parser import WagleParser
 
-_DELTA = "Folder, file or Hub name of a delta."
+DELTA_HELP = "Folder, file or Hub name of a delta."
+BASE_HELP = "Its base: a folder with safetensors, or a Hub name; by default the one that the delta names."
 
 
 @dataclass
@@ -78,13 +79,8 @@ def _delta(argv: list[str]) -> Output:
 
 def _apply(argv: list[str]) -> Output:
     parser = WagleParser([NewFolder], prog="wagle apply", allow_abbrev=False)
-    parser.add_argument("delta", metavar="DELTA", help=_DELTA)
-    parser.add_argument(
-        "base",
-        metavar="BASE",
-        nargs="?",
-        help="Its base: a folder with safetensors, or a Hub name; by default the one it names.",
-    )
+    parser.add_argument("delta", metavar="DELTA", help=DELTA_HELP)
+    parser.add_argument("base", metavar="BASE", nargs="?", help=BASE_HELP)
     args, names = parser.parse_args_and_config(argv)
     delta = SparseDelta.from_pretrained(names.delta)
     return _made(delta, apply_to_folder(delta, base_of(delta, names.base), args.output_dir))
@@ -93,7 +89,7 @@ def _apply(argv: list[str]) -> Output:
 def _undo(argv: list[str]) -> Output:
     parser = WagleParser([NewFolder], prog="wagle undo", allow_abbrev=False)
     parser.add_argument(
-        "delta", metavar="DELTA", help=f"{_DELTA} It must hold the old values, see `wagle delta --undo`."
+        "delta", metavar="DELTA", help=f"{DELTA_HELP} It must hold the old values, see `wagle delta --undo`."
     )
     parser.add_argument(
         "unlearned", metavar="UNLEARNED", help="The model that it gave: a folder with safetensors, or a Hub name."
@@ -105,7 +101,7 @@ def _undo(argv: list[str]) -> Output:
 
 def _merge(argv: list[str]) -> Output:
     parser = WagleParser([MergeArguments], prog="wagle merge", allow_abbrev=False)
-    parser.add_argument("deltas", metavar="DELTA", nargs="+", help=f"{_DELTA} All are of one base.")
+    parser.add_argument("deltas", metavar="DELTA", nargs="+", help=f"{DELTA_HELP} All are of one base.")
     args, names = parser.parse_args_and_config(argv)
     deltas = [SparseDelta.from_pretrained(name) for name in names.deltas]
     merged = merge_deltas(deltas, args.weights)
