@@ -28,6 +28,20 @@ def test_transformers_imports_from_the_repository_root():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("from wagle_trl import MaskConfig, SparseDelta, WeightMask", "transformers"),
+        ("import wagle_trl.cli.verify", "transformers.modeling_utils"),
+    ],
+    ids=["masks and deltas", "verify"],
+)
+def test_what_needs_no_model_waits_for_none(code, heavy):
+    code = f"import sys\n{code}\nassert {heavy!r} not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built without network from a copy: a `build/` folder left in the tree would leak old files into it."""
