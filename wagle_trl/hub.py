@@ -23,6 +23,7 @@ def load_unlearned(
     pretrained_model_name_or_path: str | os.PathLike,
     *,
     base_model_name_or_path: str | None = None,
+    base_revision: str | None = None,
     revision: str | None = None,
     force_download: bool = False,
     token: str | bool | None = None,
@@ -36,6 +37,7 @@ def load_unlearned(
     Args:
         pretrained_model_name_or_path (`str`): Repository of a delta, or a folder that holds one.
         base_model_name_or_path (`str`, *optional*): By default the base that the delta names, at its revision.
+        base_revision (`str`, *optional*): Revision of the base.
         revision (`str`, *optional*): Of the delta's repository.
         force_download, token, cache_dir, local_files_only (*optional*):
             As in [`~transformers.PreTrainedModel.from_pretrained`], for delta and base.
@@ -52,9 +54,10 @@ def load_unlearned(
     }
     delta = SparseDelta.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub)
     base = base_model_name_or_path or require_base(delta)
-    if base_model_name_or_path is None:
-        kwargs = {"revision": delta.base_revision} | kwargs
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=delta.dtype, **hub, **kwargs)
+    if base_model_name_or_path is None and base_revision is None:
+        base_revision = delta.base_revision
+    kwargs |= {"dtype": delta.dtype, "revision": base_revision} | hub
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, **kwargs)
     return delta.apply(model)
 
 
@@ -67,8 +70,10 @@ def require_base(delta: SparseDelta) -> str:
 
 def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
     """Weights in a folder, or of a repository of the Hub, which is downloaded without what executes."""
-    if not os.path.isdir(name_or_path):
-        name_or_path = snapshot_download(name_or_path, revision=revision, allow_patterns=list(MODEL_FILES))
+    if not os.path.isdir(name_or_path) and not os.path.isabs(name_or_path):
+        name_or_path = snapshot_download(
+            name_or_path, revision=revision, allow_patterns=list(MODEL_FILES), ignore_patterns="*/*"
+        )
     return Checkpoint(name_or_path)
 
 

@@ -85,7 +85,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             force_download, token, cache_dir, local_files_only, revision (*optional*):
                 As in [`~huggingface_hub.hf_hub_download`].
         """
-        if os.path.exists(pretrained_model_name_or_path):
+        if os.path.exists(pretrained_model_name_or_path) or os.path.isabs(pretrained_model_name_or_path):
             return cls.load(pretrained_model_name_or_path)
         path = hf_hub_download(
             str(pretrained_model_name_or_path),
