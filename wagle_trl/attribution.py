@@ -205,7 +205,7 @@ def _info(model: nn.Module, config: MaskConfig, scale: float) -> dict[str, str]:
         "fingerprint": model_fingerprint(model),
         "versions": json.dumps(_versions()),
     }
-    if hasattr(model, "config"):  # a plain module has no name
+    if getattr(model, "config", None) and model.config._name_or_path:  # a plain or new model has no name
         info["base_model"] = model.config._name_or_path
         info["base_revision"] = str(getattr(model.config, "_commit_hash", None))
     return info

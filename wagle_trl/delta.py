@@ -62,7 +62,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     @property
     def base_model(self) -> str | None:
         """Name of the base model, where it is known."""
-        return self.mask.info.get("base_model")
+        return self.mask.info.get("base_model") or None
 
     @property
     def base_revision(self) -> str | None:
