@@ -127,7 +127,10 @@ def publish(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         card.save(stage / "README.md")
         message = commit_message or f"Upload {what} with wagle-trl"
-        return api.upload_folder(repo_id=repo_id, folder_path=stage, revision=revision, commit_message=message)
+        try:
+            return api.upload_folder(repo_id=repo_id, folder_path=stage, revision=revision, commit_message=message)
+        except RuntimeError as error:  # of an upload that broke off
+            raise ConnectionError(f"{error} Push again: what has arrived is not sent again.") from error
 
 
 def _stage_model(folder: Path, stage: Path, base_model: str | None) -> None:

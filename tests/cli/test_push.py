@@ -115,3 +115,15 @@ def test_a_push_without_rights_is_one_line(masked_folder, capsys):
     assert main(["push", masked_folder, "--hub_model_id", "somebody/model"]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("wagle push: error: ") and "403" in err
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(masked_folder, hub, capsys):
+    hub.server.server_close()
+    assert main(["push", masked_folder, "--hub_model_id", "user/model"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("wagle push: error: ")
+
+
+def test_an_upload_that_breaks_off_is_one_line(masked_folder, hub, capsys):
+    hub.cut("PUT", "/lfs/", after_bytes=64, times=float("inf"))
+    assert main(["push", masked_folder, "--hub_model_id", "user/model"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("wagle push: error: ")

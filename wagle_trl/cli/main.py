@@ -94,10 +94,11 @@ def _run(command: str, argv: list[str], as_json: bool) -> Output:
 def _explain(command: str, error: Exception) -> int:
     """One line about an error on stderr; the exit code."""
     text = " ".join(str(error).split())
-    from torch import OutOfMemoryError  # late: `wagle --help` need not wait for torch
+    from huggingface_hub.errors import HTTPError  # late, as `wagle --help` need not wait; of whatever library it uses
+    from torch import OutOfMemoryError
 
-    # ImportError: an optional package such as bitsandbytes
-    if isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError)):
+    # ImportError: an optional package such as bitsandbytes.
+    if isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError)):
         print(f"wagle {command}: error: {text}", file=sys.stderr)
         return 2
     advice = "run again with --debug for the traceback"
