@@ -118,6 +118,16 @@ def test_deltas_of_different_scopes_merge_in_model_order():
     assert torch.equal(merged.new["v"], torch.arange(3.0))
 
 
+def test_a_merged_mask_says_what_it_was_merged_from():
+    first, second = random_delta(0), random_delta(1)
+    info = merge_deltas([first, second]).delta.mask.info
+    assert info["base_model"] == "user/base"
+    assert (info["score"], info["merged"]) == (
+        "merged",
+        f"{first.num_selected} by random, {second.num_selected} by random",
+    )
+
+
 def test_a_request_is_revoked_by_merging_the_others_again(tiny_model, tmp_path):
     base = tiny_model(dtype=torch.bfloat16)
     deltas = []

@@ -206,7 +206,7 @@ class Facts:
         scale = SCORES[self.score].scale if self.score in SCORES else None
         known = {"Score": self.score, "γ": info.get("gamma") if scale == "gamma" else None}
         known |= {"ε": info.get("eps") if scale == "eps" else None}
-        known |= {"Seed": info.get("seed") if self.score == "random" else None}
+        known |= {"Seed": info.get("seed") if self.score == "random" else None, "Merged from": info.get("merged")}
         details = {label: code(value) for label, value in known.items() if value is not None}
         if "scope" in info:
             details["Scope"] = _DEFAULT_SCOPE if info["scope"] == "null" else code(info["scope"])

@@ -1,6 +1,5 @@
 """Several forget requests against one base: their deltas merged into one; merged again without one, that is revoked."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,5 +124,5 @@ def _have_old(deltas: Sequence[SparseDelta]) -> bool:
 def _info(deltas: Sequence[SparseDelta]) -> dict[str, str]:
     """What the merged mask says of itself: the base that all share, and what was merged."""
     base = {key: deltas[0].mask.info[key] for key in ("base_model", "base_revision") if key in deltas[0].mask.info}
-    merged = [{"k": delta.num_selected, "score": delta.mask.info.get("score")} for delta in deltas]
-    return base | {"score": "merged", "merged": json.dumps(merged)}
+    merged = ", ".join(f"{delta.num_selected:,} by {delta.mask.info.get('score', '?')}" for delta in deltas)
+    return base | {"score": "merged", "merged": merged}
