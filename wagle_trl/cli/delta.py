@@ -12,8 +12,9 @@ from ..delta import SparseDelta
 from ..files import check_writable
 from ..folders import apply_to_folder, delta_between, undo_to_folder
 from ..hub import base_of, checkpoint_of
-from ..mask import WeightMask
-from ..merging import merge_deltas
+from ..mask import WeightMask, layer_of
+from ..merging import Merged, merge_deltas
+from ..report import PLOT_FILE, plot_mask
 from .output import Output, key_value_table
 from .parser import WagleParser
 
@@ -107,16 +108,26 @@ def _merge(argv: list[str]) -> Output:
     merged = merge_deltas(deltas, args.weights)
     check_writable(args.output_dir)
     merged.delta.mask.save(args.output_dir)
+    plot_mask(merged.delta.mask, Path(args.output_dir, PLOT_FILE))
     output = _written(merged.delta, args.output_dir, os.path.getsize(merged.delta.save(args.output_dir)))
     counts = {"shared": sum(merged.shared.values()), "conflicts": sum(merged.conflicts.values())}
-    table = Table("parameter", "selected by several", "given different values", title="Where the deltas meet")
-    for name, shared in merged.shared.items():
-        if shared:
-            table.add_row(name, f"{shared:,}", f"{merged.conflicts[name]:,}")
     output.content |= counts | {"conflicts_by_parameter": {k: v for k, v in merged.conflicts.items() if v}}
     rule = "the last delta wins" if args.weights is None else "their weighted mean is taken"
     meeting = f"{counts['shared']:,} weights are selected by several deltas; for {counts['conflicts']:,} they differ: {rule}."
-    return Output(output.content, [*output.tables, *([table] if counts["shared"] else []), meeting])
+    return Output(output.content, [*output.tables, *([_meetings(merged)] if counts["shared"] else []), meeting])
+
+
+def _meetings(merged: Merged) -> Table:
+    """Where the deltas meet, layer by layer."""
+    counts: dict[str, list[int]] = {}
+    for name, shared in merged.shared.items():
+        total = counts.setdefault(layer_of(name), [0, 0])
+        total[0] += shared
+        total[1] += merged.conflicts[name]
+    table = Table("layer", "selected by several", "given different values", title="Where the deltas meet")
+    for layer, (shared, conflicts) in counts.items():
+        table.add_row(layer, f"{shared:,}", f"{conflicts:,}")
+    return table
 
 
 def _written(delta: SparseDelta, folder: str, size: int) -> Output:
