@@ -105,8 +105,8 @@ def _merge(argv: list[str]) -> Output:
     parser.add_argument("deltas", metavar="DELTA", nargs="+", help=f"{DELTA_HELP} All are of one base.")
     args, names = parser.parse_args_and_config(argv)
     deltas = [SparseDelta.from_pretrained(name) for name in names.deltas]
-    merged = merge_deltas(deltas, args.weights)
     check_writable(args.output_dir)
+    merged = merge_deltas(deltas, args.weights)
     merged.delta.mask.save(args.output_dir)
     plot_mask(merged.delta.mask, Path(args.output_dir, PLOT_FILE))
     output = _written(merged.delta, args.output_dir, os.path.getsize(merged.delta.save(args.output_dir)))
