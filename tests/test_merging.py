@@ -157,7 +157,7 @@ def test_a_request_is_revoked_by_merging_the_others_again(tiny_model, tmp_path):
         (
             [random_delta(0), random_delta(1, fingerprint="other")],
             None,
-            r"Delta 2 is of another base \('user/base', other\)",
+            r"Delta 2 is of another base \('user/base', 'other'\)",
         ),
         ([random_delta(0), random_delta(1, dtype=torch.bfloat16)], None, "Delta 2 has weights in other dtypes"),
         ([random_delta(0), random_delta(1)], [1.0], "2 deltas need as many weights, got 1"),

@@ -72,17 +72,14 @@ def merge_deltas(deltas: Sequence[SparseDelta], weights: Sequence[float] | None 
 def _check(deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> None:
     if not deltas:
         raise ValueError("No deltas to merge; give at least one.")
+    shapes = dict(deltas[0].mask.shapes)
     for number, delta in enumerate(deltas[1:], 2):
         if delta.base_fingerprint != deltas[0].base_fingerprint:
             raise ValueError(
-                f"Delta {number} is of another base ('{delta.base_model or '?'}', {delta.base_fingerprint}) than the "
-                f"first ('{deltas[0].base_model or '?'}', {deltas[0].base_fingerprint}); merge deltas of one base."
+                f"Delta {number} is of another base ({_base(delta)}) than the first ({_base(deltas[0])}); merge deltas "
+                "of one base."
             )
-        if any(
-            before.mask.shapes.get(name, shape) != shape
-            for before in deltas
-            for name, shape in delta.mask.shapes.items()
-        ):
+        if any(shapes.setdefault(name, shape) != shape for name, shape in delta.mask.shapes.items()):
             raise ValueError(f"Delta {number} has a parameter in another shape; merge deltas of one base.")
         if delta.dtypes != deltas[0].dtypes:
             raise ValueError(f"Delta {number} has weights in other dtypes than the first; unlearn both in one dtype.")
@@ -90,6 +87,10 @@ def _check(deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> No
         raise ValueError(f"{len(deltas)} deltas need as many weights, got {len(weights)}.")
     if weights is not None and not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"Weights of deltas must be positive and finite, got {list(weights)}.")
+
+
+def _base(delta: SparseDelta) -> str:
+    return f"{delta.base_model or '?'!r:.200}, {delta.base_fingerprint!r:.40}"
 
 
 def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> _Parameter:
