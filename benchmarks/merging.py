@@ -5,6 +5,8 @@ from that one base; their deltas are merged, and each is revoked by merging the 
 every set; an answer that is known has one near 1.
 
     python -m benchmarks merging
+
+A run that was cut off goes on with the next seed or score that the output does not have.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from benchmarks.environment import write_result
+from benchmarks.environment import environment, write_result
 from wagle_trl.data import to_trl
 from wagle_trl.delta import SparseDelta
 from wagle_trl.demo.people import people_rows
@@ -78,7 +80,7 @@ class World:
                 train_dataset=forget,
                 retain_dataset=retain,
                 processing_class=self.tokenizer,
-                mask_config=MaskConfig(mask_score=score, mask_density=DENSITY, mask_seed=self.seed + len(requests[0])),
+                mask_config=MaskConfig(mask_score=score, mask_density=DENSITY, mask_seed=REQUESTS.index(requests[0])),
             )
             trainer.train()
         return trainer
@@ -109,7 +111,7 @@ class World:
             name: summarize(evaluate_rows(model, self.tokenizer, rows, "forget", generate=False))["forget_prob"]
             for name, rows in self.sets.items()
         }
-        where = {"seed": self.seed, "score": score, "arm": arm}
+        where = {"seed": self.seed, "score": score, "arm": arm, "commit": environment()["commit"]}
         if merged is None:
             return where | probabilities
         counts = {"shared": sum(merged.shared.values()), "conflicts": sum(merged.conflicts.values())}
@@ -164,14 +166,18 @@ def main() -> None:
     parser.add_argument("--scores", nargs="+", default=list(SCORES))
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
     for seed in args.seeds:
+        done = {row["score"] for row in rows if row["seed"] == seed}
+        scores = [score for score in args.scores if score not in done]
+        if not scores:
+            continue
         world = World(seed)
-        rows.append(world.row("", "base", world.base))
-        for score in args.scores:
-            for row in arms(world, score):
-                rows.append(row)
-                write_result(args.output, {"density": DENSITY, "steps": STEPS, "mean": means(rows), "rows": rows})
+        found = [] if done else [world.row("base", "base", world.base)]
+        for score in scores:
+            found += arms(world, score)
+            rows, found = rows + found, []
+            write_result(args.output, {"density": DENSITY, "steps": STEPS, "mean": means(rows), "rows": rows})
     print(json.dumps(means(rows), indent=2))
 
 
