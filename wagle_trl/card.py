@@ -11,7 +11,7 @@ from yaml import YAMLError
 from .card_facts import HUB_ID, Facts
 from .comparison.runs import Run, read_run
 from .data import TOFU_HUB_NAME
-from .files import EVALUATION_FILE, REPORT_FILE
+from .files import CARD_FILE, EVALUATION_FILE, REPORT_FILE
 from .mask import MASK_FILE
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
@@ -157,7 +157,7 @@ def base_licence(base: str) -> dict[str, str]:
         or cannot be read.
     """
     try:
-        source = Path(base, "README.md") if os.path.isdir(base) else base
+        source = Path(base, CARD_FILE) if os.path.isdir(base) else base
         data = ModelCard.load(source, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, YAMLError):  # no such card, no network, or no card at all
         return {}

@@ -11,6 +11,7 @@ from typing import Any
 
 REPORT_FILE = "wagle_report.json"  # what a trainer did
 EVALUATION_FILE = "wagle_eval.json"  # what `wagle eval` found
+CARD_FILE = "README.md"  # what both say to others
 
 
 @contextmanager
@@ -31,7 +32,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to it on success and removed on failure. `path` must be new or empty."""
-    path = Path(path)
+    path = Path(path).resolve()
+    if os.path.ismount(path):
+        raise ValueError(f"'{path}' is a mount point, which nothing can be renamed to; choose a folder in it.")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"'{path}' exists and is not an empty folder; choose another, nothing is overwritten.")
     path.parent.mkdir(parents=True, exist_ok=True)

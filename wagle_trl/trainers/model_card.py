@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from ..card import model_card
-
-CARD_FILE = "README.md"
+from ..files import CARD_FILE
 
 
 def write_card(
