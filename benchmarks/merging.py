@@ -23,13 +23,12 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.environment import environment, write_result
 from wagle_trl.data import to_trl
-from wagle_trl.delta import SparseDelta
+from wagle_trl.delta import SparseDelta, weights_fingerprint
 from wagle_trl.demo.people import people_rows
 from wagle_trl.demo.run import DENSITY, LEARNING_RATES, RETAIN_WEIGHT, STEPS
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows
-from wagle_trl.mask import model_fingerprint
 from wagle_trl.mask_config import MaskConfig
 from wagle_trl.merging import Merged, merge_deltas
 from wagle_trl.trainers.npo_config import NPOConfig
@@ -61,7 +60,7 @@ class World:
         self.tokenizer = build_tokenizer([f"Question: {r['question']}\nAnswer: {r['answer']}" for r in rows])
         self.base = train(build_model(self.tokenizer, seed), self.tokenizer, rows, seed=seed).model
         self.weights = {name: weight.clone() for name, weight in self.base.state_dict().items()}
-        self.fingerprint = model_fingerprint(self.base)
+        self.fingerprint = weights_fingerprint(self.base)
 
     def model(self, weights: dict[str, Tensor]) -> LlamaForCausalLM:
         """A new model: TRL binds the forward pass of the one that it trained, and a deep copy would run that."""

@@ -13,8 +13,8 @@ from torch import nn
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.checkpoint import Checkpoint
-from wagle_trl.delta import DELTA_FILE
-from wagle_trl.mask import MASK_FILE, model_fingerprint
+from wagle_trl.delta import DELTA_FILE, weights_fingerprint
+from wagle_trl.mask import MASK_FILE
 
 MODEL_FILE = "model.safetensors"
 FILES = {"mask": MASK_FILE, "delta": DELTA_FILE, "model": MODEL_FILE}
@@ -49,7 +49,7 @@ def unlearned_model():
 
 
 def sound_delta():
-    return SparseDelta.from_model(unlearned_model(), mask_of_five(), model_fingerprint(base_model()), base_model())
+    return SparseDelta.from_model(unlearned_model(), mask_of_five(), weights_fingerprint(base_model()), base_model())
 
 
 def model_folder(folder, model=None):

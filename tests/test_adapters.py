@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.adapters import export_adapter
 from wagle_trl.checkpoint import Checkpoint
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.delta import weights_fingerprint
 from wagle_trl.tensor_file import bit_patterns
 
 from .deltas import same_weights, unlearned
@@ -33,7 +33,7 @@ def export(tmp_path):
     def run(base, model, mask, folder="adapter"):
         base.save_pretrained(tmp_path / "base")
         mask.info["base_model"] = str(tmp_path / "base")
-        delta = SparseDelta.from_model(model, mask, model_fingerprint(base))
+        delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
         return delta, export_adapter(delta, Checkpoint(tmp_path / "base"), tmp_path / folder)
 
     return run
@@ -89,7 +89,7 @@ def test_a_base_in_a_wider_dtype_is_rounded_as_it_was_for_training(tiny_model, t
     base.save_pretrained(tmp_path / "base")
     rounded = copy.deepcopy(base).to(torch.bfloat16)
     model, mask = unlearned(rounded, names=linear(base))
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(rounded))
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(rounded))
     assert_exact(rounded, model, export_adapter(delta, Checkpoint(tmp_path / "base"), tmp_path / "adapter"))
 
 
@@ -170,7 +170,7 @@ def test_any_mask_of_linear_layers(hidden, intermediate, vocab, densities, dtype
         shapes |= mask.shapes
     folder = tmp_path_factory.mktemp("any")
     base.save_pretrained(folder / "base")
-    delta = SparseDelta.from_model(model, WeightMask(bits, shapes), model_fingerprint(base))
+    delta = SparseDelta.from_model(model, WeightMask(bits, shapes), weights_fingerprint(base))
     exported = export_adapter(delta, Checkpoint(folder / "base"), folder / "adapter")
     peft_model = adapted(base, exported)
     inexact = sum(

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.delta import DELTA_FILE
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.delta import DELTA_FILE, weights_fingerprint
 
 from .deltas import same_weights, unlearned
 
@@ -23,7 +22,7 @@ def base(request, tiny_model):
 @pytest.mark.parametrize("stored", [False, True], ids=["in memory", "from its file"])
 def test_apply_gives_the_unlearned_model_and_undo_the_base_bit_by_bit(density, stored, base, tmp_path):
     model, mask = unlearned(base, density)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base), base)
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base), base)
     if stored:
         delta.save(tmp_path)
         delta = SparseDelta.load(tmp_path)
@@ -41,7 +40,7 @@ def test_weights_that_differ_in_sign_of_zero_or_are_not_numbers_come_back_bit_by
     with torch.no_grad():
         model.weight.view(-1)[:3] = torch.tensor([-0.0, torch.nan, -torch.inf])
     mask = WeightMask.from_dense({"weight": torch.arange(8).view(2, 4) < 3})
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base), base)
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base), base)
     made = delta.apply(copy.deepcopy(base))
     assert same_weights(made, model)
     assert same_weights(delta.undo(made), base)
@@ -69,22 +68,22 @@ def test_at_density_005_a_delta_takes_at_most_015_of_the_bf16_model(tiny_model, 
     base = tiny_model(dtype=torch.bfloat16, hidden_size=256, intermediate_size=512)
     model, mask = unlearned(base)
     size = 2 * sum(parameter.numel() for parameter in base.parameters())
-    plain = SparseDelta.from_model(model, mask, model_fingerprint(base))
-    undoable = SparseDelta.from_model(model, mask, model_fingerprint(base), base)
+    plain = SparseDelta.from_model(model, mask, weights_fingerprint(base))
+    undoable = SparseDelta.from_model(model, mask, weights_fingerprint(base), base)
     assert os.path.getsize(plain.save(tmp_path / "plain")) <= 0.085 * size  # 0.05 of values, 0.025 of positions
     assert os.path.getsize(undoable.save(tmp_path / "undoable")) <= 0.15 * size
 
 
 def test_a_delta_without_old_values_says_what_to_load_instead(base):
     model, mask = unlearned(base)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base))
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
     with pytest.raises(ValueError, match="no values from before; load the base model 'user/base' instead"):
         delta.undo(model)
 
 
 def test_another_base_is_refused_and_left_alone(base, tiny_model):
     model, mask = unlearned(base)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base), base)
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base), base)
     other = tiny_model(seed=1, dtype=base.dtype)
     before = copy.deepcopy(other)
     with pytest.raises(ValueError, match="for another base: 'user/base' with fingerprint"):
@@ -99,7 +98,7 @@ def test_another_base_is_refused_and_left_alone(base, tiny_model):
 def test_a_base_that_differs_outside_the_mask_is_refused(base):
     names = [name for name, _ in base.named_parameters() if "layers" in name]
     model, mask = unlearned(base, names=names)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base))
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
     with torch.no_grad():
         base.get_input_embeddings().weight.add_(1.0)
     with pytest.raises(ValueError, match="for another base"):
@@ -121,7 +120,7 @@ def test_another_architecture_is_refused(config, message, tiny_model):
     base = tiny_model()
     names = [name for name, _ in base.named_parameters() if "q_proj" in name]
     model, mask = unlearned(base, names=names)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base))
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
     with pytest.raises(ValueError, match=message):
         delta.apply(tiny_model(**config))
 
@@ -129,7 +128,7 @@ def test_another_architecture_is_refused(config, message, tiny_model):
 def test_a_base_in_another_dtype_is_refused(tiny_model):
     base = tiny_model(dtype=torch.bfloat16)
     model, mask = unlearned(base)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base))
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
     with pytest.raises(ValueError, match=r"is torch.float32, in the delta torch.bfloat16; load the model in that"):
         delta.apply(tiny_model())
 
@@ -138,24 +137,48 @@ def test_tied_weights_are_changed_once(tiny_model):
     base = tiny_model(tie_word_embeddings=True)
     assert base.lm_head.weight is base.model.embed_tokens.weight
     model, mask = unlearned(base)
-    delta = SparseDelta.from_model(model, mask, model_fingerprint(base), base)
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base), base)
     made = delta.apply(copy.deepcopy(base))
     assert torch.equal(made.lm_head.weight, model.lm_head.weight)
     assert made.lm_head.weight is made.model.embed_tokens.weight
 
 
+def test_a_loaded_delta_stays_what_it_was_when_another_takes_its_place(base, tmp_path):
+    (first, first_mask), (second, second_mask) = unlearned(base, seed=0), unlearned(base, seed=1)
+    SparseDelta.from_model(first, first_mask, weights_fingerprint(base)).save(tmp_path)
+    delta = SparseDelta.load(tmp_path)
+    SparseDelta.from_model(second, second_mask, weights_fingerprint(base)).save(tmp_path)
+    assert same_weights(delta.apply(copy.deepcopy(base)), first)
+
+
 def test_a_loaded_delta_reads_its_values_when_they_are_asked_for(base, tmp_path):
     model, mask = unlearned(base)
-    path = SparseDelta.from_model(model, mask, model_fingerprint(base)).save(tmp_path)
+    path = SparseDelta.from_model(model, mask, weights_fingerprint(base)).save(tmp_path)
     delta = SparseDelta.load(path)
-    path.rename(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(FileNotFoundError):
-        delta.new[next(iter(delta.new))]
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(ValueError, match="it was truncated while it was read"):
+        [delta.new[name] for name in delta.new]
+
+
+def test_a_loaded_delta_is_saved_as_it_was(base, tmp_path):
+    model, mask = unlearned(base)
+    path = SparseDelta.from_model(model, mask, weights_fingerprint(base), base).save(tmp_path / "first")
+    again = SparseDelta.load(path).save(tmp_path / "second")
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_model_in_wider_weights_is_no_base(tiny_model):
+    base = tiny_model()
+    model, mask = unlearned(base)
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
+    with pytest.raises(ValueError, match="for another base"):
+        delta.apply(copy.deepcopy(base).bfloat16().float())  # rounded on the way
+    assert same_weights(delta.apply(base), model)
 
 
 def test_a_delta_knows_where_it_comes_from(base, tmp_path):
     model, mask = unlearned(base)
-    delta = SparseDelta.load(SparseDelta.from_model(model, mask, model_fingerprint(base)).save(tmp_path))
+    delta = SparseDelta.load(SparseDelta.from_model(model, mask, weights_fingerprint(base)).save(tmp_path))
     assert (delta.base_model, delta.base_revision) == ("user/base", "main")
     assert delta.mask.info == mask.info
     assert delta.dtype == base.dtype

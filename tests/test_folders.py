@@ -2,12 +2,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.checkpoint import Checkpoint
+from wagle_trl.delta import weights_fingerprint
 from wagle_trl.folders import apply_to_folder, delta_between, undo_to_folder
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.merging import merge_deltas
 from wagle_trl.verification import verify
 
 from .deltas import same_weights, unlearned
@@ -53,14 +55,45 @@ def test_apply_writes_the_unlearned_model_and_undo_the_base(dtype, saved, tmp_pa
 @pytest.mark.parametrize("base_dtype", [torch.float32, torch.float16], ids=str)
 def test_a_base_in_a_wider_dtype_is_rounded_as_it_was_for_training(base_dtype, saved, tmp_path):
     base, model, mask = saved(torch.bfloat16, base_dtype)
-    delta = delta_between(base, model, mask, undo=True, progress=False)
-    made = apply_to_folder(delta, base, tmp_path / "made")
+    made = apply_to_folder(delta_between(base, model, mask, progress=False), base, tmp_path / "made")
     assert loaded(made).dtype == torch.bfloat16
     assert same_weights(loaded(made), loaded(model.folder))
     assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
-    back = undo_to_folder(delta, Checkpoint(made), tmp_path / "back")
-    assert same_weights(loaded(back), loaded(base.folder).to(torch.bfloat16))
     assert not verify(Checkpoint(made), model, mask, progress=False).total.moved
+    with pytest.raises(ValueError, match=r"undoing would give the base rounded. Keep the base instead"):
+        delta_between(base, model, mask, undo=True, progress=False)
+
+
+def test_a_base_in_a_narrower_dtype_is_one_only_if_it_was_trained_from(saved, tmp_path):
+    base, model, mask = saved(torch.float32, torch.bfloat16)
+    delta = delta_between(base, model, mask, progress=False)
+    assert same_weights(loaded(apply_to_folder(delta, base, tmp_path / "made")), loaded(model.folder))
+    wide, model, mask = saved(torch.float32, torch.float32)
+    delta = delta_between(wide, model, mask, progress=False)
+    loaded(wide.folder).bfloat16().save_pretrained(tmp_path / "rounded")
+    with pytest.raises(ValueError, match="for another base"):
+        apply_to_folder(delta, Checkpoint(tmp_path / "rounded"), tmp_path / "wrong")
+
+
+def test_tied_weights_that_a_base_holds_twice_are_refused(tiny_model, tmp_path):
+    base = tiny_model(tie_word_embeddings=True)
+    model, mask = unlearned(base)
+    delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
+    base.save_pretrained(tmp_path / "base")
+    weights = dict(Checkpoint(tmp_path / "base"))
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"'model.embed_tokens.weight' a second time, as 'lm_head.weight'"):
+        apply_to_folder(delta, Checkpoint(tmp_path / "base"), tmp_path / "made")
+
+
+def test_deltas_of_models_and_of_folders_merge(saved):
+    base, model, mask = saved()
+    of_folders = delta_between(base, model, mask, progress=False)
+    of_models = SparseDelta.from_model(loaded(model.folder), mask, weights_fingerprint(loaded(base.folder)))
+    merged = merge_deltas([of_folders, of_models])
+    assert merged.conflicts == dict.fromkeys(merged.conflicts, 0)
+    assert merged.delta.mask == mask
 
 
 def test_tied_weights_are_written_as_the_base_has_them(saved, tmp_path):
@@ -72,7 +105,7 @@ def test_tied_weights_are_written_as_the_base_has_them(saved, tmp_path):
 def test_a_delta_made_from_a_model_applies_to_its_folder_and_the_other_way_round(saved, tmp_path):
     base, model, mask = saved()
     start, end = loaded(base.folder), loaded(model.folder)
-    of_models = SparseDelta.from_model(end, mask, model_fingerprint(start), start)
+    of_models = SparseDelta.from_model(end, mask, weights_fingerprint(start), start)
     of_folders = delta_between(base, model, mask, progress=False)
     assert same_weights(loaded(apply_to_folder(of_models, base, tmp_path / "made")), end)
     assert same_weights(of_folders.apply(start), end)
@@ -114,6 +147,18 @@ def test_undo_finds_a_model_that_differs_outside_the_mask(saved, tmp_path):
     with pytest.raises(ValueError, match="for another base"):
         undo_to_folder(delta, Checkpoint(tmp_path / "tampered"), tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_an_empty_folder_is_taken_as_it_is_named(saved, tmp_path, monkeypatch):
+    base, model, mask = saved()
+    delta = delta_between(base, model, mask, progress=False)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", tmp_path / "link"):
+        apply_to_folder(delta, base, folder)
+    assert same_weights(loaded(tmp_path / "here"), loaded(tmp_path / "there"))
 
 
 def test_nothing_is_overwritten(saved, tmp_path):

@@ -13,8 +13,9 @@ from torch import nn
 
 from wagle_trl import SparseDelta, WeightMask, tensor_file
 from wagle_trl.checkpoint import Checkpoint
+from wagle_trl.delta import weights_fingerprint
 from wagle_trl.folders import apply_to_folder, undo_to_folder
-from wagle_trl.mask import MASK_FILE, model_fingerprint
+from wagle_trl.mask import MASK_FILE
 from wagle_trl.merging import merge_deltas
 
 from .deltas import same_weights
@@ -77,7 +78,7 @@ def test_a_delta_that_names_a_buffer_changes_no_module():
     mask = WeightMask.from_dense({"a": torch.ones(40, 10), "c": torch.ones(2)})
     values = {"a": torch.zeros(400), "c": torch.zeros(2)}
     model = base_model()
-    delta = SparseDelta(mask, values, dict.fromkeys("abc", torch.float32), model_fingerprint(model), values)
+    delta = SparseDelta(mask, values, dict.fromkeys("abc", torch.float32), weights_fingerprint(model), values)
     for method in (delta.apply, delta.undo):
         with pytest.raises(ValueError, match="The delta changes c, which the model does not have as parameters"):
             method(model)

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.delta import weights_fingerprint
 
 from .deltas import unlearned
 
@@ -23,7 +23,7 @@ def mask():
 def delta(tiny_model):
     base = tiny_model(dtype=torch.bfloat16)
     model, mask = unlearned(base)
-    return SparseDelta.from_model(model, mask, model_fingerprint(base), base)
+    return SparseDelta.from_model(model, mask, weights_fingerprint(base), base)
 
 
 def assert_same(loaded, saved):

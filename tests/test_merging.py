@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.delta import weights_fingerprint
 from wagle_trl.merging import merge_deltas
 from wagle_trl.tensor_file import bit_patterns
 
@@ -137,7 +137,7 @@ def test_a_request_is_revoked_by_merging_the_others_again(tiny_model, tmp_path):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter[masks[name]] += 1
-        delta = SparseDelta.from_model(model, WeightMask.from_dense(masks), model_fingerprint(base), base)
+        delta = SparseDelta.from_model(model, WeightMask.from_dense(masks), weights_fingerprint(base), base)
         delta.save(tmp_path / str(seed))
         deltas.append(SparseDelta.load(tmp_path / str(seed)))
     everything, without = merge_deltas(deltas).delta, merge_deltas([deltas[0], deltas[2]]).delta

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ class Checkpoint(Mapping[str, Tensor]):
                 (temporary / CONFIG_NAME).write_text(config, encoding="utf-8")
             for place, file in self.files.items():
                 specs = {name: (dtypes.get(name, file.dtype(name)), file.shape(name)) for name in file}
-                write_tensors(temporary / place, specs, lambda name: change(name, file[name]), file.metadata)  # noqa: B023
+                made = partial(_made, file, change)
+                write_tensors(temporary / place, specs, made, file.metadata, progress=f"Writing {place}")
             then(temporary)
         return Path(folder)
 
@@ -126,6 +128,10 @@ class Checkpoint(Mapping[str, Tensor]):
             return json.dumps(config, indent=2) + "\n"
         except RecursionError as error:
             raise ValueError(f"{self.folder / CONFIG_NAME} nests too deep; the file is damaged or hostile.") from error
+
+
+def _made(file: TensorFile, change: Callable[[str, Tensor], Tensor], name: str) -> Tensor:
+    return change(name, file[name])
 
 
 def _files_of_weights(folder: Path) -> dict[str, TensorFile]:

@@ -30,9 +30,9 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         new (`dict[str, torch.Tensor]`):
             For every parameter of the mask the values after unlearning, of shape `(selected,)`, in rising flat order.
         dtypes (`dict[str, torch.dtype]`):
-            Dtype of every parameter of the unlearned model, in model order, selected or not; weights of a base in
+            Dtype of every weight tensor of the unlearned model, in model order, selected or not; those of a base in
             another are rounded to it.
-        base_fingerprint (`str`): Of the base model, over these parameters, see [`~mask.fingerprint`].
+        base_fingerprint (`str`): [`~mask.fingerprint`] of the base model, over these parameters in these dtypes.
         old (`dict[str, torch.Tensor]`, *optional*):
             The values before, for [`undo`]. They hold what was forgotten: keep them to yourself.
 
@@ -58,6 +58,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         self.dtypes = dict(dtypes)
         self.base_fingerprint = base_fingerprint
         self.old = old
+        self._codes: Mapping[str, tuple[str, Tensor]] | None = None  # of the positions, where a file has them
 
     @property
     def base_model(self) -> str | None:
@@ -90,7 +91,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         Args:
             model (`torch.nn.Module`): The unlearned model.
             mask ([`WeightMask`]): Its mask.
-            base_fingerprint (`str`): [`~mask.model_fingerprint`] of the model before.
+            base_fingerprint (`str`): [`weights_fingerprint`] of the model before.
             base (`torch.nn.Module`, *optional*): The model before, for the old values.
         """
         mask.check(model, fingerprint=False)
@@ -100,7 +101,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         if base is not None:
             before = dict(base.named_parameters())
             old = {name: take(before[name].to(new[name].dtype), mask.bits[name]) for name in mask.bits}
-        return cls(mask, new, {name: p.dtype for name, p in parameters.items()}, base_fingerprint, old)
+        return cls(mask, new, {n: w.dtype for n, w in saved_weights(model).items()}, base_fingerprint, old)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """
@@ -137,8 +138,8 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     def check_fingerprint(
         self, shapes: Mapping[str, tuple[int, ...]], every: Callable[[str, int, int], Tensor]
     ) -> None:
-        """A `ValueError` unless weights have the base's fingerprint; the arguments are those of [`~mask.fingerprint`]."""
-        actual = fingerprint({name: shapes[name] for name in self.dtypes}, every)
+        """A `ValueError` unless weights have the base's fingerprint; arguments as of [`~mask.fingerprint`]."""
+        actual = fingerprint(self.dtypes, shapes, every)
         if actual != self.base_fingerprint:
             raise ValueError(
                 f"The delta is for another base: {self.base_model or '?'!r:.200} with fingerprint "
@@ -195,10 +196,10 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         """
         path = self.path_in(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        specs, tensors = {}, {}
+        codes = self._codes or {name: encode(bits, self.mask.numel_of(name)) for name, bits in self.mask.bits.items()}
+        specs = {}
         for name in self.mask.bits:
-            coding, code = encode(self.mask.bits[name], self.mask.numel_of(name))
-            tensors[f"{coding}:{name}"] = code
+            coding, code = codes[name]
             specs[f"{coding}:{name}"] = (torch.uint8, tuple(code.shape))
             for kind in self._values():
                 specs[f"{kind}:{name}"] = (self.dtypes[name], (self.mask.num_selected_of(name),))
@@ -213,7 +214,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
 
         def read(key: str) -> Tensor:
             kind, name = key.split(":", 1)
-            return tensors[key] if kind in CODINGS else self._values()[kind][name]
+            return codes[name][1] if kind in CODINGS else self._values()[kind][name]
 
         write_tensors(path, specs, read, metadata)
         return path
@@ -233,12 +234,30 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         if not path.is_file():
             raise FileNotFoundError(f"No delta at {path}; give a {DELTA_FILE} or a folder that holds one.")
         file = DeltaFile(path)
-        mask = WeightMask(LazyTensors(file.shapes, file.bits), file.shapes, file.info)
+        mask = WeightMask(LazyTensors(file.shapes, file.bits), file.shapes, file.info, file.counts)
         new, old = (
             LazyTensors(file.shapes, lambda name, kind=kind: file[f"{kind}:{name}"]) for kind in ("new", "old")
         )
-        return cls(mask, new, file.dtypes, file.base_fingerprint, old if file.has_old else None)
+        delta = cls(mask, new, file.dtypes, file.base_fingerprint, old if file.has_old else None)
+        delta._codes = LazyTensors(file.shapes, file.code)
+        return delta
 
     def __repr__(self) -> str:
         undo = ", can be undone" if self.old is not None else ""
         return f"SparseDelta({self.num_selected:,} of {self.mask.numel:,} weights of {self.base_model or '?'!r}{undo})"
+
+
+def saved_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as transformers saves them: weights that are tied once."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, values in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(values), (name, values.detach()))
+    return dict(named.values())
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """The [`~mask.fingerprint`] of a model as the base of deltas: of all that transformers saves, in its dtypes."""
+    weights = saved_weights(model)
+    dtypes = {name: values.dtype for name, values in weights.items()}
+    shapes = {name: tuple(values.shape) for name, values in weights.items()}
+    return fingerprint(dtypes, shapes, lambda name, stride, count: weights[name].reshape(-1)[::stride][:count])

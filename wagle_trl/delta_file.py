@@ -39,13 +39,18 @@ class DeltaFile(TensorFile):
         self.codings = {name: self._coding(name) for name in self.shapes}
         if len(self) != len(self.shapes) * (1 + len(self.kinds)):
             raise ValueError(f"{self.path}: the header does not declare all parameters that the file holds values of.")
-        declared, total = self.info.pop("k", None), sum(map(self._count, self.shapes))
+        self.counts = {name: self._count(name) for name in self.shapes}
+        declared, total = self.info.pop("k", None), sum(self.counts.values())
         if declared != str(total):
             raise ValueError(f"{self.path}: the header declares k = {declared!r:.40}, the positions are {total}.")
 
+    def code(self, name: str) -> tuple[str, Tensor]:
+        """Coding and code of a parameter's positions."""
+        return self.codings[name], self[f"{self.codings[name]}:{name}"]
+
     def bits(self, name: str) -> Tensor:
         """Packed mask of a parameter."""
-        return decode(self.codings[name], self[f"{self.codings[name]}:{name}"], math.prod(self.shapes[name]))
+        return decode(*self.code(name), math.prod(self.shapes[name]))
 
     def _parse_dtypes(self, text: str) -> dict[str, torch.dtype]:
         try:
@@ -68,10 +73,9 @@ class DeltaFile(TensorFile):
 
     def _count(self, name: str) -> int:
         """Number of selected weights of a parameter, if the file holds as many values of the declared dtype."""
-        coding, numel = self.codings[name], math.prod(self.shapes[name])
         try:
             # Not by decoding: until a model has those shapes, they are no more than a claim
-            selected = count(coding, self[f"{coding}:{name}"], numel)
+            selected = count(*self.code(name), math.prod(self.shapes[name]))
         except ValueError as error:
             raise ValueError(f"{self.path}: '{name}' {error}.") from error
         for key in (f"{kind}:{name}" for kind in self.kinds):

@@ -1,8 +1,10 @@
 """Deltas between the folders of two models: made, applied and undone on the files, one tensor at a time."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
@@ -23,20 +25,24 @@ def delta_between(
         base ([`~checkpoint.Checkpoint`]): The model before.
         unlearned ([`~checkpoint.Checkpoint`]): The model after. A `ValueError` if it differs outside the mask.
         mask ([`WeightMask`]): Which weights differ.
-        undo (`bool`, *optional*, defaults to `False`): Whether to take the old values, too.
+        undo (`bool`, *optional*, defaults to `False`):
+            Whether to take the old values, too. A `ValueError` if the base has weights in wider dtypes than the model
+            after, which would not come back.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
     """
+    dtypes = {name: unlearned.dtype(name) for name in unlearned}
+    if undo:
+        _check_exact(base, dtypes)
     violations = verify(base, unlearned, mask, progress=progress).violations
     if violations:
         raise ValueError(
             f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
             "a delta of this mask would not give this model."
         )
-    dtypes = {name: unlearned.dtype(name) for name in unlearned}
     new = LazyTensors(mask.bits, lambda name: take(unlearned[name], mask.bits[name]))
     old = LazyTensors(mask.bits, lambda name: take(base[name].to(dtypes[name]), mask.bits[name]))
     shapes = {name: base.shape(name) for name in dtypes}
-    return SparseDelta(mask, new, dtypes, fingerprint(shapes, base.every), old if undo else None)
+    return SparseDelta(mask, new, dtypes, fingerprint(dtypes, shapes, base.every), old if undo else None)
 
 
 def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike) -> Path:
@@ -53,6 +59,7 @@ def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathL
     """
     shapes = _checked_shapes(delta, base)
     delta.check_fingerprint(shapes, base.every)
+    _check_no_repeats(delta, base)
 
     def change(name: str, weights: Tensor) -> Tensor:
         weights = weights.to(delta.dtypes.get(name, weights.dtype))
@@ -96,3 +103,23 @@ def _checked_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> dict[str, tup
     except ValueError as error:
         raise ValueError(f"'{checkpoint.folder}': {error}") from error
     return shapes
+
+
+def _check_exact(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> None:
+    for name, dtype in dtypes.items():
+        if name in base and torch.promote_types(base.dtype(name), dtype) != dtype:
+            raise ValueError(
+                f"'{name}' is {base.dtype(name)} in '{base.folder}' and {dtype} in the model after: undoing would give the "
+                "base rounded. Keep the base instead, or unlearn in its dtype."
+            )
+
+
+def _check_no_repeats(delta: SparseDelta, base: Checkpoint) -> None:
+    """Tied weights that a file holds twice would stay tied in name only: transformers ties what is equal."""
+    for name in base.keys() - delta.dtypes.keys():
+        for changed, shape in delta.mask.shapes.items():
+            if base.shape(name) == shape and torch.equal(base[name], base[changed]):
+                raise ValueError(
+                    f"'{base.folder}' holds '{changed}' a second time, as '{name}', and the delta changes the first alone; "
+                    "load the base with transformers and save it again, which keeps one of them."
+                )

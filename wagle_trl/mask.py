@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import wagle_kernels
 
 from .coding import check_bits
-from .files import atomic_path
 from .hub_file import HubFile
-from .tensor_file import TensorFile, is_name, is_shape
+from .tensor_file import TensorFile, is_name, is_shape, write_tensors
 
 MASK_FILE = "wagle_mask.safetensors"
 FORMAT_VERSION = "1"
@@ -36,6 +34,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
             Shape of each of those parameters.
         info (`dict[str, str]`, *optional*):
             How the mask was made (score, gamma, seed, base model, ...). Travels with the file.
+        counts (`dict[str, int]`, *optional*): Numbers of selected weights, where they are known.
 
     Example:
     ```python
@@ -48,11 +47,16 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
     file_name = MASK_FILE
 
     def __init__(
-        self, bits: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]], info: dict[str, str] | None = None
+        self,
+        bits: Mapping[str, Tensor],
+        shapes: Mapping[str, Iterable[int]],
+        info: dict[str, str] | None = None,
+        counts: Mapping[str, int] | None = None,
     ):
         self.bits = bits
         self.shapes = {name: tuple(shapes[name]) for name in bits}
         self.info = dict(info or {})
+        self._counts = dict(counts or {})
 
     @classmethod
     def from_dense(cls, masks: Mapping[str, Tensor], info: dict[str, str] | None = None) -> "WeightMask":
@@ -68,7 +72,9 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         return math.prod(self.shapes[name])
 
     def num_selected_of(self, name: str) -> int:
-        return wagle_kernels.popcount(self.bits[name])
+        if name not in self._counts:
+            self._counts[name] = wagle_kernels.popcount(self.bits[name])
+        return self._counts[name]
 
     @property
     def numel(self) -> int:
@@ -156,8 +162,8 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
             "k": str(self.num_selected),
             "density": repr(self.density),
         }
-        with atomic_path(path) as temporary:
-            save_file({name: bits.cpu().contiguous() for name, bits in self.bits.items()}, temporary, metadata)
+        specs = {name: (torch.uint8, ((self.numel_of(name) + 7) // 8,)) for name in self.bits}
+        write_tensors(path, specs, self.bits.__getitem__, metadata)
         return path
 
     @classmethod
@@ -227,26 +233,33 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """The [`fingerprint`] of a model's parameters, in their order."""
+    """The [`fingerprint`] of a model's parameters, in bf16."""
     parameters = dict(model.named_parameters())
+    dtypes = dict.fromkeys(parameters, torch.bfloat16)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    return fingerprint(shapes, lambda name, stride, count: parameters[name].detach().reshape(-1)[::stride][:count])
+    return fingerprint(
+        dtypes, shapes, lambda name, stride, count: parameters[name].detach().reshape(-1)[::stride][:count]
+    )
 
 
-def fingerprint(shapes: Mapping[str, tuple[int, ...]], every: Callable[[str, int, int], Tensor]) -> str:
+def fingerprint(
+    dtypes: Mapping[str, torch.dtype],
+    shapes: Mapping[str, tuple[int, ...]],
+    every: Callable[[str, int, int], Tensor],
+) -> str:
     """
-    Short hash of names, shapes and up to 256 evenly spaced values of each tensor, rounded to bf16, so that the same
-    weights in fp32 and in bf16 agree.
+    Short hash of names, shapes and up to 256 evenly spaced values of tensors.
 
     Args:
-        shapes (`dict[str, tuple[int, ...]]`): Shape of each tensor; their order counts.
+        dtypes (`dict[str, torch.dtype]`): The tensors, in any order, and the dtype to round the values of each to.
+        shapes (`dict[str, tuple[int, ...]]`): Their shapes.
         every (callable): Gives, for a name, a stride and a count, as many flat values so far apart.
     """
     digest = hashlib.sha256()
-    for name, shape in shapes.items():
-        stride = max(1, math.prod(shape) // _FINGERPRINT_SAMPLES)
-        sample = every(name, stride, _FINGERPRINT_SAMPLES).to(torch.bfloat16).cpu().contiguous().view(torch.uint8)
-        digest.update(f"{name}{shape}".encode() + sample.numpy().tobytes())
+    for name in sorted(dtypes):
+        stride = math.prod(shapes[name]) // _FINGERPRINT_SAMPLES | 1  # odd: an even one may stay in some columns
+        sample = every(name, stride, _FINGERPRINT_SAMPLES).to(dtypes[name]).cpu().contiguous().view(torch.uint8)
+        digest.update(f"{name}{tuple(shapes[name])}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

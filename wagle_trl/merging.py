@@ -124,6 +124,8 @@ def _have_old(deltas: Sequence[SparseDelta]) -> bool:
 
 def _info(deltas: Sequence[SparseDelta]) -> dict[str, str]:
     """What the merged mask says of itself: the base that all share, and what was merged."""
-    base = {key: deltas[0].mask.info[key] for key in ("base_model", "base_revision") if key in deltas[0].mask.info}
+    infos = [delta.mask.info for delta in deltas]
+    keys = ("base_model", "base_revision", "fingerprint")
+    base = {key: infos[0][key] for key in keys if key in infos[0] and all(i.get(key) == infos[0][key] for i in infos)}
     merged = ", ".join(f"{delta.num_selected:,} by {delta.mask.info.get('score', '?')}" for delta in deltas)
     return base | {"score": "merged", "merged": merged}

@@ -3,14 +3,15 @@
 import json
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .files import atomic_path
 
@@ -73,6 +74,9 @@ class TensorFile(Mapping[str, Tensor]):
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"No file at {self.path}.")
+        # Kept open: what is read stays what was checked, even if another file takes the name
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
         try:
             with safe_open(self.path, "np") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}
@@ -82,8 +86,7 @@ class TensorFile(Mapping[str, Tensor]):
                 f"{self.path} is not a readable safetensors file ({str(error)[:200]!r}); it may be truncated."
             ) from error
         self._entries: dict[str, _Entry] = {}
-        with open(self.path, "rb") as file:
-            offset = 8 + int.from_bytes(file.read(8), "little")
+        offset = 8 + int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         for name, part in parts.items():  # in the order of the data, which safetensors checks to be without holes
             self._entries[name] = entry = self._entry(name, part.get_dtype(), part.get_shape(), offset)
             offset += math.prod(entry.shape) * entry.dtype.itemsize
@@ -131,19 +134,19 @@ class TensorFile(Mapping[str, Tensor]):
         """
         stop = math.prod(self.shape(name)) if stop is None else stop
         out = torch.empty(stop - start, dtype=self.dtype(name))
-        with open(self.path, "rb") as file:
-            file.seek(self._entries[name].offset + start * out.itemsize)
-            if file.readinto(out.view(torch.uint8).numpy()) != out.nbytes:
+        view, place = memoryview(out.view(torch.uint8).numpy()), self._entries[name].offset + start * out.itemsize
+        while view:
+            count = os.preadv(self._descriptor, [view], place)
+            if not count:
                 raise ValueError(f"{self.path} ends within '{name}'; it was truncated while it was read.")
+            view, place = view[count:], place + count
         return out
 
     def every(self, name: str, stride: int, count: int) -> Tensor:
         """At most `count` flat elements of a tensor, `stride` apart, without reading those between."""
-        dtype, numel = self.dtype(name), math.prod(self.shape(name))
-        if not numel:
-            return torch.empty(0, dtype=dtype)
-        bits = np.memmap(self.path, np.uint8, "r", self._entries[name].offset, (numel, dtype.itemsize))
-        return torch.from_numpy(bits[::stride][:count].copy()).view(dtype).view(-1)
+        places = range(0, math.prod(self.shape(name)), stride)[:count]
+        parts = [self.read(name, place, place + 1) for place in places]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype(name))
 
 
 def write_tensors(
@@ -151,6 +154,7 @@ def write_tensors(
     specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     read: Callable[[str], Tensor],
     metadata: Mapping[str, str],
+    progress: str | None = None,
 ) -> None:
     """
     Write a safetensors file atomically, holding one tensor at a time.
@@ -160,10 +164,11 @@ def write_tensors(
         specs (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of every tensor.
         read (callable): Gives the tensor of a name; called once for each.
         metadata (`dict[str, str]`): For the header.
+        progress (`str`, *optional*): Label of a progress bar; by default there is none.
     """
     # Wide dtypes first, as safetensors writes them: so every tensor starts at a multiple of its element size
     names = sorted(specs, key=lambda name: -specs[name][0].itemsize)
-    header, offset = {"__metadata__": dict(metadata)}, 0
+    header, offset = {"__metadata__": dict(sorted(metadata.items()))}, 0
     for name in names:
         dtype, shape = specs[name]
         end = offset + math.prod(shape) * dtype.itemsize
@@ -173,7 +178,7 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
+        for name in tqdm(names, desc=progress, unit="tensor", disable=progress is None):
             tensor = read(name).cpu().contiguous()
             if (tensor.dtype, tuple(tensor.shape)) != specs[name]:
                 raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not {specs[name]} as declared.")
