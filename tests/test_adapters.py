@@ -258,7 +258,7 @@ def test_a_failure_leaves_no_folder_and_nothing_is_overwritten(export, tiny_mode
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         export_adapter(delta, Checkpoint(tmp_path / "base"), exported.folder)
 
-    def full(*_):
+    def full(*_, **options):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("wagle_trl.adapters.write_tensors", full)

@@ -16,6 +16,7 @@ import torch
 from peft import ShiraConfig, TaskType
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .adapter_plan import Layer, best_rank, changed_layers, refusal
 from .checkpoint import Checkpoint
@@ -53,7 +54,9 @@ class ExportedAdapter:
     num_bytes: int
 
 
-def export_adapter(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike) -> ExportedAdapter:
+def export_adapter(
+    delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike, *, progress: bool = True
+) -> ExportedAdapter:
     """
     Write a delta as a SHiRA adapter (https://arxiv.org/abs/2406.13175).
 
@@ -68,6 +71,7 @@ def export_adapter(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLi
             layer that all of its weights take less space.
         base ([`~checkpoint.Checkpoint`]): Its base, with its config; a `ValueError` if it is another one.
         folder (`str` or `os.PathLike`): New folder; it gets `adapter_config.json` and `adapter_model.safetensors`.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
     Returns:
         [`ExportedAdapter`]: What it holds, and how exactly that gives the unlearned model.
@@ -75,7 +79,8 @@ def export_adapter(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLi
     shapes = {name: base.shape(name) for name in base}
     delta.check_shapes(shapes)
     delta.check_fingerprint(shapes, base.every)
-    fits = {name: _fit(_changes(delta, base, name)) for name in delta.mask.bits}
+    bar = tqdm(delta.mask.bits, desc="Comparing", unit="tensor", disable=not progress)
+    fits = {name: _fit(_changes(delta, base, name)) for name in bar}
     num_changed = {name: fit.num_changed for name, fit in fits.items() if fit.num_changed}
     if not num_changed:
         raise refusal("its values are those of the base")
@@ -83,7 +88,7 @@ def export_adapter(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLi
     rank = best_rank(layers)
     with atomic_folder(folder) as temporary:
         _config(delta, layers, rank).save_pretrained(temporary)
-        _write_weights(temporary / SAFETENSORS_WEIGHTS_NAME, delta, base, layers, rank)
+        _write_weights(temporary / SAFETENSORS_WEIGHTS_NAME, delta, base, layers, rank, progress)
     sparse = [layer for layer in layers if layer.is_sparse(rank)]
     return ExportedAdapter(
         folder=Path(folder),
@@ -150,7 +155,9 @@ def _config(delta: SparseDelta, layers: list[Layer], rank: int) -> ShiraConfig:
     )
 
 
-def _write_weights(path: Path, delta: SparseDelta, base: Checkpoint, layers: list[Layer], rank: int) -> None:
+def _write_weights(
+    path: Path, delta: SparseDelta, base: Checkpoint, layers: list[Layer], rank: int, progress: bool
+) -> None:
     specs, makers = {}, {}
     for layer in layers:
         if layer.is_sparse(rank):
@@ -162,7 +169,8 @@ def _write_weights(path: Path, delta: SparseDelta, base: Checkpoint, layers: lis
         else:
             specs |= {f"{_PREFIX}{name}": spec for name, spec in layer.tensors.items()}
             makers |= {f"{_PREFIX}{name}": partial(_unlearned, delta, base, name) for name in layer.tensors}
-    write_tensors(path, specs, lambda key: makers[key](), {"format": "pt"})
+    label = f"Writing {path.name}" if progress else None
+    write_tensors(path, specs, lambda key: makers[key](), {"format": "pt"}, progress=label)
 
 
 def _values(delta: SparseDelta, base: Checkpoint, layer: Layer, count: int) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .coding import bits_at, positions_of
 from .delta import SparseDelta
@@ -31,16 +32,18 @@ class Merged:
 
 @dataclass
 class _Parameter:
-    """One parameter of the merged delta: packed mask, values, and which of them are shared and in conflict."""
+    """One parameter of the merged delta: packed mask, values, and how many of them are shared and in conflict."""
 
     bits: Tensor
     new: Tensor
     old: Tensor | None
-    shared: Tensor
-    conflict: Tensor
+    shared: int
+    conflicts: int
 
 
-def merge_deltas(deltas: Sequence[SparseDelta], weights: Sequence[float] | None = None) -> Merged:
+def merge_deltas(
+    deltas: Sequence[SparseDelta], weights: Sequence[float] | None = None, *, progress: bool = True
+) -> Merged:
     """
     One delta that does what several do.
 
@@ -51,21 +54,23 @@ def merge_deltas(deltas: Sequence[SparseDelta], weights: Sequence[float] | None 
         weights (`list[float]`, *optional*):
             A positive number for each delta: a weight in conflict becomes the mean of the values it is given, so
             weighted, computed in fp64. By default the last delta wins.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
         [`Merged`]: The delta, and where the deltas met.
     """
     _check(deltas, weights)
     names = [name for name in deltas[0].dtypes if any(name in delta.mask.bits for delta in deltas)]
-    parts = {name: _merge(name, deltas, weights) for name in names}
+    bar = tqdm(names, desc="Merging", unit="tensor", disable=not progress)
+    parts = {name: _merge(name, deltas, weights) for name in bar}
     shapes = {name: shape for delta in deltas for name, shape in delta.mask.shapes.items()}
     mask = WeightMask({name: part.bits for name, part in parts.items()}, shapes, _info(deltas))
     old = {name: part.old for name, part in parts.items()} if _have_old(deltas) else None
     new = {name: part.new for name, part in parts.items()}
     return Merged(
         SparseDelta(mask, new, deltas[0].dtypes, deltas[0].base_fingerprint, old),
-        {name: int(part.shared.sum()) for name, part in parts.items()},
-        {name: int(part.conflict.sum()) for name, part in parts.items()},
+        {name: part.shared for name, part in parts.items()},
+        {name: part.conflicts for name, part in parts.items()},
     )
 
 
@@ -115,7 +120,7 @@ def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | 
             weight[at] += weights[i]
     if weights is not None:
         new[conflict] = (total / weight)[conflict].to(dtype)
-    return _Parameter(bits_at(union, numel), new, old, shared, conflict)
+    return _Parameter(bits_at(union, numel), new, old, int(shared.sum()), int(conflict.sum()))
 
 
 def _have_old(deltas: Sequence[SparseDelta]) -> bool:

@@ -39,6 +39,33 @@ def test_the_delta_of_a_resumed_run_is_of_the_base_and_not_of_the_checkpoint(
     assert same_weights(SparseDelta.load(tmp_path / "out").apply(base), trainer.model)
 
 
+def test_training_on_leaves_the_base_what_it_was(make_trainer, small_mask, tmp_path):
+    trainer = make_trainer(mask_config=small_mask, save_delta=True)
+    base = copy.deepcopy(trainer.model)
+    trainer.train()
+    trainer.train()
+    trainer.save_model()
+    assert same_weights(SparseDelta.load(tmp_path / "out").apply(base), trainer.model)
+
+
+def test_a_checkpoint_is_no_base(make_trainer, small_mask, tiny_model, tmp_path):
+    make_trainer(max_steps=2, mask_config=small_mask, save_strategy="steps", save_steps=2).train()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "checkpoint-2", dtype="auto")
+    trainer = make_trainer(model=model, mask_config=small_mask, save_delta=True)
+    with pytest.raises(ValueError, match="the mask was made for other weights than those loaded; pass the base as"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_a_delta_names_its_base_whatever_its_mask_says(make_trainer, small_mask, tiny_model, tiny_tokenizer, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    mask = make_trainer(mask_config=small_mask).compute_mask()
+    mask.info.clear()
+    trainer = make_trainer(model=str(tmp_path / "base"), mask=mask, save_delta=True)
+    trainer.train()
+    trainer.save_model()
+    assert SparseDelta.load(tmp_path / "out").base_model == str(tmp_path / "base")
+
+
 def test_without_the_option_no_delta_is_written(make_trainer, small_mask, tmp_path):
     trainer = make_trainer(mask_config=small_mask)
     trainer.train()

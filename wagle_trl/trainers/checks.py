@@ -7,6 +7,7 @@ from torch import nn
 from trl import SFTConfig
 
 from ..arena import STATE_BITS, check_dtype
+from ..mask import WeightMask, model_fingerprint
 from ..mask_config import MaskConfig
 from ..scope import scope_parameters
 from ..scores import get_score
@@ -78,6 +79,16 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
         )
     if isinstance(model, PeftModel):
         raise ValueError("save_delta is for the weights of a model; adapters are small files already, so unset it.")
+
+
+def check_is_base(model: nn.Module, mask: WeightMask) -> None:
+    """A delta is of the weights that its mask was made for: not of a checkpoint of them."""
+    declared = mask.info.get("fingerprint")
+    if declared and declared != model_fingerprint(model):
+        raise ValueError(
+            "save_delta needs the base model, but the mask was made for other weights than those loaded; pass the base as "
+            "`model`, and a checkpoint to `train(resume_from_checkpoint=...)`."
+        )
 
 
 def check_accelerator(accelerator: Accelerator) -> None:

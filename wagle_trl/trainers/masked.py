@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,9 +13,9 @@ from trl import SFTConfig, SFTTrainer
 
 from ..attribution import compute_mask
 from ..data import pin_date
-from ..delta import SparseDelta
+from ..delta import SparseDelta, weights_fingerprint
 from ..files import check_writable
-from ..mask import MASK_FILE, WeightMask, model_fingerprint
+from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import PLOT_FILE, mask_report, plot_mask
@@ -26,13 +24,14 @@ from ..statistics import transformer_layers
 from .checks import (
     check_accelerator,
     check_answers,
+    check_is_base,
     check_mask_config,
     check_none_dropped,
     check_rows,
     check_save_delta,
     check_supported,
 )
-from .masked_optimizer import MaskedTraining, masked_optimizer
+from .masked_optimizer import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .masked_sft_config import MaskedSFTConfig
 from .memory import MemoryWatch, fused_sample_losses
 from .model_card import write_card
@@ -163,7 +162,7 @@ class MaskedTrainer(SFTTrainer):
         if self.args.compile_layers:
             for layer in transformer_layers(self.model):
                 layer.compile()
-        with self._only_masked_weights_trainable(), self.memory.measure("training"):
+        with only_masked_weights_trainable(self.model, self.mask), self.memory.measure("training"):
             try:
                 return super().train(checkpoint, *args, **kwargs)
             finally:
@@ -189,12 +188,20 @@ class MaskedTrainer(SFTTrainer):
         self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
         # Here the weights are still the original ones
         self._moved = MovedShare(self.model, self.mask)
-        self._base_fingerprint = model_fingerprint(self.model)
+        if self.args.save_delta and self._base_fingerprint is None:
+            check_is_base(self.model, self.mask)
+            self._base_fingerprint = weights_fingerprint(self.model)
 
     @property
     def mask_report(self) -> dict | None:
         """Report of the mask as [`~report.mask_report`] makes it; `None` without a mask."""
         return None if self.mask is None else mask_report(self.mask)
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        """What a mask says of the base model, where that has a name."""
+        name = self.model.config._name_or_path
+        return {"base_model": name, "base_revision": str(self.given.base_revision)} if name else {}
 
     @property
     def attributed_dataset(self) -> Dataset:
@@ -218,8 +225,7 @@ class MaskedTrainer(SFTTrainer):
                 folder=self.args.output_dir,
                 progress=not self.args.disable_tqdm,
             )
-        if self.given.base_revision is not None:
-            self.mask.info["base_revision"] = self.given.base_revision
+        self.mask.info |= self._origin
         if self.accelerator.num_processes > 1:  # gradients may differ in the last bit between processes
             self.mask = self.mask.to(self.args.device)
             for bits in self.mask.bits.values():
@@ -227,22 +233,6 @@ class MaskedTrainer(SFTTrainer):
         if self.args.should_save:
             self.mask.save(self.args.output_dir)
         return self.mask
-
-    @contextmanager
-    def _only_masked_weights_trainable(self) -> Iterator[None]:
-        """Freeze parameters outside the mask, so that the backward pass computes no gradients for them."""
-        frozen = [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if self.mask is not None and parameter.requires_grad and name not in self.mask.bits
-        ]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
 
     # Optimizer
 
@@ -285,8 +275,9 @@ class MaskedTrainer(SFTTrainer):
         if self.args.should_save:
             write_run_report(self, folder)
         super().save_model(output_dir, _internal_call)
-        if self.args.save_delta and self.args.should_save and not _internal_call and self._base_fingerprint:
-            SparseDelta.from_model(self.model, self.mask, self._base_fingerprint).save(folder)
+        if self._base_fingerprint is not None and self.args.should_save and not _internal_call:
+            mask = WeightMask(self.mask.bits, self.mask.shapes, self._origin | self.mask.info)
+            SparseDelta.from_model(self.model, mask, self._base_fingerprint).save(folder)
         if self.args.should_save:  # over the card that PEFT leaves
             write_card(self, folder)
 

@@ -1,5 +1,8 @@
 """The optimizer of a mask, as a trainer's options ask for it, and its place in the training loop."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 from transformers import TrainerCallback
 
@@ -45,6 +48,23 @@ def masked_optimizer(model: nn.Module, mask: WeightMask, decayed: set[str], args
     if args.gradient_accumulation_steps > 1:
         optimizer.prepare_accumulation()
     return optimizer
+
+
+@contextmanager
+def only_masked_weights_trainable(model: nn.Module, mask: WeightMask | None) -> Iterator[None]:
+    """Freeze parameters outside the mask, so that the backward pass computes no gradients for them."""
+    frozen = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if mask is not None and parameter.requires_grad and name not in mask.bits
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 class MaskedTraining(TrainerCallback):
