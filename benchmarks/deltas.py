@@ -1,4 +1,4 @@
-"""`wagle verify`, `delta`, `apply` and `undo` on a pair of models with 1.1 B weights, and the size of deltas.
+"""`wagle verify`, `delta`, `apply`, `undo` and `adapter` on a pair of models with 1.1 B weights, and the size of deltas.
 
 The weights are random, in bf16 and in the shapes of a Llama; a share of those in the layers, chosen at random, moved.
 Each command runs in a process of its own, in turn, after one unmeasured run that fills the page cache; seconds and peak
@@ -43,6 +43,7 @@ COMMANDS = {
     "delta": ("delta", "base", "unlearned", "--undo", "--output_dir", "delta"),
     "apply": ("apply", "delta", "base", "--output_dir", "made"),
     "undo": ("undo", "delta", "made", "--output_dir", "back"),
+    "adapter": ("adapter", "delta", "base", "--output_dir", "adapter"),
 }
 RESULT = Path(__file__).parent / "results" / "deltas.json"
 
@@ -119,6 +120,9 @@ def measure_commands(folder: Path, rounds: int) -> dict[str, list[dict[str, floa
     for number in range(rounds + 1):
         for name, argv in COMMANDS.items():
             result = measure(folder, *argv)
+            if name == "adapter":
+                result["bytes"] = sum(path.stat().st_size for path in (folder / "adapter").iterdir())
+                shutil.rmtree(folder / "adapter")
             if number:  # the first round fills the page cache
                 results[name].append(result)
         for made, expected in (("made", "unlearned"), ("back", "base")):
