@@ -62,6 +62,17 @@ def test_a_run_without_a_mask_has_a_card_without_a_picture(make_trainer, tmp_pat
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["save_model", "create_model_card"])
+def test_hashed_rows_are_named_in_no_file(saved, make_trainer, forget_rows, tmp_path):
+    forget_rows.info.dataset_name, forget_rows.info.builder_name = "secret-rows", "json"
+    trainer = make_trainer(train_dataset=forget_rows, hash_forget_set=True)
+    trainer.save_model() if saved else trainer.create_model_card(dataset_name="user/secret-rows")
+    files = [path for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert {"README.md", "wagle_report.json"} <= {path.name for path in files}
+    assert not [path.name for path in files if b"secret-rows" in path.read_bytes()]
+    assert "- Rows to forget: 6 rows, SHA-256 `" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["save_model", "create_model_card"])
 def test_adapters_have_our_card_in_place_of_that_of_peft(saved, make_trainer, tmp_path):
     trainer = make_trainer(peft_config=LoraConfig(r=2))
     trainer.save_model() if saved else trainer.create_model_card()

@@ -1,10 +1,13 @@
 import json
 
 import pytest
+import torch
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from wagle_trl import MaskConfig
 from wagle_trl.files import REPORT_FILE
+from wagle_trl.mask import model_fingerprint
 from wagle_trl.provenance import describe_rows
 from wagle_trl.trainers.run_report import run_report, write_run_report
 
@@ -75,3 +78,39 @@ def test_the_report_tells_a_base_model_in_a_folder_from_one_on_the_hub(
 def test_the_report_names_the_kind_of_adapters(make_trainer):
     assert run_report(make_trainer())["peft_type"] is None
     assert run_report(make_trainer(peft_config=LoraConfig(r=2)))["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_report_has_the_fingerprint_of_the_weights_saved_beside_it(dtype, make_trainer, tiny_model, tmp_path):
+    trainer = make_trainer(model=tiny_model(dtype=dtype), learning_rate=1e-2)
+    before = run_report(trainer)["fingerprint"]
+    trainer.train()
+    trainer.save_model()
+    fingerprint = json.loads((tmp_path / "out" / REPORT_FILE).read_text())["fingerprint"]
+    for loaded in (torch.float32, torch.bfloat16):
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=loaded)
+        assert model_fingerprint(saved) == fingerprint != before
+
+
+def test_no_fingerprint_where_no_whole_model_is_saved(make_trainer, small_mask):
+    assert "fingerprint" not in run_report(make_trainer(peft_config=LoraConfig(r=2)))
+    trainer = make_trainer(mask_config=small_mask)
+    trainer.compute_mask()
+    assert "fingerprint" not in run_report(trainer, "mask")
+    trainer.is_fsdp_enabled = True
+    assert "fingerprint" not in run_report(trainer)
+
+
+def test_the_report_counts_the_steps_that_no_log_tells_of(make_trainer, tmp_path):
+    make_trainer(save_strategy="steps", save_steps=2, logging_steps=50).train()
+    report = json.loads((tmp_path / "out" / "checkpoint-2" / REPORT_FILE).read_text())
+    assert (report["steps"], report["log_history"]) == (2, [])
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_hashed_rows_are_named_by_their_digests_only(hashed, make_trainer, forget_rows):
+    forget_rows.info.dataset_name, forget_rows.info.builder_name = "secret-rows", "json"
+    rows = run_report(make_trainer(train_dataset=forget_rows, hash_forget_set=hashed))["data"]["forget"]
+    assert ("secret-rows" in rows.values()) != hashed
+    assert (rows["rows"], rows["sha256"]) == (6, describe_rows(forget_rows)["sha256"])
+    assert not hashed or rows.keys() == {"rows", "sha256"}

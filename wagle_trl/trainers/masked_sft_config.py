@@ -20,6 +20,9 @@ class MaskedSFTConfig(SFTConfig):
         save_delta (`bool`, *optional*, defaults to `False`):
             Let `save_model` also write `wagle_delta.safetensors`, the new values of the selected weights, see
             [`SparseDelta`]; needs a mask.
+        hash_forget_set (`bool`, *optional*, defaults to `False`):
+            Name no data set in the card and in `wagle_report.json`, which [`~transformers.Trainer.push_to_hub`]
+            uploads: only numbers of rows and their SHA-256.
     """
 
     accumulator_dtype: str = field(
@@ -43,6 +46,10 @@ class MaskedSFTConfig(SFTConfig):
             "help": "Beside the model also save wagle_delta.safetensors: the new values of the selected weights, which "
             "make the model of its base. Needs a mask."
         },
+    )
+    hash_forget_set: bool = field(
+        default=False,
+        metadata={"help": "Name no data set in the card and the report: only numbers of rows and their SHA-256."},
     )
 
     def __post_init__(self):

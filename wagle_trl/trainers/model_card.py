@@ -20,13 +20,15 @@ def write_card(
         trainer ([`~trainers.MaskedTrainer`]): Trainer, before or after training.
         folder (`str` or `pathlib.Path`): Output folder or checkpoint, with its report.
         model_name (`str`, *optional*): Name of the model; by default that of its repository or output folder.
-        dataset_name (`str`, *optional*): Data set on the Hub to name beside those that are known.
+        dataset_name (`str`, *optional*):
+            Data set on the Hub to name beside those that are known, unless `args.hash_forget_set` is set.
         tags (`str` or `list[str]`, *optional*): Tags beside the card's own.
     """
     name = model_name or Path(trainer.hub_model_id or trainer.args.output_dir).resolve().name
-    card = model_card(folder, repo_id=trainer.hub_model_id, model_name=name)
+    hashed = trainer.args.hash_forget_set
+    card = model_card(folder, repo_id=trainer.hub_model_id, model_name=name, hash_forget_set=hashed)
     given = [tags] if isinstance(tags, str) else tags or []
     card.data.tags = list(dict.fromkeys([*card.data.tags, *trainer._tag_names, *given]))
-    if dataset_name:
+    if dataset_name and not hashed:
         card.data.datasets = list(dict.fromkeys([*(card.data.datasets or []), dataset_name]))
     card.save(Path(folder) / CARD_FILE)
