@@ -230,6 +230,24 @@ def test_a_run_that_was_not_evaluated_says_so(make_folder):
 
 
 @pytest.mark.parametrize(
+    "trained, evaluated, is_shown",
+    [("a", "a", True), ("b", "a", False), ("a", None, True), (None, "a", True)],
+    ids=["same weights", "other weights", "older evaluation", "older report"],
+)
+def test_an_evaluation_of_other_weights_is_left_out(trained, evaluated, is_shown, make_folder):
+    training, evaluation = (
+        content | ({"fingerprint": fingerprint} if fingerprint else {})
+        for content, fingerprint in ((TRAINING, trained), (EVALUATION, evaluated))
+    )
+    card = model_card(make_folder(training=training, evaluation=evaluation))
+    text = section(card, "Evaluation")
+    assert ("Answer probability: forget" in text) == is_shown
+    assert bool(card.data.eval_results) == is_shown
+    assert ("The evaluation in the folder of this run is of other weights, and left out.\n" in text) != is_shown
+    assert "No evaluation is recorded" not in text
+
+
+@pytest.mark.parametrize(
     "what, loads",
     [
         ("model", 'AutoModelForCausalLM.from_pretrained("user/r")'),

@@ -77,7 +77,7 @@ class Facts:
     def base_name(self) -> str | None:
         """The base model as `from_pretrained` takes it, which may be a path."""
         info = self.mask["info"] if self.mask else {}
-        sources = (self.run.training, info, self.run.evaluation)
+        sources = (self.run.training, info, {} if self.is_other_evaluated else self.run.evaluation)
         return self.base_model or next((name for source in sources if (name := source.get("base_model"))), None)
 
     @property
@@ -228,10 +228,16 @@ class Facts:
 
     # Evaluation
 
+    @property
+    def is_other_evaluated(self) -> bool:
+        """Whether the evaluation is of other weights than the report: left over from an earlier run, for one."""
+        prints = [content.get("fingerprint") for content in (self.run.training, self.run.evaluation)]
+        return None not in prints and prints[0] != prints[1]
+
     @cached_property
     def measured(self) -> dict[str, dict[str, float]]:
         """Numbers by column: before, after, and under each attack. None of a mask, which answers no question."""
-        if self.kind == "mask" or not self.run.evaluation:
+        if self.kind == "mask" or not self.run.evaluation or self.is_other_evaluated:
             return {}
         columns = {"before": self.before.measured()} if self.before else {}
         columns["after"] = self.run.measured()

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from wagle_trl import data as data_module
@@ -8,6 +9,7 @@ from wagle_trl.cli import arguments, eval_model
 from wagle_trl.cli.main import main
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
+from wagle_trl.mask import model_fingerprint
 
 from ..conftest import make_rows
 
@@ -60,6 +62,38 @@ def test_the_summary_says_how_it_came_about(eval_options, data, holdout, tmp_pat
     assert main([*eval_options, *again]) == 0
     second = json.loads((tmp_path / "f" / "wagle_eval.json").read_text())
     assert second["options"] == first["options"] | {"dtype": "bfloat16", "reference_records": reference[1]}
+
+
+def test_the_fingerprint_is_that_of_the_weights_on_disk(eval_options, tiny_model, tmp_path):
+    expected = {"auto": model_fingerprint(tiny_model()), "float16": None}  # fp16 rounds small weights otherwise
+    for dtype, fingerprint in (expected | {"bfloat16": expected["auto"]}).items():
+        assert main([*eval_options, "--generate", "false", "--dtype", dtype]) == 0
+        assert json.loads((tmp_path / "e" / "wagle_eval.json").read_text()).get("fingerprint") == fingerprint
+
+
+def test_of_adapters_it_is_that_of_the_merged_model(eval_options, saved_model, tiny_model, tmp_path):
+    adapted = get_peft_model(tiny_model(), LoraConfig(init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapters")
+    AutoTokenizer.from_pretrained(saved_model).save_pretrained(tmp_path / "adapters")
+    config = PeftConfig.from_pretrained(tmp_path / "adapters")
+    config.base_model_name_or_path = saved_model
+    config.save_pretrained(tmp_path / "adapters")
+    assert main([*eval_options, "--generate", "false", "--model_name_or_path", str(tmp_path / "adapters")]) == 0
+    content = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
+    assert content["fingerprint"] == model_fingerprint(adapted.merge_and_unload())
+
+
+def test_a_card_shows_no_evaluation_of_the_run_before(saved_model, data, quick, tmp_path):
+    out = str(tmp_path / "out")
+    train = ["npo", "--model_name_or_path", saved_model, *data, *quick, "--learning_rate", "1e-2"]
+    evaluate = ["eval", "--model_name_or_path", out, *data, "--output_dir", out, "--generate", "false"]
+    assert main(train) == main(evaluate) == main(["card", out]) == 0
+    assert "model-index" in (tmp_path / "out" / "README.md").read_text()
+    assert main([*train, "--max_steps", "3"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "model-index" not in card and "is of other weights" in card
+    assert main(evaluate) == main(["card", out]) == 0
+    assert "model-index" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_holdout_rows_give_membership_inference_and_a_reference_gives_privleak(

@@ -18,6 +18,7 @@ from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
 from ..files import EVALUATION_FILE, check_writable, write_json
+from ..mask import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
@@ -137,7 +138,9 @@ def _head(args: EvalArguments, options: EvalOptions, model_args: EvalModel, mode
     names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
     given = asdict(options) | {"dtype": str(model.dtype).removeprefix("torch.")} | asdict(args)
     del given["output_dir"]
-    return _known(names) | {"options": _known(given)}
+    # Weights of other dtypes, rounded to fp16, have another fingerprint than in their files
+    fingerprint = None if model_args.dtype == "float16" else model_fingerprint(model)
+    return _known(names | {"fingerprint": fingerprint}) | {"options": _known(given)}
 
 
 def _known(content: dict[str, Any]) -> dict[str, Any]:
