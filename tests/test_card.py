@@ -8,8 +8,11 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from wagle_trl import card as card_module
 from wagle_trl.card import base_licence, model_card
+from wagle_trl.delta import SparseDelta
 from wagle_trl.mask import WeightMask
+from wagle_trl.merging import merge_deltas
 from wagle_trl.report import mask_report
 
 COMMIT, DIGEST = "0123456789abcdef0123456789abcdef01234567", "ab" * 32
@@ -154,7 +157,7 @@ def test_parts_come_in_order_and_none_is_empty(make_folder):
     card = model_card(make_folder(evaluation=EVALUATION, picture=True))
     titles = re.findall(r"^## (.*)$", card.text, re.M)
     assert titles == [
-        "What was forgotten",
+        "What was to be forgotten",
         "How",
         "Evaluation",
         "Base model and licence",
@@ -169,7 +172,7 @@ def test_parts_come_in_order_and_none_is_empty(make_folder):
 
 
 def test_it_says_what_was_forgotten(make_folder):
-    text = section(model_card(make_folder()), "What was forgotten")
+    text = section(model_card(make_folder()), "What was to be forgotten")
     link = "[locuslab/TOFU](https://huggingface.co/datasets/locuslab/TOFU)"
     assert (
         f"- Rows to forget: 400 rows of {link}, config `forget10`, split `train`, revision `{COMMIT}`, "
@@ -197,6 +200,37 @@ def test_epochs_are_left_out_where_steps_counted(make_folder):
     rows = table(section(model_card(make_folder(training=TRAINING | {"options": options})), "How"))
     assert rows["max steps"] == ["50"]
     assert "num train epochs" not in rows
+
+
+def test_the_steps_are_those_of_the_weights_not_of_the_last_log(make_folder):
+    rows = table(section(model_card(make_folder(training=TRAINING | {"steps": 125})), "How"))
+    assert rows["optimizer steps taken"] == ["125"]
+
+
+@pytest.mark.parametrize("weight, told", [(1.0, " and for those in a retain set."), (0.0, ".")])
+def test_retain_rows_that_did_not_count_are_not_said_to(weight, told, make_folder):
+    card = model_card(make_folder(training=TRAINING | {"options": {"retain_weight": weight}}))
+    assert f"training against the answers in a forget set{told} Only" in card.text
+
+
+@pytest.mark.parametrize("masked, method", [(True, "Masked SFT"), (False, "SFT")])
+def test_training_without_a_mask_is_not_called_masked(masked, method, make_folder):
+    training = TRAINING | {"objective": "Masked SFT", "data": {"train": DATA["retain"]}, "mask": None}
+    text = model_card(make_folder(training=training, masked=masked)).text
+    assert f"after training with {method}." in text and f"- Objective: {method}\n" in text
+
+
+def test_files_of_an_earlier_run_are_not_of_this_one(make_folder, mask):
+    folder = make_folder(training=TRAINING | {"mask": None}, masked=False, picture=True)
+    mask.save(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    card = model_card(folder)
+    assert "- Mask: none, all trainable weights were trained\n" in card.text
+    assert "24 weights" not in card.text and "wagle_mask.png" not in card.text
+    assert card.data.library_name == "transformers"
+    for what in ("mask", "delta"):
+        with pytest.raises(ValueError, match="has no mask; it has a model only"):
+            model_card(folder, what=what)
 
 
 @pytest.mark.parametrize("picture", [True, False])
@@ -292,6 +326,73 @@ def test_training_on_rows_is_not_called_forgetting(make_folder):
     assert "deletion" not in card.text
 
 
+def test_a_mask_that_trained_nothing_changed_nothing(make_folder):
+    folder = make_folder(training=TRAINING | {"objective": "mask"})
+    assert "weights in scope (8.33%) were changed" not in model_card(folder).text
+    assert "one bit a weight, which marks those that training may change." in model_card(folder, what="mask").text
+
+
+def test_a_mask_for_training_on_rows_is_not_one_for_unlearning(make_folder):
+    training = TRAINING | {"objective": "Masked SFT", "data": {"train": DATA["retain"]}}
+    card = model_card(make_folder(training=training), what="mask")
+    assert "unlearning" not in card.data.tags
+    assert "- Rows trained on: 3,600 rows" in section(card, "Data")
+
+
+def test_nothing_is_said_of_how_where_nothing_is_known(make_folder):
+    folder = make_folder(training=None, masked=False, evaluation=EVALUATION)
+    (folder / "adapter_config.json").write_text("{}")
+    text = model_card(folder).text
+    assert "Adapters for" in text and "## How\n" not in text and "were trained" not in text
+
+
+def test_unseen_rows_are_not_of_tofu(make_folder):
+    assert "but for the unseen rows" not in model_card(make_folder("seen", evaluation=EVALUATION)).text
+    card = model_card(make_folder(evaluation=EVALUATION | {"unseen_retain_prob": 0.7}))
+    assert "`forget10` (but for the unseen rows):\n" in card.text
+    data_sets = {result.metric_type: result.dataset_type for result in card.data.eval_results}
+    assert (data_sets["unseen_retain_prob"], data_sets["retain_prob"]) == ("unlearning", "locuslab/TOFU")
+
+
+# Deltas
+
+
+@pytest.fixture
+def delta(mask) -> SparseDelta:
+    """New values of the two weights."""
+    new = {name: torch.ones(mask.num_selected_of(name)) for name in mask.bits}
+    info = mask.info | {"base_model": "user/base", "base_revision": COMMIT}
+    return SparseDelta(WeightMask(mask.bits, mask.shapes, info), new, dict.fromkeys(mask.bits, torch.float32), "ab")
+
+
+def test_a_delta_alone_has_a_card(delta, tmp_path):
+    delta.save(tmp_path)
+    card = model_card(tmp_path, what="delta")
+    assert (
+        "A sparse delta: the values that training gave 2 of the 24 weights in scope (8.33%) of [user/base]"
+        in card.text
+    )
+    assert f"revision `{COMMIT}`" in section(card, "Base model and licence")
+    assert "- Score: `wagle` (" in section(card, "How")
+
+
+def test_a_merged_delta_is_not_called_trained(delta, tmp_path):
+    merged = merge_deltas([delta, delta]).delta
+    merged.save(tmp_path)
+    merged.mask.save(tmp_path)
+    card = model_card(tmp_path, what="delta")
+    assert "A sparse delta, merged from several: the values that they give 2 of the 24 weights" in card.text
+    assert "- Merged from: `2 by wagle, 2 by wagle`\n" in section(card, "How")
+    assert "Score" not in card.text and "train" not in card.text.split("## Citations")[0]
+
+
+def test_a_delta_trained_with_a_merged_mask_is_not_called_merged(delta, make_folder):
+    merged = merge_deltas([delta, delta]).delta
+    folder = make_folder()
+    merged.save(folder)
+    assert "A sparse delta: the values that NPO gave 2 of the 24 weights" in model_card(folder, what="delta").text
+
+
 # Base model and licence
 
 
@@ -337,6 +438,13 @@ def test_the_licence_is_that_of_the_base_models_card(metadata, expected, make_fo
     assert (", that of the base model." in card.text) == bool(expected)
 
 
+def test_the_licence_of_a_base_in_a_folder_that_is_gone_is_not_looked_up(make_folder, monkeypatch):
+    monkeypatch.setattr(card_module, "base_licence", lambda name: {"license": "of-somebody-else"})
+    card = model_card(make_folder(training=TRAINING | {"base_model": "out/known", "base_is_local": True}))
+    assert card.data.license is None
+    assert "The licence of the base model applies." in card.text
+
+
 # What is not known, and what must not be
 
 
@@ -362,7 +470,7 @@ def test_a_card_comes_out_of_an_evaluation_alone(make_folder):
 def test_older_reports_have_numbers_of_rows(make_folder):
     training = {key: value for key, value in TRAINING.items() if key not in ("data", "base_revision", "peft_type")}
     card = model_card(make_folder(training=training | {"num_train_rows": 1, "num_retain_rows": 10}))
-    assert "- Rows to forget: 1 row\n- Rows to keep: 10 rows\n" in section(card, "What was forgotten")
+    assert "- Rows to forget: 1 row\n- Rows to keep: 10 rows\n" in section(card, "What was to be forgotten")
     assert "digests" not in card.text
 
 
@@ -423,6 +531,15 @@ def test_text_of_a_run_is_shown_and_means_nothing(text, make_folder):
     assert ModelCard(card.content).content == card.content
     for lines in re.findall(r"(?:^\|.*\n)+", card.text, re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_the_base_model_means_nothing_either(text, make_folder, monkeypatch):
+    monkeypatch.setattr(card_module, "base_licence", lambda name: {"license": "other", "license_name": text})
+    card = model_card(make_folder(training=TRAINING | {"base_revision": text + "`<b>"}))
+    said = section(card, "Base model and licence")
+    assert not re.search("<|`", re.sub(r"`[^`\n]*`", "", said))
+    assert "revision" not in said
 
 
 @pytest.mark.parametrize(

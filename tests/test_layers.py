@@ -19,6 +19,7 @@ LAYERS = {
     0: ("wagle_kernels",),
     1: (
         "wagle_trl.allocations",
+        "wagle_trl.card_text",
         "wagle_trl.checkpoint",
         "wagle_trl.coding",
         "wagle_trl.delta_file",

@@ -8,9 +8,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
-from .card_facts import HUB_ID, Facts
+from .card_facts import Facts
+from .card_text import HUB_ID, code
 from .comparison.runs import Run, read_run
 from .data import TOFU_HUB_NAME
+from .delta import DELTA_FILE
 from .files import CARD_FILE, EVALUATION_FILE, REPORT_FILE
 from .mask import MASK_FILE
 
@@ -73,15 +75,23 @@ def model_card(
     name = model_name or (repo_id or Path(folder).resolve().name).split("/")[-1]
     compared = None if before is None else _read_before(Path(before))
     facts = Facts(run, _kind(run, what), name, repo_id, base_model, compared, hash_forget_set)
-    licence = {"license": license} if license else base_licence(facts.base_name or "")
+    if what != "model" and not facts.mask:
+        raise ValueError(f"The run in '{folder}' has no mask; it has a model only.")
+    licence = {"license": license} if license else _licence_of_base(facts)
+    licence_name = licence.get("license_name") or licence.get("license")
     return ModelCard.from_template(
-        _metadata(facts, licence), template_path=str(TEMPLATE), facts=facts, licence=licence, is_given=bool(license)
+        _metadata(facts, licence),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        licence=code(licence_name) if licence else None,
+        is_given=bool(license),
     )
 
 
 def _read_folder(folder: Path, what: str) -> Run:
     run = read_run(folder)
-    if not (run.training or run.evaluation or run.has_mask):
+    has_delta = what == "delta" and (folder / DELTA_FILE).exists()
+    if not (run.training or run.evaluation or run.has_mask or has_delta):
         names = ", ".join((REPORT_FILE, EVALUATION_FILE, MASK_FILE))
         raise ValueError(f"No card can be written from '{folder}': it holds none of {names}.")
     if what == "mask" and not run.has_mask:
@@ -97,7 +107,7 @@ def _read_before(folder: Path) -> Run:
 
 
 def _kind(run: Run, what: str) -> str:
-    is_adapter = run.training.get("peft_type") or (run.folder / "adapter_config.json").exists()
+    is_adapter = run.training.get("peft_type", (run.folder / "adapter_config.json").exists())
     return "adapter" if what == "model" and is_adapter else what
 
 
@@ -118,7 +128,8 @@ def _metadata(facts: Facts, licence: dict[str, str]) -> ModelCardData:
 
 
 def _objective_tags(facts: Facts) -> list[str]:
-    unlearning = ["unlearning"] if facts.unlearns or facts.kind == "mask" else []
+    is_for_unlearning = facts.unlearns or (facts.kind == "mask" and not facts.data)
+    unlearning = ["unlearning"] if is_for_unlearning else []
     if not facts.is_trained:
         return unlearning
     words = re.findall(r"[a-z0-9]+", facts.objective.lower())
@@ -126,14 +137,12 @@ def _objective_tags(facts: Facts) -> list[str]:
 
 
 def _results(facts: Facts) -> list[EvalResult]:
-    """What was measured after unlearning; the configuration of the data set tells attacks apart."""
+    """What was measured after unlearning."""
     return [
         EvalResult(
             task_type="text-generation",
             task_name="Unlearning",
-            dataset_type=TOFU_HUB_NAME if facts.tofu else "unlearning",
-            dataset_name="TOFU" if facts.tofu else "forget and retain rows",
-            dataset_config=facts.tofu if column == "after" else f"{facts.tofu or 'rows'} under attack: {column}",
+            **_data_set(None if "unseen" in metric.key else facts.tofu, column),
             metric_type=metric.key,
             metric_name=metric.heading,
             metric_value=numbers[metric.key],
@@ -142,6 +151,21 @@ def _results(facts: Facts) -> list[EvalResult]:
         for metric in facts.metrics
         if column != "before" and metric.key in numbers
     ]
+
+
+def _data_set(tofu: str | None, column: str) -> dict[str, str | None]:
+    """The data set of a result; its configuration tells attacks apart."""
+    return {
+        "dataset_type": TOFU_HUB_NAME if tofu else "unlearning",
+        "dataset_name": "TOFU" if tofu else "forget and retain rows",
+        "dataset_config": tofu if column == "after" else f"{tofu or 'rows'} under attack: {column}",
+    }
+
+
+def _licence_of_base(facts: Facts) -> dict[str, str]:
+    """Empty for a base in a folder that is gone: on the Hub, its path may be somebody else's model."""
+    name = facts.base_name or ""
+    return base_licence(name) if facts.base_id or os.path.isdir(name) else {}
 
 
 @cache

@@ -8,35 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .card_text import HUB_ID, code, one_line, percent, plain
 from .comparison.runs import Run, attack_label, words
 from .comparison.tables import Column, markdown_table, metric_columns
 from .data import TOFU_FORGET_ROWS
+from .delta import DELTA_FILE, SparseDelta
 from .papers import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper
 from .report import PLOT_FILE, mask_report
 from .scores import SCORES
 
-HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
 _DEFAULT_SCOPE = "all trainable weights but embeddings and LM head"
-
-
-def one_line(text: Any) -> str:
-    """`text` without line breaks and runs of blanks."""
-    return " ".join(str(text).split())
-
-
-def plain(text: Any) -> str:
-    """Text that Markdown and HTML leave as it is; bars are the business of tables."""
-    return re.sub(r"([\\`*_\[\]<>#~$&])", r"\\\1", one_line(text))
-
-
-def code(text: Any) -> str:
-    """A name as inline code, in which neither Markdown nor HTML means anything."""
-    return f"`{one_line(text).replace('`', '') or '?'}`"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
 
 
 @dataclass(frozen=True)
@@ -89,7 +71,10 @@ class Facts:
 
     @property
     def base_revision(self) -> str | None:
-        return self.run.training.get("base_revision") if self.base_id and not self.base_model else None
+        info = self.mask["info"] if self.mask else {}
+        revision = self.run.training.get("base_revision") or info.get("base_revision", "None")  # masks hold text only
+        is_known = self.base_id and not self.base_model and revision != "None"
+        return revision if is_known and re.fullmatch(r"[\w./-]+", str(revision), re.ASCII) else None
 
     @property
     def base(self) -> str:
@@ -157,7 +142,12 @@ class Facts:
 
     @property
     def method(self) -> str:
-        return plain(self.objective)
+        return "SFT" if self.objective == "Masked SFT" and not self.mask else plain(self.objective)
+
+    @property
+    def retains(self) -> bool:
+        """Whether the retain rows counted."""
+        return self.run.training.get("options", {}).get("retain_weight") != 0
 
     @property
     def objective_paper(self) -> Paper | None:
@@ -176,7 +166,8 @@ class Facts:
         """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
         given = dict(self.run.training.get("options", {})) if self.is_trained else {}
         given.pop("num_train_epochs" if given.get("max_steps", -1) > 0 else "max_steps", None)
-        given["optimizer steps taken"] = self.run.numbers().get("steps") if self.is_trained else None
+        if self.is_trained:  # what was logged last may be of an earlier step
+            given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
         known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]
         return markdown_table([["option", "value"], *known], [False, True]) if known else ""
 
@@ -184,8 +175,10 @@ class Facts:
 
     @cached_property
     def mask(self) -> dict[str, Any] | None:
-        """Report of the mask."""
-        if self.run.training.get("mask"):
+        """Report of the mask. Beside a report of a run without one, a mask was left by an earlier run."""
+        if self.kind == "delta" and (self.run.folder / DELTA_FILE).exists():
+            return mask_report(SparseDelta.load(self.run.folder).mask)
+        if "mask" in self.run.training:
             return self.run.training["mask"]
         return mask_report(self.run.load_mask()) if self.run.has_mask else None
 
@@ -194,9 +187,14 @@ class Facts:
         return self.mask["info"].get("score") if self.mask else None
 
     @property
+    def is_merged(self) -> bool:
+        """Whether values and mask come from several deltas, not from training with a mask that does."""
+        return self.score == "merged" and not self.is_trained
+
+    @property
     def selected(self) -> str:
         """How many weights are selected."""
-        share = _percent(self.mask["density"])
+        share = percent(self.mask["density"])
         return f"{self.mask['num_selected']:,} of the {self.mask['numel']:,} weights in scope ({share})"
 
     @property
@@ -204,7 +202,8 @@ class Facts:
         """How the mask was made."""
         info = self.mask["info"]
         scale = SCORES[self.score].scale if self.score in SCORES else None
-        known = {"Score": self.score, "γ": info.get("gamma") if scale == "gamma" else None}
+        known = {"Score": None if self.score == "merged" else self.score}
+        known |= {"γ": info.get("gamma") if scale == "gamma" else None}
         known |= {"ε": info.get("eps") if scale == "eps" else None}
         known |= {"Seed": info.get("seed") if self.score == "random" else None, "Merged from": info.get("merged")}
         details = {label: code(value) for label, value in known.items() if value is not None}
@@ -223,7 +222,7 @@ class Facts:
     def layers(self) -> str:
         """Table of the selected share by layer."""
         shares = self.mask["density_by_layer"].items() if self.mask else ()
-        lines = [["other" if layer == "-" else plain(layer), _percent(share)] for layer, share in shares]
+        lines = [["other" if layer == "-" else plain(layer), percent(share)] for layer, share in shares]
         return markdown_table([["layer", "selected"], *lines], [True, True]) if lines else ""
 
     # Evaluation

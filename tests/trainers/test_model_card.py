@@ -56,7 +56,7 @@ def test_the_picture_of_another_run_is_drawn_anew(make_trainer, small_mask, tmp_
 def test_a_run_without_a_mask_has_a_card_without_a_picture(make_trainer, tmp_path):
     make_trainer().create_model_card(tags="mine")
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert "- Mask: none, all weights were trained" in card.text
+    assert "- Mask: none, all trainable weights were trained" in card.text
     assert card.data.tags[-1] == "mine"
     assert not (tmp_path / "out" / PLOT_FILE).exists()
 
