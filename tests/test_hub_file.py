@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.delta import weights_fingerprint
+from wagle_trl.hub_file import public_info
 
 from .deltas import unlearned
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -34,7 +37,6 @@ def assert_same(loaded, saved):
     assert loaded.dtypes == saved.dtypes
     for name in saved.new:
         assert torch.equal(loaded.new[name], saved.new[name])
-        assert torch.equal(loaded.old[name], saved.old[name])
 
 
 @pytest.fixture(params=["mask", "delta"])
@@ -60,11 +62,11 @@ def test_revision_token_cache_and_local_files_only_are_those_of_the_hub(mask, hu
     assert load("user/repo", revision=first) == mask
     assert load("user/repo", cache_dir=tmp_path / "cache") == other
     assert list((tmp_path / "cache").glob("models--user--repo"))
-    with pytest.raises(RepositoryNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"'user/repo' is neither .* none, or not for this token"):
         load("user/repo", token=False)
     requests = len(hub.requests)
     assert load("user/repo", cache_dir=tmp_path / "cache", local_files_only=True) == other
-    with pytest.raises(LocalEntryNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"'user/repo' is neither .* \(Cannot find .* disk cache"):
         load("user/repo", cache_dir=tmp_path / "empty", local_files_only=True)
     assert len(hub.requests) == requests
 
@@ -89,6 +91,108 @@ def test_the_card_and_config_of_a_model_stay_when_a_mask_joins_it(mask, hub, tmp
     assert (tmp_path / "README.md").read_text().endswith("# Mine")
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "llama"}
     assert WeightMask.from_pretrained(tmp_path) == mask
+
+
+@pytest.mark.parametrize("ignored", [None, "*.png", ["*.png"]])
+def test_a_card_stays_whatever_name_and_patterns_are_given(ignored, mask, hub, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine")
+    HfApi().create_repo("mymask")
+    HfApi().upload_folder(repo_id="user/mymask", folder_path=tmp_path)
+    mask.push_to_hub("mymask", ignore_patterns=ignored)
+    assert ModelCard.load("user/mymask").text.strip() == "# Mine"
+    assert WeightMask.from_pretrained("user/mymask") == mask
+
+
+def test_a_card_says_what_the_file_holds_and_how_to_load_it(saved, hub):
+    public = {"base_model": "org/base", "base_revision": COMMIT, "score": "`wagle`\n# x"}
+    getattr(saved, "mask", saved).info |= public
+    saved.push_to_hub("user/repo")
+    card = ModelCard.load("user/repo")
+    counted = getattr(saved, "mask", saved)
+    assert f"{counted.num_selected:,} of the {counted.numel:,} weights in scope (" in card.text
+    assert "score `wagle # x`" in card.text and "https://huggingface.co/org/base" in card.text
+    how = 'load_unlearned("user/repo")' if saved is not counted else 'WeightMask.from_pretrained("user/repo")'
+    assert how in card.text
+    assert (card.data.base_model, card.data.base_model_relation) == ("org/base", "adapter")
+    assert "More Information Needed" not in card.text
+
+
+def test_a_base_that_is_a_folder_is_not_named_in_file_or_card(saved, hub, tmp_path):
+    folder = str(tmp_path / "base")
+    getattr(saved, "mask", saved).info |= {"base_model": folder, "base_revision": "None"}
+    saved.push_to_hub("user/repo")
+    for name in HfApi().list_repo_files("user/repo"):
+        assert folder.encode() not in hub.repositories["user/repo"].files("main")[name].content
+    assert ModelCard.load("user/repo").data.base_model is None
+    saved.push_to_hub("user/named", base_model="org/base")
+    loaded = type(saved).from_pretrained("user/named")
+    assert (
+        getattr(loaded, "mask", loaded).info["base_model"]
+        == ModelCard.load("user/named").data.base_model
+        == "org/base"
+    )
+    assert getattr(saved, "mask", saved).info["base_model"] == folder
+
+
+def test_old_values_stay_at_home(delta, hub, tmp_path):
+    delta.save_pretrained(tmp_path / "mine", push_to_hub=True)
+    assert SparseDelta.from_pretrained("user/mine").old is None
+    assert delta.old is not None and SparseDelta.load(tmp_path / "mine").old is not None
+
+
+HUB, FOLDER, OTHER = {"base_model": "a/b", "base_revision": COMMIT}, {}, {"base_model": "c/d"}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "base_model", "is_local", "expected"),
+    [
+        ("a/b", COMMIT, None, None, HUB),
+        ("a/b", "None", None, None, FOLDER),  # 'patients/base' looks the same
+        ("a/b", None, None, None, FOLDER),
+        ("a/b", COMMIT, None, True, FOLDER),
+        ("a/b", COMMIT, None, False, HUB),
+        ("a/b", None, None, False, {"base_model": "a/b"}),
+        ("gpt2", COMMIT, None, None, {"base_model": "gpt2", "base_revision": COMMIT}),
+        ("here/base", COMMIT, None, None, FOLDER),
+        ("/a/b", COMMIT, None, False, FOLDER),
+        ("a/b/c", COMMIT, None, False, FOLDER),
+        ("./b", COMMIT, None, None, FOLDER),
+        ("a/b/", COMMIT, None, None, FOLDER),
+        (None, None, None, None, FOLDER),
+        ("a/b", COMMIT, "c/d", None, OTHER),
+        ("/a/b", "None", "c/d", True, OTHER),
+        (None, None, "c/d", None, OTHER),
+        ("a/b", COMMIT, "a/b", None, HUB),
+    ],
+)
+def test_only_a_base_that_came_from_the_hub_is_named(
+    name, revision, base_model, is_local, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "base").mkdir(parents=True)
+    info = {"base_model": name, "base_revision": revision, "seed": "0"}
+    known = {key: value for key, value in info.items() if value is not None}
+    assert public_info(known, base_model, is_local) == expected | {"seed": "0"}
+
+
+@pytest.mark.parametrize("name", ["/a/b", "a/b/c", "here/base"])
+def test_a_path_is_no_name_of_a_base(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "base").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"'{name}' is a path here; give the name of the base model on the Hub"):
+        public_info({}, name)
+
+
+@pytest.mark.parametrize("name", ["/none", "./none", "none/", "a/b/none", "none/wagle_mask.safetensors", "../none"])
+def test_the_hub_is_not_asked_for_a_path(name, saved, hub):
+    with pytest.raises(FileNotFoundError, match=r"^No (mask file|delta) at .*none"):
+        type(saved).from_pretrained(name)
+    assert not hub.requests
+
+
+def test_a_folder_that_is_mistyped_is_named(mask, hub):
+    with pytest.raises(FileNotFoundError, match=r"^'nonexist' is neither a folder here nor a repository of the Hub"):
+        WeightMask.from_pretrained("nonexist")
 
 
 def test_save_pretrained_pushes_if_asked(mask, hub, tmp_path):
