@@ -10,12 +10,13 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trl import SparseDelta, WeightMask, load_unlearned
 from wagle_trl.checkpoint import Checkpoint
 from wagle_trl.folders import delta_between
-from wagle_trl.hub import publish
+from wagle_trl.hub import base_of, checkpoint_of, publish
 
 from .deltas import same_weights, unlearned
 
@@ -36,7 +37,8 @@ def run(tiny_model, tiny_tokenizer, tmp_path, hub):
     for name in ("wagle_report.json", "wagle_eval.json", "trainer_state.json"):
         (folder / name).write_text(json.dumps({"forget_dataset": "secret.jsonl"}))
     (folder / "wagle_records.jsonl").write_text("what was forgotten\n")
-    (folder / "training_args.bin").write_bytes(b"pickle")
+    for name in ("forget.json", "prompts.txt", "consolidated.safetensors", "training_args.bin"):
+        (folder / name).write_bytes(b"what was forgotten")
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "optimizer.pt").write_bytes(b"pickle")
     return folder
@@ -103,7 +105,25 @@ def test_load_unlearned_takes_the_revision_of_the_base_that_was_unlearned(run, t
     tiny_model(seed=5, dtype=torch.bfloat16).push_to_hub("user/base")  # the base moves on
     assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
     with pytest.raises(ValueError, match="for another base: 'user/base'"):
-        load_unlearned("user/delta", base_model_name_or_path="user/base")
+        load_unlearned("user/delta", base_revision="main")
+
+
+def test_a_base_given_by_the_name_that_is_recorded_is_taken_at_its_revision(run, tiny_model):
+    expected = AutoModelForCausalLM.from_pretrained(run, dtype="auto")
+    tiny_model(seed=5, dtype=torch.bfloat16).push_to_hub("user/base")  # the base moves on
+    (run / "wagle_delta.safetensors").unlink()
+    publish(run, "user/delta", CARD, what="delta", base_model="user/base")
+    assert same_weights(load_unlearned("user/delta", base_model_name_or_path="user/base"), expected)
+    delta = SparseDelta.from_pretrained("user/delta")
+    assert base_of(delta, "user/base").folder == base_of(delta, None).folder != checkpoint_of("user/base").folder
+
+
+def test_the_revision_of_one_base_is_not_that_of_another(run, tiny_model):
+    tiny_model(dtype=torch.bfloat16).push_to_hub("user/copy")
+    publish(run, "user/delta", CARD, what="delta", base_model="user/copy")
+    delta = SparseDelta.from_pretrained("user/delta")
+    assert (delta.base_model, delta.base_revision) == ("user/copy", None)
+    assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
 
 
 def test_load_unlearned_works_offline_from_the_cache_and_from_folders(run, tmp_path, hub):
@@ -123,12 +143,187 @@ def test_a_delta_is_made_where_the_run_has_none(run):
     assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
 
 
+def stale_mask(run):
+    (~WeightMask.load(run)).save(run)
+
+
+def stale_values(run):
+    model = AutoModelForCausalLM.from_pretrained(run, dtype="auto")
+    for name, mask in ((name, WeightMask.load(run).dense(name)) for name in WeightMask.load(run).bits):
+        model.get_parameter(name).data[mask] += 1
+    model.save_pretrained(run)
+
+
+def widened_mask(run, name="model.norm.weight"):
+    mask = WeightMask.load(run)
+    dense = {name: mask.dense(name) for name in mask.bits}
+    dense[name][:] = True
+    WeightMask.from_dense(dense, mask.info).save(run)
+
+
+@pytest.mark.parametrize("change", [stale_values, widened_mask])
+def test_a_delta_of_an_earlier_run_is_not_published_but_made_anew(change, run):
+    change(run)
+    before = snapshot(run)
+    publish(run, "user/delta", CARD, what="delta")
+    assert SparseDelta.from_pretrained("user/delta").mask == WeightMask.load(run)
+    assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
+    assert snapshot(run) == before
+
+
+def without_weights(run):
+    stale_mask(run)
+    (run / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("change", [stale_mask, without_weights])
+def test_a_delta_that_is_out_of_date_and_cannot_be_made_anew_is_one_error(change, run, hub):
+    change(run)
+    with pytest.raises(ValueError, match=r"wagle_delta.safetensors' is not of the mask and weights beside it, and no"):
+        publish(run, "user/delta", CARD, what="delta")
+    assert "user/delta" not in hub.repositories
+
+
+def test_a_delta_without_weights_such_as_a_merged_one_is_published(run):
+    expected = AutoModelForCausalLM.from_pretrained(run, dtype="auto")
+    (run / "model.safetensors").unlink()
+    publish(run, "user/delta", CARD, what="delta")
+    assert same_weights(load_unlearned("user/delta"), expected)
+
+
+def upload(repo_id, *names):
+    api = HfApi()
+    api.create_repo(repo_id, exist_ok=True)
+    for name in names:
+        api.upload_file(path_or_fileobj=b"of another run", path_in_repo=name, repo_id=repo_id)
+
+
+def test_a_model_takes_the_place_of_one_that_was_there(run, tiny_model):
+    tiny_model(seed=5).push_to_hub("user/model")  # one file, which transformers would prefer to shards
+    old = ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf")
+    old += ("adapter_config.json", "adapter_model.safetensors", "wagle_delta.safetensors", "model[1].safetensors")
+    kept = ("LICENSE", "onnx/model.onnx", "notes.json")
+    upload("user/model", *old, *kept)
+    model = AutoModelForCausalLM.from_pretrained(run, dtype="auto")
+    (run / "model.safetensors").unlink()
+    model.save_pretrained(run, max_shard_size="40KB")
+    publish(run, "user/model", CARD)
+    files = files_of("user/model")
+    assert files.isdisjoint({*old, "model.safetensors"}) and files >= set(kept)
+    assert same_weights(AutoModelForCausalLM.from_pretrained("user/model", dtype="auto"), model)
+
+
+def test_a_model_without_a_mask_takes_the_place_of_one_with_a_mask(run):
+    publish(run, "user/model", CARD)
+    (run / "wagle_mask.safetensors").unlink()
+    publish(run, "user/model", CARD)
+    assert files_of("user/model").isdisjoint({"wagle_mask.safetensors", "wagle_mask.png"})
+
+
+def test_masks_and_deltas_join_a_model_but_no_delta_stands_beside_another_mask(run):
+    publish(run, "user/model", CARD)
+    weights = HfApi().get_paths_info("user/model", "model.safetensors")
+    for what in ("mask", "delta"):
+        publish(run, "user/model", CARD, what=what)
+    assert files_of("user/model") >= {"wagle_mask.safetensors", "wagle_delta.safetensors", "tokenizer.json"}
+    assert HfApi().get_paths_info("user/model", "model.safetensors") == weights
+    widened_mask(run)
+    publish(run, "user/model", CARD, what="delta")
+    assert "wagle_mask.safetensors" not in files_of("user/model")
+    upload("user/model", "wagle_mask.safetensors")
+    publish(run, "user/model", CARD, what="delta")
+    assert files_of("user/model") >= {"wagle_delta.safetensors", "model.safetensors"}
+    assert "wagle_mask.safetensors" not in files_of("user/model")
+
+
+def test_what_loads_a_model_is_downloaded_and_nothing_else(run, hub):
+    HfApi().create_repo("user/all")
+    HfApi().upload_folder(repo_id="user/all", folder_path=run)
+    upload("user/all", "original/model.safetensors", "model.fp16.safetensors", "modeling.py")
+    folder = checkpoint_of("user/all").folder
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+@pytest.mark.parametrize("name", ["/none", "./none", "none/", "a/none/c", "none.safetensors"])
+def test_the_hub_is_not_asked_for_a_path(name, hub):
+    with pytest.raises(FileNotFoundError, match=r"No model at '.*none.*': the folder does not exist"):
+        checkpoint_of(name)
+    assert not hub.requests
+
+
+def test_a_folder_that_is_mistyped_is_named(hub):
+    with pytest.raises(FileNotFoundError, match=r"^'nonexist' is neither a folder here nor a repository of the Hub"):
+        checkpoint_of("nonexist")
+
+
+def write_report(folder, **report):
+    (folder / "wagle_report.json").write_text(json.dumps(report))
+
+
+def test_the_report_knows_whether_a_relative_path_was_a_folder(run):
+    mask = WeightMask.load(run)
+    mask.info |= {"base_model": "patients/base", "base_revision": "None"}
+    mask.save(run)
+    (run / "wagle_delta.safetensors").unlink()
+    for report in ({"base_model": "patients/base", "base_is_local": True}, {}):
+        write_report(run, **report)
+        publish(run, "user/mask", CARD, what="mask")
+        assert "base_model" not in WeightMask.from_pretrained("user/mask").info
+        with pytest.raises(ValueError, match="'patients/base' is not known to be on the Hub"):
+            publish(run, "user/delta", CARD, what="delta")  # and the Hub is not asked for it
+    write_report(run, base_model="patients/base", base_is_local=False)
+    publish(run, "user/mask", CARD, what="mask")
+    assert WeightMask.from_pretrained("user/mask").info["base_model"] == "patients/base"
+
+
+@pytest.fixture
+def adapters(tiny_model, tmp_path, hub):
+    """Folder of LoRA adapters for the model in `patients/base`, which is `user/base` on the Hub."""
+    base, folder = tiny_model(), tmp_path / "adapters"
+    base.push_to_hub("user/base")
+    base.save_pretrained(tmp_path / "patients" / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "patients" / "base")
+    lora = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(folder)
+    return folder
+
+
+def test_adapters_name_their_base_on_the_hub(adapters, tmp_path):
+    before = snapshot(adapters)
+    with pytest.raises(ValueError, match=r"'.*base' is not known to be on the Hub; give the name of the one that is"):
+        publish(adapters, "user/adapters", CARD)
+    publish(adapters, "user/adapters", CARD, base_model="user/base")
+    assert files_of("user/adapters") == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert same_weights(
+        AutoPeftModelForCausalLM.from_pretrained("user/adapters"), AutoPeftModelForCausalLM.from_pretrained(adapters)
+    )
+    assert str(tmp_path) not in Path(HfApi().hf_hub_download("user/adapters", "adapter_config.json")).read_text()
+    assert snapshot(adapters) == before
+
+
+def test_adapters_whose_base_came_from_the_hub_keep_its_name(adapters):
+    path = adapters / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "user/base"}))
+    write_report(adapters, base_model="user/base", base_is_local=False)
+    publish(adapters, "user/adapters", CARD)
+    config = json.loads(Path(HfApi().hf_hub_download("user/adapters", "adapter_config.json")).read_text())
+    assert config["base_model_name_or_path"] == "user/base"
+
+
 def test_no_local_path_is_published(run, tmp_path):
     mask = WeightMask.load(run)
     mask.info |= {"base_model": str(tmp_path / "base"), "base_revision": "None"}
     mask.save(run)
     (run / "wagle_delta.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"base model '.*base' is not on the Hub; give the name of the one that is"):
+    with pytest.raises(
+        ValueError, match=r"base model '.*base' is not known to be on the Hub; give the name of the one"
+    ):
         publish(run, "user/delta", CARD, what="delta")
     publish(run, "user/delta", CARD, what="delta", base_model="user/base")
     publish(run, "user/model", CARD)

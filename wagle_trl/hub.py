@@ -1,22 +1,49 @@
 """To the Hub and back: publish a run as a model, a mask or a delta; load what others published."""
 
+import json
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import transformers  # its names are used as attributes: each takes seconds to import, and few functions need one
-from huggingface_hub import HfApi, ModelCard, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
 
 from .checkpoint import Checkpoint
+from .comparison.runs import read_run
 from .delta import DELTA_FILE, SparseDelta
+from .files import write_json
 from .folders import delta_between
+from .hub_file import CARD_FILE, asking_hub, is_hub_name, known_revision, public_info
 from .mask import MASK_FILE, WeightMask
 from .report import PLOT_FILE, plot_mask
+from .selected import take
+from .verification import check_mask
 
-# What loads a model, and nothing that executes. Records and reports of a run stay at home: they hold the forget rows
-# and the names of local files.
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-_PRIVATE_FILES = ("wagle_*", "trainer_state.json")
+_ADAPTER_CONFIG = "adapter_config.json"
+# What loads a model, under the names that transformers, tokenizers and PEFT give it. Any other file may be one of the
+# user's own, such as the rows to forget, or something that executes.
+MODEL_FILES = (
+    "config.json generation_config.json processor_config.json *preprocessor_config.json "
+    "model.safetensors model-*-of-*.safetensors model.safetensors.index.json "
+    f"{_ADAPTER_CONFIG} adapter_model.safetensors "
+    "tokenizer.json tokenizer_config.json tokenizer*.model special_tokens_map.json added_tokens.json "
+    "vocab.json vocab.txt merges.txt spiece.model sentencepiece*.model chat_template.json chat_template.jinja"
+).split()
+# Weights in any form: what is left of others would be loaded instead of new ones, or keep what was forgotten.
+_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.gguf",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.index.json",
+)
+_REPLACED = {"model": (*_WEIGHTS, _ADAPTER_CONFIG, PLOT_FILE), "mask": (), "delta": ()}
 
 
 def load_unlearned(
@@ -37,7 +64,7 @@ def load_unlearned(
     Args:
         pretrained_model_name_or_path (`str`): Repository of a delta, or a folder that holds one.
         base_model_name_or_path (`str`, *optional*): By default the base that the delta names, at its revision.
-        base_revision (`str`, *optional*): Revision of the base.
+        base_revision (`str`, *optional*): Revision of the base; by default the delta's, if it names this base.
         revision (`str`, *optional*): Of the delta's repository.
         force_download, token, cache_dir, local_files_only (*optional*):
             As in [`~transformers.PreTrainedModel.from_pretrained`], for delta and base.
@@ -54,8 +81,7 @@ def load_unlearned(
     }
     delta = SparseDelta.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub)
     base = base_model_name_or_path or require_base(delta)
-    if base_model_name_or_path is None and base_revision is None:
-        base_revision = delta.base_revision
+    base_revision = base_revision or _revision_of(base, delta)
     kwargs |= {"dtype": delta.dtype, "revision": base_revision} | hub
     model = transformers.AutoModelForCausalLM.from_pretrained(base, **kwargs)
     return delta.apply(model)
@@ -70,23 +96,21 @@ def require_base(delta: SparseDelta) -> str:
 
 def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
     """Weights in a folder, or of a repository of the Hub, which is downloaded without what executes."""
-    if not os.path.isdir(name_or_path) and not os.path.isabs(name_or_path):
-        name_or_path = snapshot_download(
-            name_or_path, revision=revision, allow_patterns=list(MODEL_FILES), ignore_patterns="*/*"
-        )
-    return Checkpoint(name_or_path)
+    if os.path.isdir(name_or_path) or not is_hub_name(name_or_path):
+        return Checkpoint(name_or_path)
+    with asking_hub(name_or_path):
+        folder = snapshot_download(name_or_path, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
+    return Checkpoint(folder)
 
 
 def base_of(delta: SparseDelta, base_model: str | None) -> Checkpoint:
-    """The base `base_model`, or the one that the delta names, at its revision."""
-    if base_model is not None:
-        return checkpoint_of(base_model)
-    return checkpoint_of(require_base(delta), delta.base_revision)
+    """The base `base_model`, by default the one that the delta names; that one at its revision."""
+    name = base_model or require_base(delta)
+    return checkpoint_of(name, _revision_of(name, delta))
 
 
-def full_name(repo_id: str, token: str | None = None) -> str:
-    """`repo_id` with the namespace of the user whose token it is, if it has none."""
-    return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+def _revision_of(base_model: str, delta: SparseDelta) -> str | None:
+    return delta.base_revision if base_model == delta.base_model else None
 
 
 def publish(
@@ -102,7 +126,8 @@ def publish(
     commit_message: str | None = None,
 ) -> str:
     """
-    Upload what a run made, in one commit, with its card.
+    Upload what a run made, in one commit, with its card. A model takes the place of all weights that the repository
+    holds at its root.
 
     Args:
         folder (`str` or `os.PathLike`): Output folder of a trainer. Nothing in it changes.
@@ -125,62 +150,131 @@ def publish(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        card.save(stage / "README.md")
+        card.save(stage / CARD_FILE)
+        out_of_date = _out_of_date(api, repo_id, revision, what, stage)
+        # Not `upload_folder`: with Xet that makes several commits, and others would see half a model between them
+        changes = [CommitOperationDelete(name, is_folder=False) for name in out_of_date]
+        changes += [CommitOperationAdd(path.name, str(path)) for path in sorted(stage.iterdir())]
         message = commit_message or f"Upload {what} with wagle-trl"
         try:
-            return api.upload_folder(repo_id=repo_id, folder_path=stage, revision=revision, commit_message=message)
+            return api.create_commit(repo_id, changes, commit_message=message, revision=revision)
         except RuntimeError as error:  # of an upload that broke off
             raise ConnectionError(f"{error} Push again: what has arrived is not sent again.") from error
 
 
+def _out_of_date(api: HfApi, repo_id: str, revision: str | None, what: str, stage: Path) -> list[str]:
+    """Files at the root of a repository that must go when those of `stage` come."""
+    new = {path.name for path in stage.iterdir()}
+    old = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name and name not in new]
+    if what == "delta" and MASK_FILE in old:
+        return [] if _is_published(SparseDelta.load(stage).mask, api, repo_id, revision) else [MASK_FILE]
+    return [name for name in old if any(fnmatchcase(name, pattern) for pattern in _REPLACED[what])]
+
+
+def _is_published(mask: WeightMask, api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Whether the mask in a repository is `mask`."""
+    try:
+        return WeightMask.from_pretrained(repo_id, revision=revision, token=api.token) == mask
+    except ValueError:  # a damaged file
+        return False
+
+
+# What goes up, by kind
+
+
 def _stage_model(folder: Path, stage: Path, base_model: str | None) -> None:
     """Links to the files of the model, and its mask, if it has one."""
-    for path in {path for pattern in MODEL_FILES for path in folder.glob(pattern)}:
-        if not any(path.match(private) for private in _PRIVATE_FILES):
+    for path in folder.glob("*"):
+        if any(fnmatchcase(path.name, pattern) for pattern in MODEL_FILES):
             (stage / path.name).symlink_to(path.resolve())
     if not any(stage.glob("*.safetensors")):
         raise ValueError(f"'{folder}' holds no model: there is no .safetensors file of weights.")
+    if (stage / _ADAPTER_CONFIG).exists():
+        _name_base_of_adapters(folder, stage / _ADAPTER_CONFIG, base_model)
     if (folder / MASK_FILE).is_file():
         _stage_mask(folder, stage, base_model)
 
 
+def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None) -> None:
+    """Replace the link to a config of PEFT by one that names the base as others can load it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    name = config.get("base_model_name_or_path")
+    recorded = {"base_model": name, "base_revision": config.get("revision")}
+    public = public_info({key: value for key, value in recorded.items() if value}, base_model, _is_local(folder, name))
+    _check_on_hub(public.get("base_model"), name)
+    names = {"base_model_name_or_path": public["base_model"], "revision": public.get("base_revision")}
+    write_json(path, config | names)
+
+
 def _stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
-    mask = _public(WeightMask.load(folder), base_model)
-    mask.save(stage)
+    mask = WeightMask.load(folder)
+    mask.public(base_model, _is_local(folder, mask.info.get("base_model"))).save(stage)
     plot_mask(mask, stage / PLOT_FILE)
 
 
 def _stage_delta(folder: Path, stage: Path, base_model: str | None) -> None:
-    if (folder / DELTA_FILE).is_file():
-        delta = SparseDelta.load(folder)
-    else:
-        delta = _delta_of(folder, base_model)
-    mask = _public(delta.mask, base_model)
-    if "base_model" not in mask.info:
-        raise ValueError(
-            f"The base model '{delta.base_model or '?'}' is not on the Hub; give the name of the one that is."
-        )
-    SparseDelta(mask, delta.new, delta.dtypes, delta.base_fingerprint).save(stage)
-    plot_mask(mask, stage / PLOT_FILE)
+    delta = _delta_of(folder, base_model)
+    public = delta.public(base_model, _is_local(folder, delta.base_model))
+    _check_on_hub(public.base_model, delta.base_model)
+    public.save(stage)
+    plot_mask(public.mask, stage / PLOT_FILE)
 
 
 def _delta_of(folder: Path, base_model: str | None) -> SparseDelta:
+    """The delta in the folder, or one made now, if there is none of this mask and these weights."""
+    if not (folder / DELTA_FILE).is_file():
+        return _made_delta(folder, base_model)
+    delta = SparseDelta.load(folder)
+    if _is_current(delta, folder):
+        return delta
+    try:
+        return _made_delta(folder, base_model)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"'{folder / DELTA_FILE}' is not of the mask and weights beside it, and no new one can be made: {error}"
+        ) from error
+
+
+def _is_current(delta: SparseDelta, folder: Path) -> bool:
+    """Whether a delta has the mask and the weights beside it, as far as there are any."""
+    if (folder / MASK_FILE).is_file() and WeightMask.load(folder) != delta.mask:
+        return False
+    if not any(folder.glob("model*.safetensors")):
+        return True
+    weights = Checkpoint(folder)
+    try:
+        check_mask(delta.mask, weights)
+        for name, bits in delta.mask.bits.items():
+            delta.check_unlearned(name, take(weights[name], bits))
+    except ValueError:
+        return False
+    return True
+
+
+def _made_delta(folder: Path, base_model: str | None) -> SparseDelta:
     """Made now, from the base that the run started from."""
     mask = WeightMask.load(folder)
-    base = mask.info.get("base_model")
-    if base is None or not os.path.isdir(base):
-        base = base_model or base
-    if base is None:
-        raise ValueError(f"The mask in '{folder}' does not say what the base model is; name it.")
-    return delta_between(checkpoint_of(base), Checkpoint(folder), mask)
+    recorded = mask.info.get("base_model")
+    if recorded and os.path.isdir(recorded):
+        base = Checkpoint(recorded)
+    else:
+        public = public_info(mask.info, base_model, _is_local(folder, recorded))
+        _check_on_hub(public.get("base_model"), recorded)
+        base = checkpoint_of(public["base_model"], known_revision(public))
+    return delta_between(base, Checkpoint(folder), mask)
 
 
-def _public(mask: WeightMask, base_model: str | None) -> WeightMask:
-    """The mask with the base's name on the Hub, or without a name if it is a local folder."""
-    name = base_model or mask.info.get("base_model")
-    info = {key: value for key, value in mask.info.items() if key != "base_model"}
-    is_public = name is not None and not os.path.isabs(name) and not os.path.isdir(name)
-    return WeightMask(mask.bits, mask.shapes, info | ({"base_model": name} if is_public else {}))
+def _is_local(folder: Path, base_model: str | None) -> bool | None:
+    """Whether the report in a folder says that the run took this base from a folder; `None` if it does not say."""
+    report = read_run(folder).training
+    return report.get("base_is_local") if report.get("base_model") == base_model else None
+
+
+def _check_on_hub(name: str | None, recorded: str | None) -> None:
+    if name is None:
+        raise ValueError(
+            f"The base model '{recorded or '?'}' is not known to be on the Hub; give the name of the one that is."
+        )
 
 
 _STAGES = {"model": _stage_model, "mask": _stage_mask, "delta": _stage_delta}

@@ -7,11 +7,10 @@ from huggingface_hub import ModelCard
 
 from ..card import model_card
 from ..files import atomic_path
-from ..hub import full_name, publish
+from ..hub import publish
+from ..hub_file import CARD_FILE, full_name
 from .output import Output, key_value_table
 from .parser import WagleParser
-
-CARD_FILE = "README.md"
 
 
 @dataclass
