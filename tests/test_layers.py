@@ -53,6 +53,7 @@ LAYERS = {
         "wagle_trl.delta",
         "wagle_trl.folders",
         "wagle_trl.merging",
+        "wagle_trl.config_changes",
         "wagle_trl.verification",
         "wagle_trl.adapter_plan",
         "wagle_trl.adapters",

@@ -45,7 +45,13 @@ def test_a_model_that_moved_within_its_mask_is_verified_with_counts_and_sizes(pa
     assert not result.violations and result.rounded is None
     assert list(result.layers) == ["-", "0", "10"]
     total = result.total.to_dict()
-    assert (total["numel"], total["selected"], total["moved"], total["outside"]) == (82, 3, 2, 0)
+    assert (total["numel"], total["selected"], total["moved"], total["outside"], total["non_finite"]) == (
+        82,
+        3,
+        2,
+        0,
+        0,
+    )
     assert total["mean_change"] == pytest.approx(1.0) and total["max_change"] == pytest.approx(1.5)
     assert result.layers["0"].to_dict() == total | {"numel": 45}
     assert result.layers["10"].to_dict() == {
@@ -53,6 +59,7 @@ def test_a_model_that_moved_within_its_mask_is_verified_with_counts_and_sizes(pa
         "selected": 0,
         "moved": 0,
         "outside": 0,
+        "non_finite": 0,
         "mean_change": 0.0,
         "max_change": 0.0,
     }
@@ -74,6 +81,50 @@ def test_bits_count_not_numbers(pair):
     after[UP][0, :3] = torch.tensor([-0.0, torch.nan, torch.inf])
     result = verify(*pair(before, after), mask_of(1, 2), progress=False)
     assert result.violations == {UP: 1}
+
+
+def test_nan_and_infinity_are_counted_and_spoil_no_other_number(pair):
+    before, after = weights(), weights()
+    before[UP][0, :2] = after[UP][0, :2] = torch.tensor([torch.nan, -torch.inf])
+    after[UP].view(-1)[3:7] = torch.tensor([torch.nan, torch.inf, -torch.inf, 7.0])
+    before[UP].view(-1)[6] = 5.0
+    result = verify(*pair(before, after), mask_of(0, 1, 3, 4, 5, 6), progress=False)
+    total = result.total.to_dict()
+    assert (total["moved"], total["non_finite"], result.layers["10"].non_finite) == (4, 5, 0)
+    assert (total["mean_change"], total["max_change"]) == (2.0, 2.0)
+    assert result.passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_nan_is_counted_in_every_dtype(dtype, pair):
+    before, after = weights(dtype), weights(dtype)
+    after[UP][0, 3] = torch.nan
+    result = verify(*pair(before, after), mask_of(3), progress=False)
+    assert (result.total.non_finite, result.total.moved, result.total.max_change) == (1, 1, 0.0)
+
+
+def test_differences_of_wide_weights_are_not_rounded(pair):
+    before, after = weights(torch.float64), weights(torch.float64)
+    before[UP][0, 3], after[UP][0, 3] = 1.0, 1.0 + 2**-40
+    assert verify(*pair(before, after), mask_of(3), progress=False).total.max_change == 2**-40
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rounded"),
+    [
+        (torch.bfloat16, torch.float32, None),
+        (torch.float16, torch.float64, None),
+        (torch.float8_e4m3fn, torch.bfloat16, None),
+        (torch.float16, torch.bfloat16, "bfloat16"),
+        (torch.bfloat16, torch.float16, "float16"),
+        (torch.float64, torch.float32, "float32"),
+    ],
+)
+def test_weights_are_called_rounded_where_the_dtype_cannot_hold_them(before, after, rounded, pair):
+    result = verify(
+        *pair(weights(before), {name: w.to(after) for name, w in weights(before).items()}), mask_of(3), progress=False
+    )
+    assert result.passed and result.rounded == rounded
 
 
 def test_a_wider_base_is_rounded_to_the_dtype_after(pair):

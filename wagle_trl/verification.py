@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 import wagle_kernels
 
 from .checkpoint import Checkpoint
+from .config_changes import config_changes, other_files
 from .mask import WeightMask, few, layer_of
 from .tensor_file import bit_patterns
 
@@ -29,7 +30,9 @@ class Movement:
         selected (`int`): How many the mask selects.
         moved (`int`): How many of the selected ones differ.
         outside (`int`): How many of the others differ: none, if the mask was respected.
-        total_change (`float`): Sum of the absolute differences, in the units of the weights.
+        non_finite (`int`): How many weights are NaN or infinite after, selected or not, moved or not.
+        measured (`int`): How many differences are finite numbers.
+        total_change (`float`): Sum of the absolute values of these, in the units of the weights.
         max_change (`float`): The largest of them.
     """
 
@@ -37,6 +40,8 @@ class Movement:
     selected: int = 0
     moved: int = 0
     outside: int = 0
+    non_finite: int = 0
+    measured: int = 0
     total_change: float = 0.0
     max_change: float = 0.0
 
@@ -46,13 +51,15 @@ class Movement:
         self.selected += other.selected
         self.moved += other.moved
         self.outside += other.outside
+        self.non_finite += other.non_finite
+        self.measured += other.measured
         self.total_change += other.total_change
         self.max_change = max(self.max_change, other.max_change)
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, the mean absolute change of the weights that differ (`0.0` if none does) and the largest."""
-        counts = {name: getattr(self, name) for name in ("numel", "selected", "moved", "outside")}
-        mean = self.total_change / max(1, self.moved + self.outside)
+        counts = {name: getattr(self, name) for name in ("numel", "selected", "moved", "outside", "non_finite")}
+        mean = self.total_change / max(1, self.measured)
         return counts | {"mean_change": mean, "max_change": self.max_change}
 
 
@@ -63,11 +70,21 @@ class Verification:
 
     Args:
         parameters (`dict[str, Movement]`): Of every weight tensor, in the order of the files.
-        rounded (`str`, *optional*): Dtype that weights of the base were rounded to, where it has wider ones.
+        rounded (`str`, *optional*): Dtype that weights of the base were rounded to, where it cannot hold all of them.
+        config_changes (`dict[str, tuple[str, str]]`): What makes the config that of another model, see
+            [`~config_changes.config_changes`].
+        other_files (`list[str]`): Names of tokenizer, generation and template files that differ, which proves nothing.
     """
 
     parameters: dict[str, Movement] = field(default_factory=dict)
     rounded: str | None = None
+    config_changes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    other_files: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing but selected weights differs, and the config makes the same model of them."""
+        return not self.violations and not self.config_changes
 
     @property
     def total(self) -> Movement:
@@ -91,10 +108,10 @@ class Verification:
 
 def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progress: bool = True) -> Verification:
     """
-    Compare every weight of two models, bit by bit.
+    Compare every weight of two models, bit by bit, and their configs.
 
     Args:
-        base ([`~checkpoint.Checkpoint`]): The model before. Weights in another dtype than after are rounded to that.
+        base ([`~checkpoint.Checkpoint`]): The model before. Weights in another dtype than after are cast to that.
         unlearned ([`~checkpoint.Checkpoint`]): The model after.
         mask ([`WeightMask`]): Which weights may differ.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -104,12 +121,13 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     """
     check_alike(base, unlearned)
     check_mask(mask, unlearned)
-    result = Verification()
+    folders = base.folder, unlearned.folder
+    result = Verification(config_changes=config_changes(*folders), other_files=other_files(*folders))
     total = sum(map(unlearned.numel, unlearned))
     with tqdm(total=total, desc="Comparing", unit="weight", unit_scale=True, disable=not progress) as bar:
         for name in unlearned:
             result.parameters[name] = _movement(base, unlearned, mask.bits.get(name), name, bar)
-            if base.dtype(name) != unlearned.dtype(name):
+            if _is_rounded(base.dtype(name), unlearned.dtype(name)):
                 result.rounded = str(unlearned.dtype(name)).removeprefix("torch.")
     return result
 
@@ -132,7 +150,11 @@ def check_alike(base: Checkpoint, unlearned: Checkpoint) -> None:
 def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
     """A `ValueError` unless every parameter of the mask is there, in its shape."""
     if missing := mask.bits.keys() - checkpoint.keys():
-        raise ValueError(f"The mask is for another model: '{checkpoint.folder}' lacks {few(missing)}.")
+        raise ValueError(
+            f"The mask is for another model: '{checkpoint.folder}' lacks {few(missing)}. If it is the same model, its files "
+            "name tensors otherwise than the model does, such as experts of MoE, and cannot be compared with the mask; "
+            "to make a model of a delta, use load_unlearned and save_pretrained."
+        )
     for name, shape in mask.shapes.items():
         if checkpoint.shape(name) != shape:
             raise ValueError(
@@ -160,16 +182,41 @@ def _movement(base: Checkpoint, unlearned: Checkpoint, bits: Tensor | None, name
 
 def _compare(before: Tensor, after: Tensor, allowed: Tensor | None) -> Movement:
     """Movement of flat weights, of which the packed mask `allowed` may differ."""
+    movement = Movement(numel=len(after), non_finite=_num_non_finite(after))
     # In numpy: on a CPU its comparison of 16-bit integers is five times as fast
     differs = bit_patterns(before).numpy() != bit_patterns(after).numpy()
     places = torch.from_numpy(np.flatnonzero(differs))
     if not len(places):
-        return Movement(numel=len(after))
+        return movement
     changed = torch.from_numpy(np.packbits(differs, bitorder="little"))
-    inside = 0 if allowed is None else wagle_kernels.popcount(changed & allowed)
-    change = (after[places].float() - before[places].float()).abs()
-    total, largest = float(change.sum(dtype=torch.float64)), float(change.max())
-    return Movement(len(after), 0, inside, len(places) - inside, total, largest)
+    movement.moved = 0 if allowed is None else wagle_kernels.popcount(changed & allowed)
+    movement.outside = len(places) - movement.moved
+    wide = torch.float64 if after.itemsize > 2 else torch.float32
+    change = (after[places].to(wide) - before[places].to(wide)).abs().numpy()
+    if not np.isfinite(change.max()):  # NaN if there is one
+        change = change[np.isfinite(change)]
+    movement.measured, movement.total_change = len(change), float(change.sum(dtype=np.float64))
+    movement.max_change = float(change.max(initial=0.0))
+    return movement
+
+
+def _num_non_finite(values: Tensor) -> int:
+    if not values.is_floating_point():
+        return 0
+    if values.itemsize == 1:  # one of these formats has NaN, but no infinity
+        return int((~values.float().isfinite()).sum())
+    exponent = bit_patterns(torch.tensor(torch.inf, dtype=values.dtype)).numpy()
+    return int(np.count_nonzero((bit_patterns(values).numpy() & exponent) == exponent))
+
+
+def _is_rounded(before: torch.dtype, after: torch.dtype) -> bool:
+    """Whether the dtype `after` cannot hold every number of the dtype `before`."""
+    if before == after:
+        return False
+    if before.is_floating_point and after.is_floating_point:  # of float8 `promote_types` knows nothing
+        old, new = torch.finfo(before), torch.finfo(after)
+        return new.eps > old.eps or new.max < old.max
+    return before.is_floating_point or after.is_floating_point or torch.promote_types(before, after) != after
 
 
 def _sum(movements) -> Movement:

@@ -1,21 +1,29 @@
 """`wagle verify BASE UNLEARNED [MASK]`: do two models differ in nothing but the selected weights? Exit code 0 or 1."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..hub import checkpoint_of
-from ..mask import WeightMask
+from ..hub_file import known_revision
+from ..mask import WeightMask, few
 from ..verification import Movement, Verification, verify
 from .output import Output
 from .parser import WagleParser
+
+BASE_REVISION_HELP = (
+    "Branch, tag or commit of BASE on the Hub; by default the one that the mask or delta names, if BASE is the base "
+    "that it names."
+)
 
 
 @dataclass
 class VerifyArguments:
     """Of models on the Hub."""
 
-    base_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of BASE on the Hub."})
+    base_revision: str | None = field(default=None, metadata={"help": BASE_REVISION_HELP})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of UNLEARNED on the Hub."})
 
 
@@ -28,21 +36,52 @@ def run(argv: list[str], command: str) -> Output:
     )
     args, names = parser.parse_args_and_config(argv)
     mask = WeightMask.from_pretrained(names.mask or names.unlearned, revision=None if names.mask else args.revision)
-    base, unlearned = checkpoint_of(names.base, args.base_revision), checkpoint_of(names.unlearned, args.revision)
+    base_revision = revision_of_base(names.base, args.base_revision, mask)
+    base, unlearned = checkpoint_of(names.base, base_revision), checkpoint_of(names.unlearned, args.revision)
     result = verify(base, unlearned, mask)
     content = {
-        "verified": not result.violations,
+        "verified": result.passed,
         "base": names.base,
+        "base_revision": base_revision,
         "unlearned": names.unlearned,
         "base_rounded_to": result.rounded,
         **result.total.to_dict(),
         "layers": {layer: movement.to_dict() for layer, movement in result.layers.items()},
         "violations": result.violations,
+        "config_changes": {
+            key: {"before": before, "after": after} for key, (before, after) in result.config_changes.items()
+        },
+        "other_files": result.other_files,
     }
-    return Output(content, _tables(result), exit_code=1 if result.violations else 0)
+    return Output(content, _tables(result), exit_code=0 if result.passed else 1)
+
+
+def revision_of_base(base: str, given: str | None, mask: WeightMask) -> str | None:
+    """Revision of a base: the one given, or the one that a mask names, if it is the base that the mask names."""
+    if given is not None or base != mask.info.get("base_model"):
+        return given
+    return known_revision(mask.info)
 
 
 def _tables(result: Verification) -> list[Table | str]:
+    tables = [_movements(result)]
+    if result.total.non_finite:
+        tables.append(f"{result.total.non_finite:,} weights after are no finite numbers (NaN or infinite).")
+    if result.other_files:
+        tables.append(
+            f"Other files that differ, which counts for nothing here: {escape(few(result.other_files, limit=12))}."
+        )
+    if result.violations:
+        tables.append(
+            _pairs("Not as masked", ["parameter", "weights outside the mask that differ"], result.violations)
+        )
+    if result.config_changes:
+        changes = {key: f"{before} -> {after}" for key, (before, after) in result.config_changes.items()}
+        tables.append(_pairs("Another config.json", ["key", "before -> after"], changes))
+    return [*tables, _verdict(result)]
+
+
+def _movements(result: Verification) -> Table:
     table = Table(
         "layer", "weights", "selected", "moved", "of selected", "mean change", "largest", title="Weights that differ"
     )
@@ -54,12 +93,23 @@ def _tables(result: Verification) -> list[Table | str]:
     table.add_row("all", *_cells(result.total))
     if result.rounded:
         table.caption = f"Weights of the base were rounded to {result.rounded}."
-    if not result.violations:
-        return [table, "Verified: no weight outside the mask differs."]
-    outside = Table("parameter", "weights outside the mask that differ", title="Not as masked")
-    for name, count in result.violations.items():
-        outside.add_row(name, f"{count:,}")
-    return [table, outside, f"FAILED: {sum(result.violations.values()):,} weights outside the mask differ."]
+    return table
+
+
+def _pairs(title: str, columns: list[str], content: Mapping[str, int | str]) -> Table:
+    table = Table(*columns, title=title)
+    for name, value in content.items():
+        table.add_row(escape(name), escape(f"{value:,}" if isinstance(value, int) else value))
+    return table
+
+
+def _verdict(result: Verification) -> str:
+    if result.passed:
+        return "Verified: no weight outside the mask differs."
+    weights, keys = sum(result.violations.values()), len(result.config_changes)
+    failures = [f"{weights:,} weights outside the mask differ"] if weights else []
+    failures += [f"config.json makes another model ({keys:,} keys)"] if keys else []
+    return f"FAILED: {'; '.join(failures)}."
 
 
 def _cells(movement: Movement) -> list[str]:
