@@ -292,7 +292,19 @@ def test_an_evaluation_of_other_weights_is_left_out(trained, evaluated, is_shown
 def test_it_says_how_to_load_and_to_verify(what, loads, make_folder):
     card = model_card(make_folder(), what=what, repo_id="user/r")
     assert loads in section(card, "How to load")
-    assert ("wagle verify user/base user/r" in card.text) == (what != "mask")
+    given = f"--base_revision {'f' * 40}"
+    commands = {
+        "model": f"```bash\nwagle verify user/base user/r {given}\n```",
+        "delta": f"```bash\nwagle apply user/r --output_dir unlearned\nwagle verify user/base unlearned {given}\n```",
+    }
+    assert what not in commands or commands[what] in section(card, "How to verify")
+    assert ("wagle verify" in card.text) == (what in commands)
+
+
+def test_a_base_that_is_not_on_the_hub_is_a_place_in_the_commands(make_folder):
+    card = model_card(make_folder(training=TRAINING | {"base_is_local": True}), what="delta")
+    assert "wagle apply path/to/this/folder path/to/base --output_dir unlearned\n" in card.text
+    assert "wagle verify path/to/base unlearned\n" in card.text
 
 
 def test_adapters_are_loaded_with_peft_and_have_no_mask_to_verify(make_folder):

@@ -1,8 +1,12 @@
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from huggingface_hub import HfApi, ModelCard
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from wagle_trl import WeightMask
 from wagle_trl.cli.main import main
@@ -49,6 +53,81 @@ def test_verify_fails_with_one_weight_outside_the_mask(saved_model, unlearned_fo
     assert "model.norm.weight" in out and "FAILED: 2 weights outside the mask differ." in out
 
 
+def test_verify_fails_with_a_config_that_makes_another_model(saved_model, unlearned_folder, capsys):
+    path = Path(unlearned_folder, "config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_hidden_layers": 1, "rms_norm_eps": 10.0, "use_cache": False}))
+    assert main(["verify", saved_model, unlearned_folder]) == 1
+    out = capsys.readouterr().out
+    assert "num_hidden_layers" in out and "2 -> 1" in out
+    assert "FAILED: config.json makes another model (2 keys)." in out
+    tamper_weights = main(["verify", saved_model, unlearned_folder, "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert tamper_weights == 1 and content["verified"] is False
+    assert content["config_changes"]["num_hidden_layers"] == {"before": "2", "after": "1"}
+
+
+def test_verify_lists_other_files_that_differ_and_weights_that_are_no_numbers(saved_model, unlearned_folder, capsys):
+    Path(unlearned_folder, "[red]chat_template.jinja").write_text("Hello")
+    model = AutoModelForCausalLM.from_pretrained(unlearned_folder, dtype="auto")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(unlearned_folder)
+    assert main(["verify", saved_model, unlearned_folder]) == 0
+    out = capsys.readouterr().out
+    assert "Other files that differ, which counts for nothing here: [red]chat_template.jinja, tokenizer" in out
+    assert "1 weights after are no finite numbers (NaN or infinite)." in out
+    assert main(["verify", saved_model, unlearned_folder, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (content["non_finite"], content["layers"]["1"]["non_finite"], content["layers"]["0"]["non_finite"]) == (
+        1,
+        1,
+        0,
+    )
+
+
+def test_experts_that_files_name_otherwise_are_said_to_be_out_of_reach(tmp_path, capsys):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=32, num_hidden_layers=1, num_local_experts=2, **sizes))
+    model.save_pretrained(tmp_path)
+    WeightMask.from_dense({name: torch.ones(p.shape) for name, p in model.named_parameters()}).save(tmp_path)
+    assert main(["verify", str(tmp_path), str(tmp_path)]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "files name tensors otherwise than the model does" in err
+    assert "use load_unlearned and save_pretrained" in err
+
+
+@pytest.fixture
+def published(tiny_model, tiny_tokenizer, data, quick, hub, tmp_path):
+    """`user/model` and `user/delta` on the Hub, unlearned from `user/base`, which changed since."""
+    for saved in (tiny_model(dtype=torch.bfloat16), tiny_tokenizer):
+        saved.push_to_hub("user/base")
+    assert main(["npo", "--model_name_or_path", "user/base", *data, *quick, "--save_delta"]) == 0
+    for what in ("model", "delta"):
+        assert main(["push", str(tmp_path / "out"), "--what", what, "--hub_model_id", f"user/{what}"]) == 0
+    commit = HfApi().repo_info("user/base").sha
+    tiny_model(seed=1, dtype=torch.bfloat16).push_to_hub("user/base")
+    return commit
+
+
+@pytest.mark.parametrize("what", ["model", "delta"])
+def test_the_commands_of_published_cards_verify(what, published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = ModelCard.load(f"user/{what}").text.split("## How to verify")[1]
+    commands = re.search(r"```bash\n(.*?)```", section, re.S)[1].splitlines()
+    assert [command.split()[1] for command in commands] == (["apply"] if what == "delta" else []) + ["verify"]
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+    assert commands[-1].endswith(f" --base_revision {published}")
+
+
+def test_the_base_is_taken_at_the_revision_that_the_mask_names(published, capsys):
+    capsys.readouterr()
+    assert main(["verify", "user/base", "user/model", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["base_revision"] == published
+    assert main(["verify", "user/base", "user/model", "--base_revision", "main"]) == 1
+
+
 def test_verify_takes_a_mask_from_elsewhere(saved_model, unlearned_folder, tmp_path, capsys):
     (tmp_path / "unlearned" / "wagle_mask.safetensors").rename(tmp_path / "mask.safetensors")
     assert main(["verify", saved_model, unlearned_folder, str(tmp_path / "mask.safetensors")]) == 0
@@ -62,7 +141,7 @@ def test_verify_takes_a_mask_from_elsewhere(saved_model, unlearned_folder, tmp_p
     [
         ([], "the following arguments are required: BASE, UNLEARNED (see `wagle verify --help`)"),
         (["{base}", "{base}"], "No mask file at"),
-        (["missing/folder", "{unlearned}"], "Cannot"),
+        (["missing/folder", "{unlearned}"], "missing/folder"),
     ],
     ids=["nothing", "no mask", "no base"],
 )
