@@ -98,8 +98,13 @@ def test_the_repository_is_named_like_the_folder_and_private_if_asked(masked_fol
             "holds no wagle_eval.json; give the folder of `wagle eval` of the base model",
         ),
         (["{run}", "--card", "missing.md"], "missing.md"),
+        (
+            ["{run}", "--base_model_name_or_path", "{empty}"],
+            "'{empty}' is a path here; give the name of the base model",
+        ),
+        (["{run}", "--what", "delta"], "The base model 'user/base' is not known to be on the Hub; give the name"),
     ],
-    ids=["nothing", "what", "folder", "before", "card"],
+    ids=["nothing", "what", "folder", "before", "card", "base", "delta"],
 )
 def test_bad_input_is_one_line_and_makes_no_repository(argv, message, masked_folder, hub, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
