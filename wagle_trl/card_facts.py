@@ -74,7 +74,7 @@ class Facts:
         info = self.mask["info"] if self.mask else {}
         revision = self.run.training.get("base_revision") or info.get("base_revision", "None")  # masks hold text only
         is_known = self.base_id and not self.base_model and revision != "None"
-        return revision if is_known and re.fullmatch(r"[\w./-]+", str(revision), re.ASCII) else None
+        return revision if is_known and re.fullmatch(r"\w[\w./-]*", str(revision), re.ASCII) else None
 
     @property
     def base(self) -> str:
