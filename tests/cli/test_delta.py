@@ -1,11 +1,13 @@
 import json
 
 import pytest
+from huggingface_hub import HfApi
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.cli.main import main
+from wagle_trl.delta import weights_fingerprint
 
 from ..deltas import same_weights, unlearned
 
@@ -29,15 +31,16 @@ def requests(saved_model, tmp_path):
 
 def test_delta_apply_and_undo_go_there_and_back(saved_model, requests, tmp_path, capsys):
     made, back = str(tmp_path / "made"), str(tmp_path / "back")
-    assert main(["delta", saved_model, requests[0], "--undo", "--json"]) == 0
+    kept = str(tmp_path / "kept")
+    assert main(["delta", saved_model, requests[0], "--undo", "--output_dir", kept, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    size = (tmp_path / "request-0" / "wagle_delta.safetensors").stat().st_size
-    assert (content["output_dir"], content["bytes"], content["can_be_undone"]) == (requests[0], size, True)
+    size = (tmp_path / "kept" / "wagle_delta.safetensors").stat().st_size
+    assert (content["output_dir"], content["bytes"], content["can_be_undone"]) == (kept, size, True)
     assert content["num_selected"] == WeightMask.load(requests[0]).num_selected
-    assert main(["apply", requests[0], "--output_dir", made]) == 0  # the delta knows its base
+    assert main(["apply", kept, "--output_dir", made]) == 0  # the delta knows its base
     assert same_weights(loaded(made), loaded(requests[0]))
     assert main(["verify", saved_model, made]) == 0
-    assert main(["undo", requests[0], made, "--output_dir", back]) == 0
+    assert main(["undo", kept, made, "--output_dir", back]) == 0
     assert same_weights(loaded(back), loaded(saved_model))
 
 
@@ -74,9 +77,11 @@ def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tm
         (["undo", "{0}", "{0}", "--output_dir", "made"], "No delta at"),
         (["merge", "{0}", "{1}"], "No delta at"),
         (["delta", "{base}", "{base}"], "No mask file at"),
-        (["delta", "{0}", "{1}"], "weights outside the mask differ from"),
+        (["delta", "{0}", "{1}", "--output_dir", "new/folder"], "weights outside the mask differ from"),
+        (["delta", "{base}", "{0}", "--undo"], "--undo needs --output_dir: old values hold what was forgotten"),
+        (["delta", "{base}", "{0}", "--output_dir", "base/config.json/x"], "Cannot write to output_dir"),
     ],
-    ids=["no output", "apply", "undo", "merge", "no mask", "other base"],
+    ids=["no output", "apply", "undo", "merge", "no mask", "other base", "old values", "no place"],
 )
 def test_bad_input_is_one_line_and_writes_nothing(argv, message, saved_model, requests, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -85,6 +90,78 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, message, saved_model, re
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wagle")]
     assert len(lines) == 1 and message.format(*requests) in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "1", "1", "{0}", "{1}"], "invalid float value: '{0}'"),
+        (["--weights", "1", "1"], "required: DELTA"),
+        (["{0}", "{1}", "--weights", "1"], "2 deltas need as many weights, got 1."),
+        (["{0}", "{other}"], "Delta 2 is of another base"),
+    ],
+    ids=["order", "no deltas", "too few", "other base"],
+)
+def test_a_merge_that_is_refused_leaves_no_folder(
+    options, message, saved_model, tiny_model, requests, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other"
+    for folder in requests:
+        assert main(["delta", saved_model, folder]) == 0
+    base = tiny_model(seed=1)
+    model, mask = unlearned(base)
+    SparseDelta.from_model(model, mask, weights_fingerprint(base)).save(other)
+    argv = ["merge", *(text.format(*requests, other=other) for text in options)]
+    capsys.readouterr()
+    assert main(argv) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert message.format(*requests) in err
+    assert ("give the deltas first: wagle merge A B --weights 1 2" in err) == (options[0] == "--weights")
+    assert not (tmp_path / "wagle-merged").exists()
+
+
+@pytest.fixture
+def moved_on(tiny_model, hub, tmp_path, monkeypatch):
+    """Commits of `user/base`, `user/model` and `user/delta` on the Hub, whose branches hold other weights by now."""
+    monkeypatch.chdir(tmp_path)
+    (base, other), commits = (tiny_model(), tiny_model(seed=1)), {}
+    for before in (base, other):
+        before.push_to_hub("user/base")
+        commits.setdefault("base", HfApi().repo_info("user/base").sha)
+        model, mask = unlearned(before)
+        mask.info["base_revision"] = HfApi().repo_info("user/base").sha
+        model.push_to_hub("user/model")
+        SparseDelta.from_model(model, mask, weights_fingerprint(before)).push_to_hub("user/delta")
+        commits |= (
+            {} if before is other else {what: HfApi().repo_info(f"user/{what}").sha for what in ("model", "delta")}
+        )
+    model, mask = unlearned(base)
+    mask.info["base_revision"] = commits["base"]
+    model.save_pretrained("out")
+    mask.save("out")
+    return commits
+
+
+def test_revisions_on_the_hub_can_be_named(moved_on):
+    main_of_base = ["--base_revision", "main"]
+    assert main(["delta", "user/base", "out"]) == 0  # at the revision that the mask names
+    assert main(["delta", "user/base", "out", *main_of_base]) == 2
+    delta = ["user/delta", "--revision", moved_on["delta"]]
+    for command in ("apply", "adapter"):
+        assert main([command, *delta, "--output_dir", command]) == 0
+        assert main([command, *delta, *main_of_base, "--output_dir", "wrong"]) == 2
+        assert main([command, "user/delta", *main_of_base, "--output_dir", f"{command}-main"]) == 0
+    assert same_weights(loaded("apply"), loaded("out"))
+    assert not same_weights(loaded("apply-main"), loaded("out"))
+
+
+def test_undo_takes_the_unlearned_model_at_a_revision(moved_on):
+    assert main(["delta", "user/base", "out", "--undo", "--output_dir", "kept"]) == 0
+    assert main(["undo", "kept", "user/model", "--output_dir", "back"]) == 2
+    assert main(["undo", "kept", "user/model", "--revision", moved_on["model"], "--output_dir", "back"]) == 0
+    expected = AutoModelForCausalLM.from_pretrained("user/base", revision=moved_on["base"], dtype="auto")
+    assert same_weights(loaded("back"), expected)
 
 
 def test_a_delta_without_old_values_is_not_undone(saved_model, requests, tmp_path, capsys):

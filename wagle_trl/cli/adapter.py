@@ -1,20 +1,17 @@
 """`wagle adapter DELTA [BASE]`: a delta as an adapter that PEFT loads without this package."""
 
 from ..adapters import REQUIRES, export_adapter
-from ..delta import SparseDelta
-from ..hub import base_of
-from .delta import BASE_HELP, DELTA_HELP, NewFolder
+from .delta import BASE_HELP, DELTA_HELP, OfDelta, delta_and_base
 from .output import Output, key_value_table
 from .parser import WagleParser
 
 
 def run(argv: list[str], command: str) -> Output:
-    parser = WagleParser([NewFolder], prog=f"wagle {command}", allow_abbrev=False)
+    parser = WagleParser([OfDelta], prog=f"wagle {command}", allow_abbrev=False)
     parser.add_argument("delta", metavar="DELTA", help=DELTA_HELP)
     parser.add_argument("base", metavar="BASE", nargs="?", help=BASE_HELP)
     args, names = parser.parse_args_and_config(argv)
-    delta = SparseDelta.from_pretrained(names.delta)
-    exported = export_adapter(delta, base_of(delta, names.base), args.output_dir)
+    exported = export_adapter(*delta_and_base(args, names), args.output_dir)
     content = {
         "output_dir": args.output_dir,
         "bytes": exported.num_bytes,

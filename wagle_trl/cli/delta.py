@@ -1,6 +1,7 @@
 """`wagle delta`, `apply`, `undo`, `merge`: what unlearning changed, as one small file."""
 
 import os
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from ..checkpoint import Checkpoint
 from ..delta import SparseDelta
 from ..files import check_writable
 from ..folders import apply_to_folder, delta_between, undo_to_folder
-from ..hub import base_of, checkpoint_of
+from ..hub import base_of, checkpoint_of, require_base
 from ..mask import WeightMask, layer_of
 from ..merging import Merged, merge_deltas
 from ..report import PLOT_FILE, plot_mask
 from .output import Output, key_value_table
 from .parser import WagleParser
+from .verify import BASE_REVISION_HELP, revision_of_base
 
 DELTA_HELP = "Folder, file or Hub name of a delta."
 BASE_HELP = "Its base: a folder with safetensors, or a Hub name; by default the one that the delta names."
@@ -30,12 +32,29 @@ class NewFolder:
 
 
 @dataclass
+class OfDelta(NewFolder):
+    """Where what a delta makes of its base goes, and revisions on the Hub."""
+
+    base_revision: str | None = field(default=None, metadata={"help": BASE_REVISION_HELP})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of DELTA on the Hub."})
+
+
+@dataclass
+class UndoArguments(NewFolder):
+    """Where the base goes, and the revision of UNLEARNED."""
+
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of UNLEARNED on the Hub."})
+
+
+@dataclass
 class DeltaArguments:
     """What goes into a delta, and where."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for wagle_delta.safetensors; by default UNLEARNED."}
+        default=None,
+        metadata={"help": "Folder for wagle_delta.safetensors; by default UNLEARNED. --undo asks for another."},
     )
+    base_revision: str | None = field(default=None, metadata={"help": BASE_REVISION_HELP})
     undo: bool = field(
         default=False,
         metadata={
@@ -53,7 +72,7 @@ class MergeArguments:
         default=None,
         metadata={
             "help": "One positive number for each delta: where deltas give a weight different values, it becomes their "
-            "weighted mean. By default the last delta wins."
+            "weighted mean. By default the last delta wins. Give the deltas first: `wagle merge A B --weights 1 2`."
         },
     )
 
@@ -70,25 +89,36 @@ def _delta(argv: list[str]) -> Output:
         "mask", metavar="MASK", nargs="?", help="Folder, file or Hub name of the mask; by default that in UNLEARNED."
     )
     args, names = parser.parse_args_and_config(argv)
+    if args.undo and args.output_dir is None:
+        parser.error("--undo needs --output_dir: old values hold what was forgotten, and UNLEARNED may be published")
     folder = args.output_dir or names.unlearned
     mask = WeightMask.from_pretrained(names.mask or names.unlearned)
-    base, unlearned = checkpoint_of(names.base), Checkpoint(names.unlearned)
-    check_writable(folder)
+    base = checkpoint_of(names.base, revision_of_base(names.base, args.base_revision, mask))
+    unlearned = Checkpoint(names.unlearned)
+    _check_place(folder)
     delta = delta_between(base, unlearned, mask, undo=args.undo)
     return _written(delta, folder, os.path.getsize(delta.save(folder)))
 
 
 def _apply(argv: list[str]) -> Output:
-    parser = WagleParser([NewFolder], prog="wagle apply", allow_abbrev=False)
+    parser = WagleParser([OfDelta], prog="wagle apply", allow_abbrev=False)
     parser.add_argument("delta", metavar="DELTA", help=DELTA_HELP)
     parser.add_argument("base", metavar="BASE", nargs="?", help=BASE_HELP)
     args, names = parser.parse_args_and_config(argv)
-    delta = SparseDelta.from_pretrained(names.delta)
-    return _made(delta, apply_to_folder(delta, base_of(delta, names.base), args.output_dir))
+    delta, base = delta_and_base(args, names)
+    return _made(delta, apply_to_folder(delta, base, args.output_dir))
+
+
+def delta_and_base(args: OfDelta, names: Namespace) -> tuple[SparseDelta, Checkpoint]:
+    """Of a command line with DELTA and BASE."""
+    delta = SparseDelta.from_pretrained(names.delta, revision=args.revision)
+    if args.base_revision is None:
+        return delta, base_of(delta, names.base)
+    return delta, checkpoint_of(names.base or require_base(delta), args.base_revision)
 
 
 def _undo(argv: list[str]) -> Output:
-    parser = WagleParser([NewFolder], prog="wagle undo", allow_abbrev=False)
+    parser = WagleParser([UndoArguments], prog="wagle undo", allow_abbrev=False)
     parser.add_argument(
         "delta", metavar="DELTA", help=f"{DELTA_HELP} It must hold the old values, see `wagle delta --undo`."
     )
@@ -97,15 +127,15 @@ def _undo(argv: list[str]) -> Output:
     )
     args, names = parser.parse_args_and_config(argv)
     delta = SparseDelta.from_pretrained(names.delta)
-    return _made(delta, undo_to_folder(delta, checkpoint_of(names.unlearned), args.output_dir))
+    return _made(delta, undo_to_folder(delta, checkpoint_of(names.unlearned, args.revision), args.output_dir))
 
 
 def _merge(argv: list[str]) -> Output:
     parser = WagleParser([MergeArguments], prog="wagle merge", allow_abbrev=False)
     parser.add_argument("deltas", metavar="DELTA", nargs="+", help=f"{DELTA_HELP} All are of one base.")
-    args, names = parser.parse_args_and_config(argv)
+    args, names = _parsed_merge(parser, argv)
     deltas = [SparseDelta.from_pretrained(name) for name in names.deltas]
-    check_writable(args.output_dir)
+    _check_place(args.output_dir)
     merged = merge_deltas(deltas, args.weights)
     merged.delta.mask.save(args.output_dir)
     plot_mask(merged.delta.mask, Path(args.output_dir, PLOT_FILE))
@@ -115,6 +145,21 @@ def _merge(argv: list[str]) -> Output:
     rule = "the last delta wins" if args.weights is None else "their weighted mean is taken"
     meeting = f"{counts['shared']:,} weights are selected by several deltas; for {counts['conflicts']:,} they differ: {rule}."
     return Output(output.content, [*output.tables, *([_meetings(merged)] if counts["shared"] else []), meeting])
+
+
+def _parsed_merge(parser: WagleParser, argv: list[str]) -> tuple[MergeArguments, Namespace]:
+    try:
+        return parser.parse_args_and_config(argv)
+    except ValueError as error:
+        if "--weights" not in argv:
+            raise
+        raise ValueError(f"{error}; give the deltas first: wagle merge A B --weights 1 2") from error
+
+
+def _check_place(folder: str) -> None:
+    """As `check_writable`, but makes no folder: what is refused leaves none."""
+    path = Path(folder)
+    check_writable(str(next(place for place in (path, *path.absolute().parents) if place.exists())))
 
 
 def _meetings(merged: Merged) -> Table:
