@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trl import SparseDelta, WeightMask, load_unlearned
 from wagle_trl.checkpoint import Checkpoint
+from wagle_trl.delta import weights_fingerprint
 from wagle_trl.folders import delta_between
 from wagle_trl.hub import base_of, checkpoint_of, publish
 
@@ -98,6 +99,23 @@ def test_load_unlearned_makes_the_model_of_a_published_delta(run):
     assert model.dtype == torch.bfloat16
     assert SparseDelta.load(run).old is not None
     assert SparseDelta.from_pretrained("user/delta").old is None  # it holds what was forgotten
+
+
+def test_load_unlearned_gives_each_weight_its_dtype(tiny_model, tmp_path, hub):
+    base = tiny_model(dtype=torch.bfloat16)
+    for name, parameter in base.named_parameters():
+        if "norm" in name:
+            parameter.data = parameter.data.float() + 1e-4
+    model, mask = unlearned(base)
+    SparseDelta.from_model(model, mask, weights_fingerprint(base)).save(tmp_path / "delta")
+    base.save_pretrained(tmp_path / "base")
+    made = load_unlearned(tmp_path / "delta", base_model_name_or_path=str(tmp_path / "base"))
+    assert same_weights(made, model)
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16, torch.float32}
+    with pytest.raises(
+        ValueError, match=r"weights in torch.float32, got dtype=torch.float16; convert the model after"
+    ):
+        load_unlearned(tmp_path / "delta", base_model_name_or_path=str(tmp_path / "base"), dtype=torch.float16)
 
 
 def test_load_unlearned_takes_the_revision_of_the_base_that_was_unlearned(run, tiny_model):

@@ -1,8 +1,9 @@
 """`SparseDelta`: what unlearning changed. The selected weights' new values and positions, in one small file."""
 
+import copy
+import functools
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -72,14 +73,30 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         return None if revision == "None" else revision
 
     @property
+    def selection(self) -> WeightMask:
+        return self.mask
+
+    def public(self, base_model: str | None = None, is_local: bool | None = None) -> "SparseDelta":
+        """As others may have it: without the old values, which hold what was forgotten."""
+        delta = copy.copy(self)
+        delta.mask, delta.old = self.mask.public(base_model, is_local), None
+        return delta
+
+    @property
     def num_selected(self) -> int:
         """Number of values."""
         return self.mask.num_selected
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of most parameters."""
-        return Counter(self.dtypes.values()).most_common(1)[0][0]
+        """The dtype that holds the values of all weights: the one they all have, or a wider one."""
+        return functools.reduce(torch.promote_types, set(self.dtypes.values()))
+
+    def cast(self, model: nn.Module) -> nn.Module:
+        """Round the weights of a model to the dtypes of the unlearned one, in place."""
+        for name, values in model.state_dict(keep_vars=True).items():
+            values.data = values.data.to(self.dtypes.get(name, values.dtype))
+        return model
 
     @classmethod
     def from_model(

@@ -71,7 +71,7 @@ def load_unlearned(
         **kwargs: To `AutoModelForCausalLM.from_pretrained`, such as `device_map` or `attn_implementation`.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: The unlearned model, in the dtype of the delta.
+        [`~transformers.PreTrainedModel`]: The unlearned model, in the dtypes of the delta.
     """
     hub = {
         "force_download": force_download,
@@ -82,9 +82,12 @@ def load_unlearned(
     delta = SparseDelta.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub)
     base = base_model_name_or_path or require_base(delta)
     base_revision = base_revision or _revision_of(base, delta)
-    kwargs |= {"dtype": delta.dtype, "revision": base_revision} | hub
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, **kwargs)
-    return delta.apply(model)
+    if kwargs.setdefault("dtype", delta.dtype) != delta.dtype:
+        raise ValueError(
+            f"The delta is of weights in {delta.dtype}, got dtype={kwargs['dtype']}; convert the model after."
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **hub, **kwargs)
+    return delta.apply(delta.cast(model))
 
 
 def require_base(delta: SparseDelta) -> str:

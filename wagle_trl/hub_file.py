@@ -1,6 +1,5 @@
 """What masks and deltas have in common: one safetensors file, in a folder or in a repository of the Hub."""
 
-import copy
 import os
 import re
 from abc import abstractmethod
@@ -109,21 +108,19 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
         path = Path(path)
         return path if path.suffix == ".safetensors" else path / cls.file_name
 
+    @property
+    @abstractmethod
+    def selection(self):
+        """The [`WeightMask`] of the weights that the file is about."""
+
+    @abstractmethod
     def public(self, base_model: str | None = None, is_local: bool | None = None):
         """
-        The object as others may have it: without values from before, which hold what was forgotten, and with the
-        [`public_info`] of its mask.
+        The object as others may have it, with the [`public_info`] of its mask.
 
         Args:
             base_model (`str`, *optional*), is_local (`bool`, *optional*): As of [`public_info`].
         """
-        mask = copy.copy(_mask_of(self))
-        mask.info = public_info(mask.info, base_model, is_local)
-        if not _is_delta(self):
-            return mask
-        delta = copy.copy(self)
-        delta.mask, delta.old = mask, None
-        return delta
 
     def generate_model_card(self, repo_id: str | None = None, base_model: str | None = None) -> ModelCard:
         """
@@ -133,7 +130,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             repo_id (`str`, *optional*): Repository that the card is for.
             base_model (`str`, *optional*): Name of the base on the Hub, where the recorded one is a folder.
         """
-        mask = _mask_of(self)
+        mask = self.selection
         base = public_info(mask.info, base_model).get("base_model")
         data = self._hub_mixin_info.model_card_data.to_dict()
         if base:
@@ -141,7 +138,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
         return ModelCard.from_template(
             ModelCardData(**data),
             template_path=str(_TEMPLATE),
-            is_delta=_is_delta(self),
+            is_delta=mask is not self,
             base=base,
             selected=f"{mask.num_selected:,} of the {mask.numel:,} weights in scope ({100 * mask.density:.3g}%)",
             score=" ".join(mask.info.get("score", "").replace("`", "").split()),
@@ -226,12 +223,3 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
                 local_files_only=local_files_only,
             )
         return cls.load(path)
-
-
-def _mask_of(file: HubFile):
-    """The mask that a file is, or that a delta holds."""
-    return getattr(file, "mask", file)
-
-
-def _is_delta(file: HubFile) -> bool:
-    return _mask_of(file) is not file

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import wagle_kernels
 
 from .coding import check_bits
-from .hub_file import HubFile
+from .hub_file import HubFile, public_info
 from .tensor_file import TensorFile, is_name, is_shape, write_tensors
 
 MASK_FILE = "wagle_mask.safetensors"
@@ -75,6 +75,14 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         if name not in self._counts:
             self._counts[name] = wagle_kernels.popcount(self.bits[name])
         return self._counts[name]
+
+    @property
+    def selection(self) -> "WeightMask":
+        return self
+
+    def public(self, base_model: str | None = None, is_local: bool | None = None) -> "WeightMask":
+        info = public_info(self.info, base_model, is_local)
+        return WeightMask(self.bits, self.shapes, info, self._counts)
 
     @property
     def numel(self) -> int:
