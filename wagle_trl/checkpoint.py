@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from torch import Tensor
 
-from .files import atomic_folder
+from .files import CARD_FILE, atomic_folder
 from .tensor_file import TensorFile, write_tensors
 
 _ADAPTER = "adapter_config.json"
@@ -177,7 +177,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _is_of_weights(path: Path) -> bool:
     is_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-    return is_weights or path.name == "README.md" or path.name.startswith(("wagle_", "."))
+    return is_weights or path.name == CARD_FILE or path.name.startswith(("wagle_", "."))
 
 
 def _is_at_home(file: Path, folder: Path) -> bool:

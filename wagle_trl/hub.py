@@ -12,9 +12,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from .checkpoint import Checkpoint
 from .comparison.runs import read_run
 from .delta import DELTA_FILE, SparseDelta
-from .files import write_json
+from .files import CARD_FILE, write_json
 from .folders import delta_between
-from .hub_file import CARD_FILE, asking_hub, is_hub_name, known_revision, public_info
+from .hub_file import asking_hub, is_hub_name, known_revision, public_info
 from .mask import MASK_FILE, WeightMask
 from .report import PLOT_FILE, plot_mask
 from .selected import take

@@ -12,7 +12,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelHubMixin, hf_h
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-CARD_FILE = "README.md"
+from .files import CARD_FILE
+
 _TEMPLATE = Path(__file__).parent / "templates" / "hub_file.md.jinja"
 _COMMIT = re.compile("[0-9a-f]{40}")
 

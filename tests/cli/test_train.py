@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from wagle_trl import WeightMask
-from wagle_trl.cli.arguments import FineTuningData, UnlearningData, parse
+from wagle_trl.cli.arguments import FineTuningData, UnlearningData
 from wagle_trl.cli.main import main
+from wagle_trl.cli.parser import parse
 from wagle_trl.cli.train import option_types
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))

@@ -6,9 +6,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from ..card import model_card
-from ..files import atomic_path
+from ..files import CARD_FILE, atomic_path
 from ..hub import publish
-from ..hub_file import CARD_FILE, full_name
+from ..hub_file import full_name
 from .output import Output, key_value_table
 from .parser import WagleParser
 
