@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .mask import few
+from .tensor_file import few
 
 
 @dataclass(frozen=True)

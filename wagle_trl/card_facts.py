@@ -13,6 +13,7 @@ from .comparison.runs import Run, attack_label, words
 from .comparison.tables import Column, markdown_table, metric_columns
 from .data import TOFU_FORGET_ROWS
 from .delta import DELTA_FILE, SparseDelta
+from .hub_file import public_info
 from .papers import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper
 from .report import PLOT_FILE, mask_report
 from .scores import SCORES
@@ -65,9 +66,12 @@ class Facts:
     @property
     def base_id(self) -> str | None:
         """The base model on the Hub."""
-        name = self.base_name or ""
-        is_local = not self.base_model and self.run.training.get("base_is_local", os.path.isdir(name))
-        return None if is_local or not HUB_ID.fullmatch(name) else name
+        info, training, name = self.mask["info"] if self.mask else {}, self.run.training, self.base_name or ""
+        if training.get("base_model") == name:
+            is_local = training.get("base_is_local")
+        else:
+            is_local = None if info.get("base_model") == name else os.path.isdir(name)
+        return public_info(info | {"base_model": name}, self.base_model, is_local).get("base_model") or None
 
     @property
     def base_revision(self) -> str | None:

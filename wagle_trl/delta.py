@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from .coding import CODINGS, encode
 from .delta_file import FORMAT_VERSION, DeltaFile
 from .hub_file import HubFile
-from .mask import WeightMask, few, fingerprint
+from .mask import WeightMask, fingerprint
 from .selected import put, take
-from .tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, write_tensors
+from .tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
 
 DELTA_FILE = "wagle_delta.safetensors"
 

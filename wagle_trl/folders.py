@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .delta import SparseDelta
-from .mask import WeightMask, few, fingerprint
+from .mask import WeightMask, fingerprint
 from .selected import put, take
-from .tensor_file import LazyTensors
+from .tensor_file import LazyTensors, few
 from .verification import verify
 
 

@@ -15,7 +15,7 @@ import wagle_kernels
 
 from .coding import check_bits
 from .hub_file import HubFile, public_info
-from .tensor_file import TensorFile, is_name, is_shape, write_tensors
+from .tensor_file import TensorFile, few, is_name, is_shape, write_tensors
 
 MASK_FILE = "wagle_mask.safetensors"
 FORMAT_VERSION = "1"
@@ -299,9 +299,3 @@ def parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
     if not valid:
         raise ValueError(f"{path}: the header holds no valid parameter shapes; the file is damaged or hostile.")
     return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-def few(names: Iterable[str], limit: int = 3) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,13 @@ def is_shape(shape: object) -> bool:
         and all(type(size) is int and size >= 0 for size in shape)
         and math.prod(max(1, size) for size in shape) < 2**63
     )
+
+
+def few(names: Iterable[str], limit: int = 3) -> str:
+    """The first names, and how many more there are, for a message."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 class _Entry(NamedTuple):

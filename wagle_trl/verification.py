@@ -13,8 +13,8 @@ import wagle_kernels
 
 from .checkpoint import Checkpoint
 from .config_changes import config_changes, other_files
-from .mask import WeightMask, few, layer_of
-from .tensor_file import bit_patterns
+from .mask import WeightMask, layer_of
+from .tensor_file import bit_patterns, few
 
 PIECE = 2**20  # weights that are compared at once: a multiple of 8
 _THREADS = 2
