@@ -60,10 +60,10 @@ def test_verify_fails_with_a_config_that_makes_another_model(saved_model, unlear
     assert main(["verify", saved_model, unlearned_folder]) == 1
     out = capsys.readouterr().out
     assert "num_hidden_layers" in out and "2 -> 1" in out
-    assert "FAILED: config.json makes another model (2 keys)." in out
-    tamper_weights = main(["verify", saved_model, unlearned_folder, "--json"])
+    assert "FAILED: config.json makes another model (keys: 2)." in out
+    code = main(["verify", saved_model, unlearned_folder, "--json"])
     content = json.loads(capsys.readouterr().out)
-    assert tamper_weights == 1 and content["verified"] is False
+    assert code == 1 and content["verified"] is False
     assert content["config_changes"]["num_hidden_layers"] == {"before": "2", "after": "1"}
 
 
@@ -76,7 +76,7 @@ def test_verify_lists_other_files_that_differ_and_weights_that_are_no_numbers(sa
     assert main(["verify", saved_model, unlearned_folder]) == 0
     out = capsys.readouterr().out
     assert "Other files that differ, which counts for nothing here: [red]chat_template.jinja, tokenizer" in out
-    assert "1 weights after are no finite numbers (NaN or infinite)." in out
+    assert "1 of the weights after are NaN or infinite." in out
     assert main(["verify", saved_model, unlearned_folder, "--json"]) == 0
     content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert (content["non_finite"], content["layers"]["1"]["non_finite"], content["layers"]["0"]["non_finite"]) == (

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from ..hub import checkpoint_of
 from ..hub_file import known_revision
-from ..mask import WeightMask, few
+from ..mask import WeightMask
+from ..tensor_file import few
 from ..verification import Movement, Verification, verify
 from .output import Output
 from .parser import WagleParser
@@ -66,7 +67,7 @@ def revision_of_base(base: str, given: str | None, mask: WeightMask) -> str | No
 def _tables(result: Verification) -> list[Table | str]:
     tables = [_movements(result)]
     if result.total.non_finite:
-        tables.append(f"{result.total.non_finite:,} weights after are no finite numbers (NaN or infinite).")
+        tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:
         tables.append(
             f"Other files that differ, which counts for nothing here: {escape(few(result.other_files, limit=12))}."
@@ -108,7 +109,7 @@ def _verdict(result: Verification) -> str:
         return "Verified: no weight outside the mask differs."
     weights, keys = sum(result.violations.values()), len(result.config_changes)
     failures = [f"{weights:,} weights outside the mask differ"] if weights else []
-    failures += [f"config.json makes another model ({keys:,} keys)"] if keys else []
+    failures += [f"config.json makes another model (keys: {keys:,})"] if keys else []
     return f"FAILED: {'; '.join(failures)}."
 
 
