@@ -118,6 +118,14 @@ def test_a_model_that_moved_outside_its_mask_has_no_delta(saved, tmp_path):
         delta_between(base, model, narrow, progress=False)
 
 
+def test_a_model_with_another_config_has_no_delta(saved):
+    base, model, mask = saved()
+    config = json.loads((model.folder / "config.json").read_text())
+    (model.folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 10.0}))
+    with pytest.raises(ValueError, match="differ in rms_norm_eps; a delta holds weights only"):
+        delta_between(base, Checkpoint(model.folder), mask, progress=False)
+
+
 def test_another_base_is_refused_before_anything_is_written(saved, tiny_model, tmp_path):
     base, model, mask = saved()
     delta = delta_between(base, model, mask, undo=True, progress=False)

@@ -181,7 +181,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         missing = [name for name in self.dtypes if name not in shapes]
         if missing:
             raise ValueError(
-                f"The delta is for another model: '{missing[0]}' and {len(missing) - 1} more are missing."
+                f"The delta is for another model, or names tensors otherwise than these files: {few(missing)} missing."
             )
         for name, shape in self.mask.shapes.items():
             if tuple(shapes[name]) != shape:

@@ -12,7 +12,7 @@ from .delta import SparseDelta
 from .mask import WeightMask, fingerprint
 from .selected import put, take
 from .tensor_file import LazyTensors, few
-from .verification import verify
+from .verification import is_rounded, verify
 
 
 def delta_between(
@@ -33,8 +33,13 @@ def delta_between(
     dtypes = {name: unlearned.dtype(name) for name in unlearned}
     if undo:
         _check_exact(base, dtypes)
-    violations = verify(base, unlearned, mask, progress=progress).violations
-    if violations:
+    result = verify(base, unlearned, mask, progress=progress)
+    if result.config_changes:
+        raise ValueError(
+            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {few(result.config_changes)}; a delta "
+            "holds weights only, and would not give this model."
+        )
+    if violations := result.violations:
         raise ValueError(
             f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
             "a delta of this mask would not give this model."
@@ -107,7 +112,7 @@ def _checked_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> dict[str, tup
 
 def _check_exact(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> None:
     for name, dtype in dtypes.items():
-        if name in base and torch.promote_types(base.dtype(name), dtype) != dtype:
+        if name in base and is_rounded(base.dtype(name), dtype):
             raise ValueError(
                 f"'{name}' is {base.dtype(name)} in '{base.folder}' and {dtype} in the model after: undoing would give the "
                 "base rounded. Keep the base instead, or unlearn in its dtype."

@@ -127,7 +127,7 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     with tqdm(total=total, desc="Comparing", unit="weight", unit_scale=True, disable=not progress) as bar:
         for name in unlearned:
             result.parameters[name] = _movement(base, unlearned, mask.bits.get(name), name, bar)
-            if _is_rounded(base.dtype(name), unlearned.dtype(name)):
+            if is_rounded(base.dtype(name), unlearned.dtype(name)):
                 result.rounded = str(unlearned.dtype(name)).removeprefix("torch.")
     return result
 
@@ -209,7 +209,7 @@ def _num_non_finite(values: Tensor) -> int:
     return int(np.count_nonzero((bit_patterns(values).numpy() & exponent) == exponent))
 
 
-def _is_rounded(before: torch.dtype, after: torch.dtype) -> bool:
+def is_rounded(before: torch.dtype, after: torch.dtype) -> bool:
     """Whether the dtype `after` cannot hold every number of the dtype `before`."""
     if before == after:
         return False
