@@ -1,4 +1,4 @@
-"""The benchmark of the kernels, whole, at a small size."""
+"""The benchmark of the kernels, whole, at a small size; and the tables of the README that other results fill."""
 
 import csv
 import json
@@ -28,3 +28,45 @@ def test_the_benchmark_of_the_kernels_runs_and_keeps_its_rows(tmp_path):
     assert all(row["median_ms"] > 0 and row["bytes_moved"] > 0 for row in rows)
     with (tmp_path / "kernels.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def readme_rows(section):
+    """Cells of the table rows of a part of the README, which starts with its words in bold."""
+    text = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split(f"**{section}**")[1].split("\n**")[0].split("\n## ")[0]
+    )
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def test_the_readme_quotes_the_result_of_merging():
+    means = {(row["score"], row["arm"]): row for row in result("merging.json")["mean"]}
+    arms = {
+        "base": ("base", "base"),
+        "one run for all": ("wagle", "one run for all"),
+        "one run after the other": ("wagle", "one run after the other"),
+        "merged, means": ("wagle", "merged, mean"),
+        "merged, the last wins": ("wagle", "merged, last wins"),
+        "merged without one of the three": ("wagle", "a request revoked"),
+    }
+    rows = readme_rows("Split, unlearn, merge.")
+    for label, arm in arms.items():
+        numbers = [means[arm].get(key) for key in ("the others", "the request", "retain", "unseen retain")]
+        assert rows[label] == ["" if number is None else f"{number:.3f}" for number in numbers], label
+
+
+def test_the_readme_quotes_the_result_of_deltas():
+    measured, rows = result("deltas.json"), readme_rows("Cost")
+    sizes = {(row["density"], row["old_values"]): row["of_model"] for row in measured["sizes"]}
+    for label, old in {"delta, of the bf16 model": False, "with old values": True}.items():
+        expected = [f"{100 * sizes[density, old]:.1f} %" for density in (0.001, 0.01, 0.05, 0.1, 0.5)]
+        assert rows[label] == expected
+    seconds, peak = rows["`wagle verify` (reads 4.4 GB)"]
+    assert seconds == f"{measured['median']['verify']['seconds']:.1f}"
+    assert peak == f"{measured['median']['verify']['peak_bytes'] / 1e6:.0f} MB"
+    assert measured["median"]["verify"]["peak_bytes"] < 1e9 and measured["verify_bytes_a_second"] > 0.5e9
+    assert sizes[0.05, False] <= 0.15
