@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .coding import CODINGS, encode
 from .delta_file import FORMAT_VERSION, DeltaFile
-from .hub_file import HubFile
+from .hub_file import HubFile, known_revision
 from .mask import WeightMask, fingerprint
 from .selected import put, take
 from .tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
@@ -69,8 +69,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     @property
     def base_revision(self) -> str | None:
         """Commit of the base model, where it is known."""
-        revision = self.mask.info.get("base_revision")
-        return None if revision == "None" else revision
+        return known_revision(self.mask.info)
 
     @property
     def selection(self) -> WeightMask:
@@ -247,10 +246,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         Args:
             path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_delta.safetensors`.
         """
-        path = cls.path_in(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"No delta at {path}; give a {DELTA_FILE} or a folder that holds one.")
-        file = DeltaFile(path)
+        file = DeltaFile(cls.existing(path, "delta"))
         mask = WeightMask(LazyTensors(file.shapes, file.bits), file.shapes, file.info, file.counts)
         new, old = (
             LazyTensors(file.shapes, lambda name, kind=kind: file[f"{kind}:{name}"]) for kind in ("new", "old")

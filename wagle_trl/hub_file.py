@@ -146,6 +146,14 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             place=repo_id or "path/to/this/folder",
         )
 
+    @classmethod
+    def existing(cls, path: str | os.PathLike, noun: str) -> Path:
+        """[`path_in`], or a `FileNotFoundError` that calls the missing file `noun`."""
+        path = cls.path_in(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No {noun} at {path}; give a {cls.file_name} or a folder that holds one.")
+        return path
+
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
         """
         Save the file, and a card if there is none, into a folder; it may be that of a model.

@@ -182,9 +182,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         Args:
             path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_mask.safetensors`.
         """
-        path = cls.path_in(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"No mask file at {path}; give a {MASK_FILE} or a folder that holds one.")
+        path = cls.existing(path, "mask file")
         file = TensorFile(path)
         info = dict(file.metadata)
         if info.pop("format_version", None) != FORMAT_VERSION:
