@@ -2,10 +2,13 @@ import json
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta, WeightMask
+from wagle_trl.adapters import export_adapter
 from wagle_trl.checkpoint import Checkpoint
 from wagle_trl.delta import weights_fingerprint
 from wagle_trl.folders import apply_to_folder, delta_between, undo_to_folder
@@ -55,13 +58,25 @@ def test_apply_writes_the_unlearned_model_and_undo_the_base(dtype, saved, tmp_pa
 @pytest.mark.parametrize("base_dtype", [torch.float32, torch.float16], ids=str)
 def test_a_base_in_a_wider_dtype_is_rounded_as_it_was_for_training(base_dtype, saved, tmp_path):
     base, model, mask = saved(torch.bfloat16, base_dtype)
-    made = apply_to_folder(delta_between(base, model, mask, progress=False), base, tmp_path / "made")
+    with pytest.raises(
+        ValueError, match=r"is float\d\d in '.*base' and bfloat16 in '.*unlearned': all of its weights were"
+    ):
+        delta_between(base, model, mask, progress=False)
+    # The trainer's own delta is of the rounded base
+    delta = SparseDelta.from_model(loaded(model.folder), mask, weights_fingerprint(loaded(base.folder).bfloat16()))
+    made = apply_to_folder(delta, base, tmp_path / "made")
     assert loaded(made).dtype == torch.bfloat16
     assert same_weights(loaded(made), loaded(model.folder))
     assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
     assert not verify(Checkpoint(made), model, mask, progress=False).total.moved
-    with pytest.raises(ValueError, match=r"undoing would give the base rounded. Keep the base instead"):
-        delta_between(base, model, mask, undo=True, progress=False)
+
+
+def test_a_model_whose_config_declares_another_dtype_has_no_delta(saved):
+    base, model, mask = saved()
+    config = json.loads((model.folder / "config.json").read_text())
+    (model.folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    with pytest.raises(ValueError, match=r"is float32 in '.*unlearned', whose config\.json declares 'float16'"):
+        delta_between(base, Checkpoint(model.folder), mask, progress=False)
 
 
 def test_a_base_in_a_narrower_dtype_is_one_only_if_it_was_trained_from(saved, tmp_path):
@@ -176,3 +191,38 @@ def test_nothing_is_overwritten(saved, tmp_path):
         apply_to_folder(delta, base, model.folder)
     (tmp_path / "empty").mkdir()
     apply_to_folder(delta, base, tmp_path / "empty")
+
+
+@settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_one_weight_changed_anywhere_makes_another_base(data, one_pair, tmp_path_factory):
+    base, model, delta = one_pair
+    start, end, folder = loaded(base), loaded(model), tmp_path_factory.mktemp("changed")
+    name = data.draw(st.sampled_from(sorted(start.state_dict())))
+    place = data.draw(st.integers(0, start.state_dict()[name].numel() - 1))
+    flip = 1 << data.draw(st.integers(0, 15))
+    for changed in (start, end):
+        changed.state_dict()[name].view(-1).view(torch.int16)[place] ^= flip
+        changed.save_pretrained(folder / ("start" if changed is start else "end"))
+    with pytest.raises(ValueError, match="for another base"):
+        delta.apply(start)
+    with pytest.raises(ValueError, match="for another base"):
+        apply_to_folder(delta, Checkpoint(folder / "start"), folder / "made")
+    with pytest.raises(ValueError, match="for another base"):
+        export_adapter(delta, Checkpoint(folder / "start"), folder / "made", progress=False)
+    with pytest.raises(ValueError, match=r"for another base|does not hold the values of this delta"):
+        undo_to_folder(delta, Checkpoint(folder / "end"), folder / "made")
+    selected = name in delta.mask.bits and delta.mask.dense(name).view(-1)[place]
+    if not selected:
+        with pytest.raises(ValueError, match="1 weights outside the mask differ"):
+            delta_between(Checkpoint(folder / "start"), Checkpoint(model), delta.mask, progress=False)
+    assert {path.name for path in folder.iterdir()} == {"start", "end"}
+
+
+@pytest.fixture
+def one_pair(saved, tmp_path):
+    base, model, mask = saved(torch.bfloat16, torch.bfloat16, num_hidden_layers=1)
+    delta = delta_between(base, model, mask, undo=True, progress=False)
+    return base.folder, model.folder, SparseDelta.load(delta.save(tmp_path / "delta"))

@@ -76,7 +76,6 @@ def check_model(checkpoint):
     for name in checkpoint:
         tensor = checkpoint[name]
         assert tensor.shape == checkpoint.shape(name) and tensor.dtype == checkpoint.dtype(name)
-        assert len(checkpoint.every(name, 3, 5)) == len(tensor.reshape(-1)[::3][:5])
 
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)

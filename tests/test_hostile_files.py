@@ -191,7 +191,7 @@ def test_thousands_of_tensors_that_nothing_declares_are_refused(kind, tmp_path):
 # Metadata that lies. Those of masks are in test_mask.py
 
 SHAPES, DTYPES = "holds no valid parameter shapes", "holds no valid dtypes of all parameters"
-NO_DELTA = "is not a wagle delta of format version 1"
+NO_DELTA = "is not a wagle delta of format version 2"
 
 
 def shapes(**changes):
@@ -204,7 +204,7 @@ def dtypes(**changes):
 
 DELTA_METADATA = {
     "no version": ({"format_version": None}, NO_DELTA),
-    "future version": ({"format_version": "2"}, NO_DELTA),
+    "another version": ({"format_version": "1"}, NO_DELTA),
     "no fingerprint": ({"base_fingerprint": None}, NO_DELTA),
     "no count": ({"k": None}, "declares k = None, the positions are 5"),
     "wrong count": ({"k": "6"}, "declares k = '6', the positions are 5"),

@@ -24,6 +24,7 @@ LAYERS = {
         "wagle_trl.coding",
         "wagle_trl.delta_file",
         "wagle_trl.files",
+        "wagle_trl.fingerprint",
         "wagle_trl.hub_file",
         "wagle_trl.mask",
         "wagle_trl.mask_config",

@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 
 import pytest
 import torch
@@ -67,21 +68,11 @@ def test_a_part_of_a_tensor_is_that_of_the_whole(dtype, path):
     assert same(file.read("w", 30), flat[30:])
 
 
-@OF_ALL_DTYPES
-@pytest.mark.parametrize("numel", [0, 1, 99, 100])
-def test_every_gives_values_a_stride_apart(dtype, numel, path):
-    tensor = values(dtype, (numel,))
-    save_file({"w": tensor, "odd": values(torch.uint8, (1,))}, path)
-    for stride, count in ((1, 256), (3, 256), (3, 5), (200, 256)):
-        assert same(TensorFile(path).every("w", stride, count), tensor[::stride][:count])
-
-
 def test_only_what_is_asked_for_is_read(path, allocations):
     save_file({"w": torch.zeros(1000), "v": torch.zeros(1000)}, path)
     with allocations as memory:
         file = TensorFile(path)
         file.read("w", 10, 20)
-        file.every("v", 100, 4)
     assert memory.peak <= 100
 
 
@@ -192,3 +183,46 @@ def test_lazy_tensors_are_made_when_they_are_asked_for_and_not_to_look_for_a_nam
 def test_bit_patterns_tell_zeros_apart_and_not_a_number_equal_to_itself():
     assert not torch.equal(bit_patterns(torch.tensor([0.0])), bit_patterns(torch.tensor([-0.0])))
     assert torch.equal(bit_patterns(torch.tensor([torch.nan])), bit_patterns(torch.tensor([torch.nan])))
+
+
+def test_a_file_is_never_the_header_of_one_and_the_data_of_another_while_a_writer_replaces_it(path):
+    files = [
+        ({"w": torch.full((shape,), float(number))}, {"number": str(number)}) for number, shape in ((1, 3), (2, 7))
+    ]
+    done = threading.Event()
+
+    def replace_in_turn():
+        while not done.is_set():
+            for tensors, metadata in files:
+                specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+                write_tensors(path, specs, tensors.__getitem__, metadata)
+
+    save_file(*files[0][:1], path, files[0][1])
+    writer = threading.Thread(target=replace_in_turn)
+    writer.start()
+    try:
+        seen = set()
+        for _ in range(300):
+            file = TensorFile(path)
+            number = int(file.metadata["number"])
+            assert same(file["w"], files[number - 1][0]["w"])
+            seen.add(number)
+    finally:
+        done.set()
+        writer.join()
+    assert seen == {1, 2}
+
+
+def test_the_header_is_that_of_the_file_that_was_opened(path, monkeypatch):
+    save_file({"w": torch.zeros(3)}, path, {"number": "1"})
+    opened = os.open
+
+    def open_then_replace(*args):
+        descriptor = opened(*args)
+        save_file({"w": torch.ones(7)}, path.with_name("new"), {"number": "2"})
+        os.replace(path.with_name("new"), path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_then_replace)
+    file = TensorFile(path)
+    assert file.metadata == {"number": "1"} and same(file["w"], torch.zeros(3))

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,8 @@ from safetensors.torch import save_file
 
 from wagle_trl import WeightMask, verification
 from wagle_trl.checkpoint import Checkpoint
-from wagle_trl.verification import verify
+from wagle_trl.tensor_file import DTYPES
+from wagle_trl.verification import dtype_name, verify
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_a_model_that_moved_within_its_mask_is_verified_with_counts_and_sizes(pa
     after[UP].view(-1)[3] += 0.5
     after[UP].view(-1)[44] -= 1.5
     result = verify(*pair(before, after), mask_of(3, 4, 44), progress=False)
-    assert not result.violations and result.rounded is None
+    assert result.passed and not result.violations
     assert list(result.layers) == ["-", "0", "10"]
     total = result.total.to_dict()
     assert (total["numel"], total["selected"], total["moved"], total["outside"], total["non_finite"]) == (
@@ -109,28 +112,82 @@ def test_differences_of_wide_weights_are_not_rounded(pair):
     assert verify(*pair(before, after), mask_of(3), progress=False).total.max_change == 2**-40
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "rounded"),
-    [
-        (torch.bfloat16, torch.float32, None),
-        (torch.float16, torch.float64, None),
-        (torch.float8_e4m3fn, torch.bfloat16, None),
-        (torch.float16, torch.bfloat16, "bfloat16"),
-        (torch.bfloat16, torch.float16, "float16"),
-        (torch.float64, torch.float32, "float32"),
-    ],
-)
-def test_weights_are_called_rounded_where_the_dtype_cannot_hold_them(before, after, rounded, pair):
-    result = verify(
-        *pair(weights(before), {name: w.to(after) for name, w in weights(before).items()}), mask_of(3), progress=False
-    )
-    assert result.passed and result.rounded == rounded
+# What holds every number of another dtype, worked out by hand: 8-bit floats are E4M3 (no infinity) and E5M2
+HOLDS = {
+    "F64": {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"},
+    "F32": {"F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"},
+    "F16": {"F16", "F8_E4M3", "F8_E5M2"},
+    "BF16": {"BF16", "F8_E4M3", "F8_E5M2"},
+    "F8_E4M3": {"F8_E4M3"},
+    "F8_E5M2": {"F8_E5M2"},
+    "I64": {"I64", "I32", "I16", "I8", "U8", "BOOL"},
+    "I32": {"I32", "I16", "I8", "U8", "BOOL"},
+    "I16": {"I16", "I8", "U8", "BOOL"},
+    "I8": {"I8", "BOOL"},
+    "U8": {"U8", "BOOL"},
+    "BOOL": {"BOOL"},
+}
+PAIRS = pytest.mark.parametrize(("before", "after"), [(before, after) for before in DTYPES for after in DTYPES])
 
 
-def test_a_wider_base_is_rounded_to_the_dtype_after(pair):
-    result = verify(*pair(weights(), weights(torch.bfloat16)), mask_of(3), progress=False)
-    assert not result.violations and result.total.moved == 0
-    assert result.rounded == "bfloat16"
+@PAIRS
+def test_a_model_is_verified_in_no_dtype_but_its_own_or_one_that_holds_all_its_numbers(before, after, pair):
+    old = {name: (100 * values).to(DTYPES[before]) for name, values in weights().items()}
+    new = {name: values.to(DTYPES[after]) for name, values in old.items()}
+    result = verify(*pair(old, new), mask_of(3), progress=False)
+    assert result.passed == (before in HOLDS[after])
+    names = dtype_name(DTYPES[before]), dtype_name(DTYPES[after])
+    assert result.narrowed == ({} if result.passed else dict.fromkeys(old, names))
+
+
+@PAIRS
+def test_weights_cast_to_any_dtype_pass_only_where_nothing_else_differs(before, after, pair):
+    old = {name: (100 * values).to(DTYPES[before]) for name, values in weights().items()}
+    new = {name: values.to(DTYPES[after], copy=True) for name, values in old.items()}
+    one = new[UP].view(-1)
+    one[7] = ~one[7] if after == "BOOL" else one[7].to(torch.float64) * -2 + 8
+    assert not verify(*pair(old, new), mask_of(3), progress=False).passed
+
+
+def test_numbers_that_a_narrower_dtype_happens_to_hold_are_a_rounded_model_all_the_same(pair):
+    old = {name: values.bfloat16().float() for name, values in weights().items()}
+    new = {name: values.bfloat16() for name, values in old.items()}
+    result = verify(*pair(old, new), mask_of(3), progress=False)
+    assert not result.violations and not result.passed
+    assert result.narrowed[UP] == ("float32", "bfloat16")
+
+
+CONFIGS = {
+    "its own dtype": ({"dtype": "float32"}, True),
+    "under the old name": ({"torch_dtype": "torch.float32"}, True),
+    "none": ({}, True),
+    "another one": ({"dtype": "float16"}, False),
+    "another one under the old name": ({"torch_dtype": "bfloat16"}, False),
+    "two": ({"dtype": "float32", "torch_dtype": "float16"}, False),
+    "another one within": ({"dtype": "float32", "text_config": {"dtype": "bfloat16"}}, False),
+    "a wider one": ({"dtype": "float64"}, False),
+    "no dtype": ({"dtype": 5}, False),
+}
+
+
+@pytest.mark.parametrize(("config", "passes"), CONFIGS.values(), ids=CONFIGS)
+def test_the_config_declares_the_dtype_of_the_files(config, passes, pair):
+    base, unlearned = pair(weights(), weights())
+    (base.folder / "config.json").write_text('{"dtype": "float32"}')
+    (unlearned.folder / "config.json").write_text(json.dumps(config))
+    result = verify(*map(Checkpoint, (base.folder, unlearned.folder)), mask_of(3), progress=False)
+    assert (result.passed, not result.loaded_as) == (passes, passes)
+
+
+def test_norms_kept_in_another_dtype_than_the_config_declares_pass_where_the_base_is_loaded_alike(pair):
+    mixed = weights(torch.bfloat16) | {"model.norm.weight": torch.ones(3)}
+    base, unlearned = pair(mixed, mixed)
+    for folder in (base.folder, unlearned.folder):
+        (folder / "config.json").write_text('{"dtype": "bfloat16"}')
+    assert verify(*map(Checkpoint, (base.folder, unlearned.folder)), mask_of(3), progress=False).passed
+    (base.folder / "config.json").write_text('{"dtype": "float32"}')
+    result = verify(*map(Checkpoint, (base.folder, unlearned.folder)), mask_of(3), progress=False)
+    assert result.loaded_as == {"model.norm.weight": ("float32", "bfloat16")}
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .coding import positions_of
 from .delta import SparseDelta
 from .files import atomic_folder
+from .folders import check_base
 from .selected import put, take
 from .tensor_file import bit_patterns, write_tensors
 
@@ -76,9 +77,7 @@ def export_adapter(
     Returns:
         [`ExportedAdapter`]: What it holds, and how exactly that gives the unlearned model.
     """
-    shapes = {name: base.shape(name) for name in base}
-    delta.check_shapes(shapes)
-    delta.check_fingerprint(shapes, base.every)
+    check_base(delta, base)
     bar = tqdm(delta.mask.bits, desc="Comparing", unit="tensor", disable=not progress)
     fits = {name: _fit(_changes(delta, base, name)) for name in bar}
     num_changed = {name: fit.num_changed for name, fit in fits.items() if fit.num_changed}

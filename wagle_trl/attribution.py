@@ -26,7 +26,8 @@ from transformers.utils import logging
 import wagle_kernels
 from wagle_kernels import ScoreSpec
 
-from .mask import WeightMask, model_fingerprint
+from .fingerprint import model_fingerprint
+from .mask import WeightMask
 from .mask_config import MaskConfig, Tier
 from .placement import choose_tier, free_memory
 from .report import mask_report, rival_overlaps

@@ -69,9 +69,10 @@ class Checkpoint(Mapping[str, Tensor]):
         """Its flat elements `start` to `stop`."""
         return self._file(name).read(name, start, stop)
 
-    def every(self, name: str, stride: int, count: int) -> Tensor:
-        """At most `count` of its flat elements, `stride` apart."""
-        return self._file(name).every(name, stride, count)
+    @property
+    def declared_dtypes(self) -> set[str]:
+        """Dtypes that the config, and configs within it, ask transformers to load the weights in; mostly one."""
+        return set(_declared_dtypes(self._config))
 
     def _file(self, name: str) -> TensorFile:
         return self.files[self._places[name]]
@@ -132,6 +133,14 @@ class Checkpoint(Mapping[str, Tensor]):
 
 def _made(file: TensorFile, change: Callable[[str, Tensor], Tensor], name: str) -> Tensor:
     return change(name, file[name])
+
+
+def _declared_dtypes(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and value is not None:  # the latter before transformers 5
+            yield str(value).removeprefix("torch.")
+        elif isinstance(value, dict):
+            yield from _declared_dtypes(value)
 
 
 def _files_of_weights(folder: Path) -> dict[str, TensorFile]:

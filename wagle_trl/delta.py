@@ -4,7 +4,7 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .coding import CODINGS, encode
 from .delta_file import FORMAT_VERSION, DeltaFile
+from .fingerprint import fingerprint_of
 from .hub_file import HubFile, known_revision
-from .mask import WeightMask, fingerprint
+from .mask import WeightMask
 from .selected import put, take
 from .tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
 
@@ -33,7 +34,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         dtypes (`dict[str, torch.dtype]`):
             Dtype of every weight tensor of the unlearned model, in model order, selected or not; those of a base in
             another are rounded to it.
-        base_fingerprint (`str`): [`~mask.fingerprint`] of the base model, over these parameters in these dtypes.
+        base_fingerprint (`str`): [`~fingerprint.fingerprint`] of the base model, over these parameters in these dtypes.
         old (`dict[str, torch.Tensor]`, *optional*):
             The values before, for [`undo`]. They hold what was forgotten: keep them to yourself.
 
@@ -130,10 +131,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
             `torch.nn.Module`: `model`.
         """
         weights = self._checked_weights(model)
-        self.check_fingerprint(
-            {name: tuple(values.shape) for name, values in weights.items()},
-            lambda name, stride, count: weights[name].reshape(-1)[::stride][:count],
-        )
+        self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
         return self._put(model, self.new)
 
     def undo(self, model: nn.Module) -> nn.Module:
@@ -151,15 +149,12 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
 
     # Checks
 
-    def check_fingerprint(
-        self, shapes: Mapping[str, tuple[int, ...]], every: Callable[[str, int, int], Tensor]
-    ) -> None:
-        """A `ValueError` unless weights have the base's fingerprint; arguments as of [`~mask.fingerprint`]."""
-        actual = fingerprint(self.dtypes, shapes, every)
+    def check_fingerprint(self, actual: str) -> None:
+        """A `ValueError` unless `actual`, of the weights of the delta in its dtypes, is the base's fingerprint."""
         if actual != self.base_fingerprint:
             raise ValueError(
                 f"The delta is for another base: {self.base_model or '?'!r:.200} with fingerprint "
-                f"{self.base_fingerprint!r:.40}, these weights have {actual!r}."
+                f"{self.base_fingerprint[:16]!r}, these weights have {actual[:16]!r}."
             )
 
     def check_unlearned(self, name: str, values: Tensor) -> None:
@@ -269,8 +264,5 @@ def saved_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """The [`~mask.fingerprint`] of a model as the base of deltas: of all that transformers saves, in its dtypes."""
-    weights = saved_weights(model)
-    dtypes = {name: values.dtype for name, values in weights.items()}
-    shapes = {name: tuple(values.shape) for name, values in weights.items()}
-    return fingerprint(dtypes, shapes, lambda name, stride, count: weights[name].reshape(-1)[::stride][:count])
+    """The [`~fingerprint.fingerprint`] of a model as the base of deltas: of all that transformers saves, in its dtypes."""
+    return fingerprint_of(saved_weights(model))

@@ -11,7 +11,7 @@ from .coding import CODINGS, count, decode
 from .mask import parse_shapes
 from .tensor_file import DTYPES, TensorFile, is_name
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 class DeltaFile(TensorFile):

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .delta import SparseDelta
-from .mask import WeightMask, fingerprint
+from .fingerprint import fingerprint
+from .mask import WeightMask
 from .selected import put, take
 from .tensor_file import LazyTensors, few
-from .verification import is_rounded, verify
+from .verification import verify
 
 
 def delta_between(
@@ -23,31 +24,45 @@ def delta_between(
 
     Args:
         base ([`~checkpoint.Checkpoint`]): The model before.
-        unlearned ([`~checkpoint.Checkpoint`]): The model after. A `ValueError` if it differs outside the mask.
+        unlearned ([`~checkpoint.Checkpoint`]): The model after. A `ValueError` if it differs from the base in anything
+            but weights of the mask, or has them in dtypes that cannot hold those of the base.
         mask ([`WeightMask`]): Which weights differ.
         undo (`bool`, *optional*, defaults to `False`):
-            Whether to take the old values, too. A `ValueError` if the base has weights in wider dtypes than the model
-            after, which would not come back.
+            Whether to take the old values, too.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
     """
-    dtypes = {name: unlearned.dtype(name) for name in unlearned}
-    if undo:
-        _check_exact(base, dtypes)
     result = verify(base, unlearned, mask, progress=progress)
     if result.config_changes:
         raise ValueError(
             f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {few(result.config_changes)}; a delta "
             "holds weights only, and would not give this model."
         )
+    if result.narrowed:
+        name, (before, after) = next(iter(result.narrowed.items()))
+        raise ValueError(
+            f"'{name}' is {before} in '{base.folder}' and {after} in '{unlearned.folder}': all of its weights were rounded, "
+            "and a delta of this mask would not give this model. Unlearn in the dtype of the base, or with save_delta, whose "
+            "delta is of the rounded base."
+        )
+    if result.loaded_as:
+        name, (saved, declared) = next(iter(result.loaded_as.items()))
+        raise ValueError(
+            f"'{name}' is {saved} in '{unlearned.folder}', whose config.json declares {declared!r:.80}; save the model in one."
+        )
     if violations := result.violations:
         raise ValueError(
             f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
             "a delta of this mask would not give this model."
         )
+    dtypes = {name: unlearned.dtype(name) for name in unlearned}
     new = LazyTensors(mask.bits, lambda name: take(unlearned[name], mask.bits[name]))
     old = LazyTensors(mask.bits, lambda name: take(base[name].to(dtypes[name]), mask.bits[name]))
-    shapes = {name: base.shape(name) for name in dtypes}
-    return SparseDelta(mask, new, dtypes, fingerprint(dtypes, shapes, base.every), old if undo else None)
+    return SparseDelta(mask, new, dtypes, base_fingerprint(dtypes, base), old if undo else None)
+
+
+def base_fingerprint(dtypes: Mapping[str, torch.dtype], base: Checkpoint) -> str:
+    """The [`~fingerprint.fingerprint`] of the tensors of `dtypes` in a base, each read to the end."""
+    return fingerprint(dtypes, {name: base.shape(name) for name in dtypes}, base.read)
 
 
 def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike) -> Path:
@@ -62,8 +77,7 @@ def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathL
     Returns:
         `pathlib.Path`: `folder`.
     """
-    shapes = _checked_shapes(delta, base)
-    delta.check_fingerprint(shapes, base.every)
+    check_base(delta, base)
     _check_no_repeats(delta, base)
 
     def change(name: str, weights: Tensor) -> Tensor:
@@ -86,7 +100,7 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
         `pathlib.Path`: `folder`.
     """
     delta.check_has_old()
-    shapes = _checked_shapes(delta, unlearned)
+    _check_shapes(delta, unlearned)
 
     def change(name: str, weights: Tensor) -> Tensor:
         if name not in delta.mask.bits:
@@ -94,29 +108,20 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
         delta.check_unlearned(name, take(weights, delta.mask.bits[name]))
         return put(weights, delta.mask.bits[name], delta.old[name])
 
-    def check_base(written: Path) -> None:
-        delta.check_fingerprint(shapes, Checkpoint(written).every)
-
-    return unlearned.rewrite(folder, change, {}, then=check_base)
+    return unlearned.rewrite(folder, change, {}, then=lambda written: check_base(delta, Checkpoint(written)))
 
 
-def _checked_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a checkpoint that the delta fits."""
-    shapes = {name: checkpoint.shape(name) for name in checkpoint}
+def check_base(delta: SparseDelta, base: Checkpoint) -> None:
+    """A `ValueError` unless every weight of a checkpoint is that of the delta's base, rounded to the delta's dtypes."""
+    _check_shapes(delta, base)
+    delta.check_fingerprint(base_fingerprint(delta.dtypes, base))
+
+
+def _check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
     try:
-        delta.check_shapes(shapes)
+        delta.check_shapes({name: checkpoint.shape(name) for name in checkpoint})
     except ValueError as error:
         raise ValueError(f"'{checkpoint.folder}': {error}") from error
-    return shapes
-
-
-def _check_exact(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> None:
-    for name, dtype in dtypes.items():
-        if name in base and is_rounded(base.dtype(name), dtype):
-            raise ValueError(
-                f"'{name}' is {base.dtype(name)} in '{base.folder}' and {dtype} in the model after: undoing would give the "
-                "base rounded. Keep the base instead, or unlearn in its dtype."
-            )
 
 
 def _check_no_repeats(delta: SparseDelta, base: Checkpoint) -> None:

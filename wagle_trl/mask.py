@@ -1,11 +1,10 @@
 """`WeightMask`: one bit a weight. Storage, algebra and anatomy; how the bits were chosen is not its business."""
 
-import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 import wagle_kernels
 
 from .coding import check_bits
+from .fingerprint import model_fingerprint
 from .hub_file import HubFile, public_info
 from .tensor_file import TensorFile, few, is_name, is_shape, write_tensors
 
 MASK_FILE = "wagle_mask.safetensors"
 FORMAT_VERSION = "1"
-_FINGERPRINT_SAMPLES = 256
 
 
 class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
@@ -226,7 +225,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         declared = self.info.get("fingerprint")
         if fingerprint and declared and declared != (actual := model_fingerprint(model)):
             raise ValueError(
-                f"The mask was made for other weights (fingerprint {declared!r:.40}, this model {actual!r}); load the "
+                f"The mask was made for other weights (fingerprint {declared[:16]!r}, this model {actual[:16]!r}); load the "
                 f"base model {self.info.get('base_model', '?')!r:.200} or compute a new mask."
             )
 
@@ -236,37 +235,6 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
 
     def __repr__(self) -> str:
         return f"WeightMask({self.num_selected:,} of {self.numel:,} weights, {len(self.bits)} parameters)"
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """The [`fingerprint`] of a model's parameters, in bf16."""
-    parameters = dict(model.named_parameters())
-    dtypes = dict.fromkeys(parameters, torch.bfloat16)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    return fingerprint(
-        dtypes, shapes, lambda name, stride, count: parameters[name].detach().reshape(-1)[::stride][:count]
-    )
-
-
-def fingerprint(
-    dtypes: Mapping[str, torch.dtype],
-    shapes: Mapping[str, tuple[int, ...]],
-    every: Callable[[str, int, int], Tensor],
-) -> str:
-    """
-    Short hash of names, shapes and up to 256 evenly spaced values of tensors.
-
-    Args:
-        dtypes (`dict[str, torch.dtype]`): The tensors, in any order, and the dtype to round the values of each to.
-        shapes (`dict[str, tuple[int, ...]]`): Their shapes.
-        every (callable): Gives, for a name, a stride and a count, as many flat values so far apart.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(dtypes):
-        stride = math.prod(shapes[name]) // _FINGERPRINT_SAMPLES | 1  # odd: an even one may stay in some columns
-        sample = every(name, stride, _FINGERPRINT_SAMPLES).to(dtypes[name]).cpu().contiguous().view(torch.uint8)
-        digest.update(f"{name}{tuple(shapes[name])}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def layer_of(name: str) -> str:

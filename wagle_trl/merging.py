@@ -95,7 +95,7 @@ def _check(deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> No
 
 
 def _base(delta: SparseDelta) -> str:
-    return f"{delta.base_model or '?'!r:.200}, {delta.base_fingerprint!r:.40}"
+    return f"{delta.base_model or '?'!r:.200}, {delta.base_fingerprint[:16]!r}"
 
 
 def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> _Parameter:

@@ -81,11 +81,11 @@ class TensorFile(Mapping[str, Tensor]):
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"No file at {self.path}.")
-        # Kept open: what is read stays what was checked, even if another file takes the name
+        # Kept open, and its header is read by it: all that is read is of one file, even if another takes the name
         self._descriptor = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         try:
-            with safe_open(self.path, "np") as file:
+            with safe_open(f"/dev/fd/{self._descriptor}", "np") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}
                 parts = {name: file.get_slice(name) for name in file.offset_keys()}
         except SafetensorError as error:
@@ -148,12 +148,6 @@ class TensorFile(Mapping[str, Tensor]):
                 raise ValueError(f"{self.path} ends within '{name}'; it was truncated while it was read.")
             view, place = view[count:], place + count
         return out
-
-    def every(self, name: str, stride: int, count: int) -> Tensor:
-        """At most `count` flat elements of a tensor, `stride` apart, without reading those between."""
-        places = range(0, math.prod(self.shape(name)), stride)[:count]
-        parts = [self.read(name, place, place + 1) for place in places]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype(name))
 
 
 def write_tensors(

@@ -70,21 +70,25 @@ class Verification:
 
     Args:
         parameters (`dict[str, Movement]`): Of every weight tensor, in the order of the files.
-        rounded (`str`, *optional*): Dtype that weights of the base were rounded to, where it cannot hold all of them.
+        narrowed (`dict[str, tuple[str, str]]`): Dtypes before and after of tensors whose dtype after cannot hold all
+            numbers of the one before: even where these weights are equal as numbers, they were rounded on the way.
+        loaded_as (`dict[str, tuple[str, str]]`): Of tensors that transformers would load in another dtype than they are
+            saved in, and not the base's alike: that dtype, and the one the config declares.
         config_changes (`dict[str, tuple[str, str]]`): What makes the config that of another model, see
             [`~config_changes.config_changes`].
         other_files (`list[str]`): Names of tokenizer, generation and template files that differ, which proves nothing.
     """
 
     parameters: dict[str, Movement] = field(default_factory=dict)
-    rounded: str | None = None
+    narrowed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    loaded_as: dict[str, tuple[str, str]] = field(default_factory=dict)
     config_changes: dict[str, tuple[str, str]] = field(default_factory=dict)
     other_files: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         """Whether nothing but selected weights differs, and the config makes the same model of them."""
-        return not self.violations and not self.config_changes
+        return not (self.violations or self.narrowed or self.loaded_as or self.config_changes)
 
     @property
     def total(self) -> Movement:
@@ -111,7 +115,7 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     Compare every weight of two models, bit by bit, and their configs.
 
     Args:
-        base ([`~checkpoint.Checkpoint`]): The model before. Weights in another dtype than after are cast to that.
+        base ([`~checkpoint.Checkpoint`]): The model before.
         unlearned ([`~checkpoint.Checkpoint`]): The model after.
         mask ([`WeightMask`]): Which weights may differ.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -122,13 +126,17 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     check_alike(base, unlearned)
     check_mask(mask, unlearned)
     folders = base.folder, unlearned.folder
-    result = Verification(config_changes=config_changes(*folders), other_files=other_files(*folders))
+    result = Verification(
+        loaded_as=_loaded_as(base, unlearned),
+        config_changes=config_changes(*folders),
+        other_files=other_files(*folders),
+    )
     total = sum(map(unlearned.numel, unlearned))
     with tqdm(total=total, desc="Comparing", unit="weight", unit_scale=True, disable=not progress) as bar:
         for name in unlearned:
             result.parameters[name] = _movement(base, unlearned, mask.bits.get(name), name, bar)
             if is_rounded(base.dtype(name), unlearned.dtype(name)):
-                result.rounded = str(unlearned.dtype(name)).removeprefix("torch.")
+                result.narrowed[name] = dtype_name(base.dtype(name)), dtype_name(unlearned.dtype(name))
     return result
 
 
@@ -166,8 +174,10 @@ def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
 def _movement(base: Checkpoint, unlearned: Checkpoint, bits: Tensor | None, name: str, bar: tqdm) -> Movement:
     def compare(start: int) -> Movement:
         stop = min(start + PIECE, numel)
-        after = unlearned.read(name, start, stop)
-        before = base.read(name, start, stop).to(after.dtype)
+        before, after = base.read(name, start, stop), unlearned.read(name, start, stop)
+        if before.dtype != after.dtype:  # as numbers, in a dtype that holds both
+            wide = torch.float64 if is_rounded(before.dtype, after.dtype) else after.dtype
+            before, after = before.to(wide), after.to(wide)
         return _compare(before, after, None if bits is None else bits[start // 8 : (stop + 7) // 8])
 
     numel = unlearned.numel(name)
@@ -200,6 +210,18 @@ def _compare(before: Tensor, after: Tensor, allowed: Tensor | None) -> Movement:
     return movement
 
 
+def _loaded_as(base: Checkpoint, unlearned: Checkpoint) -> dict[str, tuple[str, str]]:
+    """See [`Verification`]. Transformers loads all floats in the dtype of the config, where that declares one."""
+    declared = unlearned.declared_dtypes
+    found = {}
+    for name in unlearned:
+        dtype = unlearned.dtype(name)
+        is_alike = dtype == base.dtype(name) and declared == base.declared_dtypes  # such as norms kept in fp32
+        if dtype.is_floating_point and declared - {dtype_name(dtype)} and not is_alike:
+            found[name] = dtype_name(dtype), ", ".join(sorted(declared))
+    return found
+
+
 def _num_non_finite(values: Tensor) -> int:
     if not values.is_floating_point():
         return 0
@@ -207,6 +229,11 @@ def _num_non_finite(values: Tensor) -> int:
         return int((~values.float().isfinite()).sum())
     exponent = bit_patterns(torch.tensor(torch.inf, dtype=values.dtype)).numpy()
     return int(np.count_nonzero((bit_patterns(values).numpy() & exponent) == exponent))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as configs name it, such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def is_rounded(before: torch.dtype, after: torch.dtype) -> bool:

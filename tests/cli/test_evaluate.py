@@ -9,7 +9,7 @@ from wagle_trl.cli import arguments, eval_model
 from wagle_trl.cli.main import main
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.fingerprint import model_fingerprint
 
 from ..conftest import make_rows
 

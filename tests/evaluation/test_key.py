@@ -4,7 +4,6 @@ import pytest
 
 from wagle_trl.evaluation.key import evaluation_key
 from wagle_trl.evaluation.tofu import EvalOptions, prepare_rows
-from wagle_trl.mask import model_fingerprint
 
 from .conftest import ROWS
 
@@ -18,7 +17,6 @@ def key_of(tokenizer):
 def test_every_single_weight_counts(model, key_of):
     changed = copy.deepcopy(model)
     changed.model.embed_tokens.weight.data[0, 1] += 1e-6
-    assert model_fingerprint(changed) == model_fingerprint(model)  # a sample of the weights would not tell
     assert key_of(changed) != key_of(model)
     assert key_of(model, base=changed) != key_of(model, base=model)
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from wagle_trl import MaskConfig
 from wagle_trl.files import REPORT_FILE
-from wagle_trl.mask import model_fingerprint
+from wagle_trl.fingerprint import model_fingerprint
 from wagle_trl.provenance import describe_rows
 from wagle_trl.trainers.run_report import run_report, write_run_report
 

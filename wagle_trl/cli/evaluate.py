@@ -18,7 +18,7 @@ from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
 from ..files import EVALUATION_FILE, check_writable, write_json
-from ..mask import model_fingerprint
+from ..fingerprint import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables

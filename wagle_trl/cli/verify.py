@@ -45,10 +45,11 @@ def run(argv: list[str], command: str) -> Output:
         "base": names.base,
         "base_revision": base_revision,
         "unlearned": names.unlearned,
-        "base_rounded_to": result.rounded,
         **result.total.to_dict(),
         "layers": {layer: movement.to_dict() for layer, movement in result.layers.items()},
         "violations": result.violations,
+        "narrowed": {name: {"before": old, "after": new} for name, (old, new) in result.narrowed.items()},
+        "loaded_as": {name: {"saved": own, "declared": other} for name, (own, other) in result.loaded_as.items()},
         "config_changes": {
             key: {"before": before, "after": after} for key, (before, after) in result.config_changes.items()
         },
@@ -76,6 +77,14 @@ def _tables(result: Verification) -> list[Table | str]:
         tables.append(
             _pairs("Not as masked", ["parameter", "weights outside the mask that differ"], result.violations)
         )
+    for title, found in (
+        ("Narrower dtypes", result.narrowed),
+        ("config.json declares another dtype", result.loaded_as),
+    ):
+        if found:
+            tables.append(
+                _pairs(title, ["parameter", "dtype"], {name: " -> ".join(pair) for name, pair in found.items()})
+            )
     if result.config_changes:
         changes = {key: f"{before} -> {after}" for key, (before, after) in result.config_changes.items()}
         tables.append(_pairs("Another config.json", ["key", "before -> after"], changes))
@@ -92,8 +101,6 @@ def _movements(result: Verification) -> Table:
         table.add_row(layer, *_cells(movement))
     table.add_section()
     table.add_row("all", *_cells(result.total))
-    if result.rounded:
-        table.caption = f"Weights of the base were rounded to {result.rounded}."
     return table
 
 
@@ -109,6 +116,10 @@ def _verdict(result: Verification) -> str:
         return "Verified: no weight outside the mask differs."
     weights, keys = sum(result.violations.values()), len(result.config_changes)
     failures = [f"{weights:,} weights outside the mask differ"] if weights else []
+    failures += [f"dtypes are narrower than the base's (tensors: {len(result.narrowed):,})"] if result.narrowed else []
+    failures += (
+        [f"config.json declares another dtype (tensors: {len(result.loaded_as):,})"] if result.loaded_as else []
+    )
     failures += [f"config.json makes another model (keys: {keys:,})"] if keys else []
     return f"FAILED: {'; '.join(failures)}."
 

@@ -7,7 +7,8 @@ from torch import nn
 from trl import SFTConfig
 
 from ..arena import STATE_BITS, check_dtype
-from ..mask import WeightMask, model_fingerprint
+from ..fingerprint import model_fingerprint
+from ..mask import WeightMask
 from ..mask_config import MaskConfig
 from ..scope import scope_parameters
 from ..scores import get_score

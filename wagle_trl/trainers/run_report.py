@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import PeftModel
 
 from ..files import REPORT_FILE, write_json
-from ..mask import model_fingerprint
+from ..fingerprint import model_fingerprint
 from ..provenance import describe_rows, model_commit
 
 _OPTIONS = (

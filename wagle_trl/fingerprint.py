@@ -1,0 +1,61 @@
+"""Which weights are these? A hash of every one of them, the same for a model in memory and in files."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+_PIECE = 2**20  # weights that are hashed at once
+_THREADS = 2
+
+
+def fingerprint(
+    dtypes: Mapping[str, torch.dtype],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str, int, int], Tensor],
+) -> str:
+    """
+    SHA-256 of names, dtypes, shapes and all values of tensors, piece by piece.
+
+    Args:
+        dtypes (`dict[str, torch.dtype]`): The tensors, in any order, and the dtype to round the values of each to.
+        shapes (`dict[str, tuple[int, ...]]`): Their shapes.
+        read (callable): Gives, for a name, a start and a stop, the flat values between them.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+    """
+
+    def hashed(piece: tuple[str, int, int]) -> bytes:
+        values = read(*piece).to(dtypes[piece[0]]).cpu().contiguous()
+        return hashlib.sha256(values.view(torch.uint8).numpy()).digest()
+
+    names = sorted(dtypes)
+    digest = hashlib.sha256("".join(f"{name} {dtypes[name]} {tuple(shapes[name])}\n" for name in names).encode())
+    # One piece is read while another is hashed; in a thread of its own each operation needs no further ones
+    with ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for piece in pool.map(hashed, _pieces(names, shapes)):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int, int]]:
+    for name in names:
+        numel = math.prod(shapes[name])
+        for start in range(0, numel, _PIECE):
+            yield name, start, min(start + _PIECE, numel)
+
+
+def fingerprint_of(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """The [`fingerprint`] of tensors, rounded to `dtype`; by default each in its own."""
+    dtypes = {name: dtype or values.dtype for name, values in weights.items()}
+    shapes = {name: tuple(values.shape) for name, values in weights.items()}
+    return fingerprint(dtypes, shapes, lambda name, start, stop: weights[name].detach().reshape(-1)[start:stop])
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """The [`fingerprint`] of a model's parameters in bf16, which is that of the model loaded in any wider dtype, too."""
+    return fingerprint_of(dict(model.named_parameters()), torch.bfloat16)
