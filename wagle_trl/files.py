@@ -1,11 +1,13 @@
 """Files that are whole or not there, written under a temporary name and then renamed; and names of shared ones."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,30 @@ REPORT_FILE = "wagle_report.json"  # what a trainer did
 EVALUATION_FILE = "wagle_eval.json"  # what `wagle eval` found
 CARD_FILE = "README.md"  # what both say to others
 
+_TEMPORARY = ".wagle-tmp-"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# How safetensors, tokenizers and torch say it, whose errors are no `OSError`
+_DISK_WORDS = ("os error 28", "os error 122", "os error 27", "os error 5)", "No space left", "PytorchStreamWriter")
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it on success and removed on failure. The folder must exist."""
+    """
+    A temporary path beside `path`, renamed to it on success and removed on failure. The folder must exist.
+
+    What was written is on the disk when the name appears. What processes left that were killed here is removed.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; these are for others too
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove_strays(path.parent)
+    with writing(path), _locked(lambda: _new_file(path)) as temporary:
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; these are for others too
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,13 +50,83 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"'{path}' exists and is not an empty folder; choose another, nothing is overwritten.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    remove_strays(path.parent)
+    with writing(path), _locked(lambda: tempfile.mkdtemp(dir=path.parent, prefix=_TEMPORARY)) as temporary:
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for part in (*temporary.rglob("*"), temporary):
+                sync(part)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _new_file(path: Path) -> str:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
+    os.close(handle)
+    return name
+
+
+@contextmanager
+def _locked(make: Callable[[], str]) -> Iterator[Path]:
+    """A new file or folder, held by a lock that the system drops with this process, however that ends."""
+    while True:
+        name = make()
+        descriptor = os.open(name, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: then nobody removes strays either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(name):  # else taken for a stray before the lock was there
+            break
+        os.close(descriptor)
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        os.replace(temporary, path)
+        yield Path(name)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove what [`atomic_path`] and [`atomic_folder`] were writing in a folder when their process was killed."""
+    for stray in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):  # in use by another process, or gone
+            descriptor = os.open(stray, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk: after a loss of power they are as they are now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What libraries raise where a disk is full, broken or read-only is one `OSError` that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, _CannotWrite) or not _is_of_disk(error):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or "No space left on the disk, or it is broken"
+        raise _CannotWrite(f"Cannot write '{path}': {reason}. What was whole before still is.") from error
+
+
+class _CannotWrite(OSError):
+    """Names a path already."""
+
+
+def _is_of_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _DISK_ERRORS
+    return any(words in str(error) for words in _DISK_WORDS)
 
 
 def _umask() -> int:
