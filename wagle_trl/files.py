@@ -63,6 +63,24 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`, of the same name in every process, to write files in that are then moved out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_strays(folder)
+    stage = folder / f"{_TEMPORARY}save"
+
+    def make() -> str:
+        stage.mkdir()
+        return str(stage)
+
+    with writing(folder), _locked(make):
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
 def _new_file(path: Path) -> str:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
     os.close(handle)

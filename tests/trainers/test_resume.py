@@ -1,4 +1,7 @@
+import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +9,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from wagle_trl import MaskConfig, NPOTrainer
+from wagle_trl import MaskConfig, NPOTrainer, WeightMask
+from wagle_trl.trainers.resuming import whole_manifest
 
 # 6 forget rows, 2 to a step: 3 steps an epoch, so checkpoint-2 is mid-epoch and the run goes on into the third
 OPTIONS = dict(
@@ -119,21 +123,19 @@ def test_true_resumes_from_the_last_checkpoint_of_the_output_directory(
 def test_resuming_with_other_forget_rows_is_refused(make_trainer, small_mask, forget_rows, tmp_path):
     make_trainer(mask_config=small_mask, **OPTIONS).train()
     trainer = make_trainer(mask_config=small_mask, train_dataset=forget_rows.select(range(4)), **OPTIONS)
-    with pytest.raises(ValueError, match="The forget rows, or their order, are not those of the checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"The forget rows, their order, or the answers in them are not those of .*checkpoint-2"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
 
 
 def test_resuming_with_the_forget_rows_in_another_order_is_refused(make_trainer, small_mask, forget_rows, tmp_path):
     make_trainer(mask_config=small_mask, **OPTIONS).train()
     trainer = make_trainer(mask_config=small_mask, train_dataset=forget_rows.select([1, 0, 2, 3, 4, 5]), **OPTIONS)
-    with pytest.raises(ValueError, match="The forget rows, or their order, are not those of the checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"The forget rows, their order, or the answers in them are not those of .*checkpoint-2"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-
-
-def test_resuming_a_masked_checkpoint_without_a_mask_is_refused(make_trainer, small_mask, tmp_path):
-    make_trainer(mask_config=small_mask, **OPTIONS).train()
-    with pytest.raises(ValueError, match="checkpoint-2 was trained with a mask; pass `mask` or `mask_config`"):
-        make_trainer(**OPTIONS).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
 
 
 def test_the_moved_share_counts_from_the_original_weights_after_a_resume(make_trainer, small_mask, tmp_path):
@@ -160,28 +162,122 @@ def test_gradients_of_an_interrupted_run_do_not_reach_the_next(make_trainer, sma
     assert trainer._grad_norm == fresh._grad_norm
 
 
-@pytest.mark.parametrize(
-    "missing, message",
-    [
-        ("wagle_mask.safetensors", "No mask file at .*checkpoint-2"),
-        (
-            "wagle_reference.safetensors",
-            "No reference log-probabilities at .*resume from a checkpoint of this trainer",
-        ),
-    ],
-)
-def test_a_checkpoint_without_its_files_is_refused(missing, message, make_trainer, small_mask, tmp_path):
-    make_trainer(mask_config=small_mask, **OPTIONS | {"max_steps": 2}).train()
-    (tmp_path / "out" / "checkpoint-2" / missing).unlink()
+def changed(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "a file is missing": (Path.unlink, "is missing"),
+    "a file is cut off": (lambda path: os.truncate(path, path.stat().st_size // 2), "has another size"),
+    "a bit flipped": (changed, "has another content"),
+}
+
+
+def test_a_checkpoint_that_is_not_as_it_was_saved_is_refused(trained, make_trainer, small_mask):
+    manifest = whole_manifest(trained)
+    assert manifest.files.keys() >= {
+        "model.safetensors",
+        "wagle_mask.safetensors",
+        "wagle_reference.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    }
+    assert manifest.fingerprint == json.loads((trained / "wagle_report.json").read_text())["fingerprint"]
     trainer = make_trainer(mask_config=small_mask, **OPTIONS)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    for name in manifest.files:
+        for damage, message in DAMAGE.values():
+            sound = (trained / name).read_bytes()
+            damage(trained / name)
+            with pytest.raises(ValueError, match=f"checkpoint-2' is no whole checkpoint: '{name}' {message}"):
+                trainer.train(resume_from_checkpoint=str(trained))
+            (trained / name).write_bytes(sound)
+    assert whole_manifest(trained) == manifest
+
+
+@pytest.fixture
+def trained(make_trainer, small_mask, tmp_path):
+    """The second checkpoint of a run with a mask."""
+    make_trainer(mask_config=small_mask, **OPTIONS | {"max_steps": 2}).train()
+    return tmp_path / "out" / "checkpoint-2"
+
+
+def test_a_checkpoint_without_a_manifest_was_cut_off(trained, make_trainer, small_mask):
+    (trained / "wagle_manifest.json").unlink()
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS)
+    with pytest.raises(
+        ValueError, match=r"is no whole checkpoint: it has no wagle_manifest\.json, which is saved last"
+    ):
+        trainer.train(resume_from_checkpoint=str(trained))
+    with pytest.raises(ValueError, match=r"No whole checkpoint to resume from in .*out"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_config": MaskConfig(mask_score="random", mask_density=0.2)}, r"\(mask_density 0.5 -> 0.2\)"),
+        ({"mask_config": MaskConfig(mask_score="magnitude", mask_density=0.5)}, "mask_score random -> magnitude"),
+        ({"mask": "other"}, "`mask` is another mask than that of '.*checkpoint-2'"),
+        ({}, "checkpoint-2 was trained with a mask; pass `mask` or `mask_config`"),
+        ({"completion_only_loss": False}, "The forget rows, their order, or the answers in them are not those of"),
+        ({"kind": "grad_diff"}, "is of NPO, this trainer of GradDiff"),
+    ],
+    ids=["density", "score", "mask", "no mask", "labels", "objective"],
+)
+def test_resuming_another_run_is_refused(options, message, trained, make_trainer, small_mask, tiny_model):
+    if "mask" in options:
+        masks = {name: torch.ones(p.shape) for name, p in tiny_model().named_parameters() if "layers" in name}
+        options = {"mask": WeightMask.from_dense(masks)}
+    elif "completion_only_loss" in options or "kind" in options:
+        options = options | {"mask_config": small_mask}
+    trainer = make_trainer(**OPTIONS | options)
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=str(trained))
+    assert trainer.state.global_step == 0
+
+
+def test_other_options_than_the_checkpoint_has_are_said(trained, make_trainer, small_mask, caplog):
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS | {"learning_rate": 2e-3, "beta": 0.2, "max_steps": 3})
+    with caplog.at_level("WARNING", "wagle_trl"):
+        trainer.train(resume_from_checkpoint=str(trained))
+    assert "learning_rate 0.001 -> 0.002" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
+
+
+def test_a_mask_from_a_file_resumes_the_run_that_computed_it(trained, make_trainer):
+    trainer = make_trainer(mask=trained / "wagle_mask.safetensors", **OPTIONS | {"max_steps": 3})
+    trainer.train(resume_from_checkpoint=str(trained))
+    assert trainer.state.global_step == 3
+
+
+def test_a_checkpoint_without_optimizer_state_is_refused(make_trainer, small_mask, tmp_path):
+    make_trainer(mask_config=small_mask, save_only_model=True, **OPTIONS | {"max_steps": 2}).train()
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS)
+    with pytest.raises(
+        ValueError, match="it has no optimizer state \\(save_only_model\\); load it as a model instead"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_true_skips_what_is_not_whole_and_says_so(make_trainer, small_mask, tmp_path, caplog):
+    whole = make_trainer(mask_config=small_mask, **OPTIONS)
+    whole.train()
+    (tmp_path / "out" / "checkpoint-7" / "wagle_manifest.json").unlink()
+    changed(tmp_path / "out" / "checkpoint-6" / "optimizer.pt")
+    last = make_trainer(mask_config=small_mask, **OPTIONS)
+    with caplog.at_level("WARNING", "wagle_trl"):
+        last.train(resume_from_checkpoint=True)
+    assert "checkpoint-7' is no whole checkpoint: it has no wagle_manifest.json" in caplog.text
+    assert "checkpoint-6' is no whole checkpoint: 'optimizer.pt' has another content. It is skipped." in caplog.text
+    assert_same_weights(whole, last)
 
 
 def test_no_checkpoint_to_resume_from_is_an_error(make_trainer, small_mask, tmp_path):
     trainer = make_trainer(mask_config=small_mask)
-    with pytest.raises(ValueError, match=r"No checkpoint to resume from in .*out"):
+    with pytest.raises(ValueError, match=r"No whole checkpoint to resume from in .*out"):
         trainer.train(resume_from_checkpoint=True)
-    shutil.rmtree(tmp_path / "out")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"No checkpoint to resume from|No mask file at"):
+    with pytest.raises(ValueError, match=r"No checkpoint at '.*checkpoint-9': the folder does not exist"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))

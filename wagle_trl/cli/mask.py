@@ -5,6 +5,9 @@
 
 from pathlib import Path
 
+from ..files import REPORT_FILE
+from ..manifest import Manifest
+from ..mask import MASK_FILE
 from ..report import PLOT_FILE, plot_mask, report_tables
 from ..trainers.npo_trainer import NPOTrainer
 from ..trainers.run_report import write_run_report
@@ -20,5 +23,6 @@ def run(argv: list[str], command: str) -> Output:
     folder = Path(training_args.output_dir)
     plot_mask(mask, folder / PLOT_FILE)
     write_run_report(trainer, str(folder), objective="mask")
+    Manifest.of(folder, [MASK_FILE, PLOT_FILE, REPORT_FILE]).write(folder)
     report = trainer.mask_report
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

@@ -3,19 +3,21 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from ..attribution import compute_mask
 from ..data import pin_date
 from ..delta import SparseDelta, weights_fingerprint
-from ..files import check_writable
-from ..mask import MASK_FILE, WeightMask
+from ..files import CARD_FILE, REPORT_FILE, check_writable
+from ..fingerprint import model_fingerprint
+from ..mask import WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import PLOT_FILE, mask_report, plot_mask
@@ -36,10 +38,12 @@ from .masked_sft_config import MaskedSFTConfig
 from .memory import MemoryWatch, fused_sample_losses
 from .model_card import write_card
 from .moved import MovedShare
+from .resuming import check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
 from .run_report import Given, write_run_report
+from .whole_saves import WholeSaves, update_manifest
 
 
-class MaskedTrainer(SFTTrainer):
+class MaskedTrainer(WholeSaves, SFTTrainer):
     """
     `trl.SFTTrainer` that trains the weights a mask selects and leaves every other weight bit-identical.
 
@@ -151,12 +155,18 @@ class MaskedTrainer(SFTTrainer):
     # Mask
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As [`~transformers.Trainer.train`]; computes the mask first, or loads it from the checkpoint."""
+        """
+        As [`~transformers.Trainer.train`]; computes the mask first, or loads it from the checkpoint.
+
+        `resume_from_checkpoint=True` resumes from the last checkpoint that is whole. A `ValueError` if a checkpoint is not
+        as it was saved, or of other rows, another mask or another objective.
+        """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"No checkpoint to resume from in {self.args.output_dir}.")
+            checkpoint = newest_whole_checkpoint(self.args.output_dir)
+        if checkpoint is not None:
+            check_same_run(self, Path(checkpoint), whole_manifest(Path(checkpoint)))
+            checkpoint = str(checkpoint)
         self.memory.predict()
         self.prepare_training(checkpoint)
         if self.args.compile_layers:
@@ -177,8 +187,6 @@ class MaskedTrainer(SFTTrainer):
             checkpoint (`str`, *optional*): Checkpoint that training will resume from.
         """
         if self.mask is None and self.mask_config is None:
-            if checkpoint is not None and (Path(checkpoint) / MASK_FILE).is_file():
-                raise ValueError(f"{checkpoint} was trained with a mask; pass `mask` or `mask_config` to resume it.")
             return
         if checkpoint is not None:
             self.mask = WeightMask.load(checkpoint)
@@ -268,18 +276,29 @@ class MaskedTrainer(SFTTrainer):
         metrics.clear()
         return output
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        folder = output_dir or self.args.output_dir
-        if self.mask is not None and self.args.should_save:
-            self.mask.save(folder)
+    def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
         if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.mask is not None:
+                self.mask.save(folder)
             write_run_report(self, folder)
-        super().save_model(output_dir, _internal_call)
-        if self._base_fingerprint is not None and self.args.should_save and not _internal_call:
+        super(WholeSaves, self).save_model(str(folder), _internal_call=True)
+        if with_delta and self._base_fingerprint is not None and self.args.should_save:
             mask = WeightMask(self.mask.bits, self.mask.shapes, self._origin | self.mask.info)
             SparseDelta.from_model(self.model, mask, self._base_fingerprint).save(folder)
-        if self.args.should_save:  # over the card that PEFT leaves
-            write_card(self, folder)
+
+    def write_card(self, folder: Path) -> list[str]:
+        write_card(self, folder)
+        return [CARD_FILE]
+
+    def saved_fingerprint(self) -> str | None:
+        """That of the weights saved, if they are a whole model: not of adapters, nor where processes hold parts."""
+        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return None
+        return model_fingerprint(self.model)
+
+    def facts(self) -> dict[str, Any]:
+        return run_facts(self)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -288,8 +307,11 @@ class MaskedTrainer(SFTTrainer):
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
-        if self._drawn_mask is not self.mask:  # a picture that is there may be of another run
+        names = [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])]
+        # A picture that is there may be of another run
+        if self.mask is not None and (self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists()):
             plot_mask(self.mask, folder / PLOT_FILE)
             self._drawn_mask = self.mask
         write_run_report(self, folder)
         write_card(self, folder, model_name, dataset_name, tags)
+        update_manifest(folder, names)

@@ -1,16 +1,11 @@
-import hashlib
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
-from ..files import atomic_path
 from ..objectives import npo_loss
+from ..tensor_file import TensorFile, write_tensors
 from .npo_config import NPOConfig
 from .unlearning import Counts, UnlearningTrainer
 
@@ -54,10 +49,6 @@ class NPOTrainer(UnlearningTrainer):
     _tag_names = ["trl", "wagle-trl", "unlearning", "npo"]
     config_class = NPOConfig
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(_ReferenceSaver(self))
-
     @property
     def forget_columns(self) -> list[str]:
         return [REFERENCE_COLUMN]
@@ -90,29 +81,18 @@ class NPOTrainer(UnlearningTrainer):
         self.model.train(was_training)
         return values
 
+    def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
+        super().write_files(folder, in_checkpoint=in_checkpoint, with_delta=with_delta)
+        if in_checkpoint and self.args.should_save:  # the weights that it came from are gone when a run is resumed
+            values = torch.tensor(self.train_dataset[REFERENCE_COLUMN])
+            spec = {REFERENCE_COLUMN: (values.dtype, tuple(values.shape))}
+            write_tensors(folder / REFERENCE_FILE, spec, lambda name: values, {})
+
     def _load_reference(self, path: Path) -> list[float]:
         if not path.is_file():
             raise ValueError(f"No reference log-probabilities at {path}; resume from a checkpoint of this trainer.")
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("rows") != self._rows_digest():
-                raise ValueError(
-                    "The forget rows, or their order, are not those of the checkpoint; resume with the same data."
-                )
-            return file.get_tensor(REFERENCE_COLUMN).tolist()
-
-    def _rows_digest(self) -> str:
-        """Short hash of the tokenized forget rows, which the reference belongs to."""
-        return hashlib.sha256(json.dumps(list(self.train_dataset["input_ids"])).encode()).hexdigest()[:16]
-
-
-class _ReferenceSaver(TrainerCallback):
-    """Puts the reference log-probabilities into every checkpoint, as the weights they came from are gone by then."""
-
-    def __init__(self, trainer: NPOTrainer):
-        self.trainer = trainer
-
-    def on_save(self, args, state, control, **kwargs):
-        if args.should_save:
-            values = torch.tensor(self.trainer.train_dataset[REFERENCE_COLUMN])
-            with atomic_path(Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE_FILE) as path:
-                save_file({REFERENCE_COLUMN: values}, path, {"rows": self.trainer._rows_digest()})
+        file = TensorFile(path)
+        rows = len(self.train_dataset)
+        if REFERENCE_COLUMN not in file or file.shape(REFERENCE_COLUMN) != (rows,):
+            raise ValueError(f"{path} does not hold the log-probabilities of {rows} rows; it is damaged or hostile.")
+        return file[REFERENCE_COLUMN].tolist()

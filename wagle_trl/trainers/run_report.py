@@ -11,10 +11,9 @@ from datasets import Dataset
 from peft import PeftModel
 
 from ..files import REPORT_FILE, write_json
-from ..fingerprint import model_fingerprint
 from ..provenance import describe_rows, model_commit
 
-_OPTIONS = (
+OPTIONS = (  # that decide what a run becomes
     "learning_rate",
     "num_train_epochs",
     "max_steps",
@@ -76,6 +75,7 @@ def write_run_report(trainer, folder: str | Path, objective: str | None = None) 
 def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
     """The content of the report: objective, base model, weights, data, options, mask, logs, peak memory, versions."""
     args = {} if objective else trainer.args.to_dict()
+    fingerprint = None if objective else trainer.saved_fingerprint()
     base = trainer.model.config._name_or_path
     adapters = trainer.model.active_peft_config if isinstance(trainer.model, PeftModel) else None
     return {
@@ -84,11 +84,11 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "base_revision": trainer.given.base_revision,
         "base_is_local": os.path.isdir(base),
         "peft_type": None if adapters is None else adapters.peft_type.value,
-        **({} if objective else _fingerprint(trainer)),
+        **({} if fingerprint is None else {"fingerprint": fingerprint}),
         "data": _named_by_digests(trainer.given.data) if trainer.args.hash_forget_set else trainer.given.data,
         "num_train_rows": len(trainer.train_dataset),
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
-        "options": {name: args[name] for name in _OPTIONS if name in args},
+        "options": {name: args[name] for name in OPTIONS if name in args},
         "mask": trainer.mask_report,
         "steps": trainer.state.global_step,
         "log_history": trainer.state.log_history,
@@ -96,13 +96,6 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "memory_plan": None if trainer.memory.plan is None else trainer.memory.plan.to_dict(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
-
-
-def _fingerprint(trainer) -> dict[str, str]:
-    """That of the weights saved beside the report, if there are: not of adapters, nor where processes hold parts."""
-    if isinstance(trainer.model, PeftModel) or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return {}
-    return {"fingerprint": model_fingerprint(trainer.model)}
 
 
 def _named_by_digests(data: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

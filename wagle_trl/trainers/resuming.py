@@ -1,0 +1,155 @@
+"""Resuming: from a checkpoint that is whole, with the data, the mask and the options that it was saved with."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+from trl import SFTConfig
+from typing_extensions import TypedDict
+
+from ..manifest import MANIFEST_FILE, Manifest
+from ..mask import MASK_FILE, WeightMask
+from ..mask_config import MaskConfig
+from ..reading import checked
+from .run_report import OPTIONS
+
+logger = logging.get_logger(__name__)
+
+_COLUMNS = {"input_ids", "labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
+_OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
+_NO_STATE = "it has no optimizer state (save_only_model); load it as a model instead"
+
+
+class _Facts(TypedDict):
+    objective: str
+    rows: dict[str, str]
+    mask_config: dict[str, Any] | None
+    options: dict[str, Any]
+
+
+def newest_whole_checkpoint(output_dir: str) -> Path:
+    """
+    The last checkpoint of a run that is whole.
+
+    Args:
+        output_dir (`str`): Output folder of the run; a `ValueError` if it has none. Those after it are named in a warning.
+    """
+    folders = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
+    ]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            whole_manifest(folder)
+        except ValueError as error:
+            logger.warning(f"{error} It is skipped.")
+        else:
+            return folder
+    raise ValueError(
+        f"No whole checkpoint to resume from in {output_dir}; start again without resume_from_checkpoint."
+    )
+
+
+def whole_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint; a `ValueError` unless every file is there as it was saved."""
+    if not folder.is_dir():
+        raise ValueError(f"No checkpoint at '{folder}': the folder does not exist.")
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise ValueError(f"'{folder}' is no whole checkpoint: it has no {MANIFEST_FILE}, which is saved last.")
+    if changed := manifest.changed(folder):
+        name, reason = next(iter(changed.items()))
+        more = f", and {len(changed) - 1} more files" if len(changed) > 1 else ""
+        raise ValueError(f"'{folder}' is no whole checkpoint: '{name}' {reason}{more}.")
+    return manifest
+
+
+def run_facts(trainer) -> dict[str, Any]:
+    """
+    What a checkpoint says of its run, for [`check_same_run`].
+
+    Args:
+        trainer ([`~trainers.MaskedTrainer`]): The trainer.
+    """
+    args = trainer.args.to_dict()
+    of_others = {field.name for field in dataclasses.fields(SFTConfig)}
+    own = [field.name for field in dataclasses.fields(trainer.args) if field.name not in of_others]
+    rows = {trainer.train_set: trainer.train_dataset, "retain": trainer.retain_dataset}
+    return {
+        "objective": trainer._name,
+        "rows": {name: rows_key(dataset) for name, dataset in rows.items() if dataset is not None},
+        "mask_config": None if trainer.mask_config is None else _of_mask(trainer.mask_config),
+        "options": {name: _plain(args[name]) for name in dict.fromkeys((*OPTIONS, *own)) if name in args},
+    }
+
+
+def _of_mask(config: MaskConfig) -> dict[str, Any]:
+    """Options that a mask depends on, and not only where its statistics are kept."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name.startswith("mask_")}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def rows_key(dataset: Dataset) -> str:
+    """Hash of tokens and labels of prepared rows, in their order."""
+    digest = hashlib.sha256()
+    columns = sorted(_COLUMNS & set(dataset.column_names))
+    for row in dataset.select_columns(columns).with_format(None):
+        digest.update(json.dumps([row[name] for name in columns]).encode())
+    return digest.hexdigest()
+
+
+def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
+    """
+    A `ValueError` if a checkpoint is of another objective, of other rows, or of another mask than the trainer's. Other
+    options that differ are said in a warning.
+
+    Args:
+        trainer ([`~trainers.MaskedTrainer`]): The trainer that will resume.
+        folder (`pathlib.Path`): The checkpoint.
+        manifest ([`~manifest.Manifest`]): Its manifest.
+    """
+    saved, now = checked(manifest.facts, _Facts, str(folder / MANIFEST_FILE)), run_facts(trainer)
+    if saved["objective"] != now["objective"]:
+        raise ValueError(f"'{folder}' is of {saved['objective']}, this trainer of {now['objective']}.")
+    for name in {**now["rows"], **saved["rows"]}:
+        if saved["rows"].get(name) != now["rows"].get(name):
+            raise ValueError(
+                f"The {name} rows, their order, or the answers in them are not those of '{folder}'; resume with the same data, "
+                "and the same options for it."
+            )
+    _check_mask(trainer, folder, manifest, saved, now)
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):  # these keep it in folders of their own
+        for name in _OPTIMIZER_FILES:
+            if name not in manifest.files:
+                raise ValueError(f"'{folder}' cannot be resumed from: {_NO_STATE}.")
+    changed = _differences(saved["options"], now["options"])
+    if changed:
+        logger.warning(f"Resuming '{folder}' with other options than it was saved with: {changed}.")
+
+
+def _check_mask(trainer, folder: Path, manifest: Manifest, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    has_mask, wants_mask = MASK_FILE in manifest.files, trainer.mask is not None or trainer.mask_config is not None
+    if has_mask and not wants_mask:
+        raise ValueError(f"{folder} was trained with a mask; pass `mask` or `mask_config` to resume it.")
+    if wants_mask and not has_mask:
+        raise ValueError(f"{folder} was trained without a mask; pass neither `mask` nor `mask_config` to resume it.")
+    if trainer.mask is not None and trainer.mask != WeightMask.load(folder):
+        raise ValueError(f"`mask` is another mask than that of '{folder}'; pass the same, or start a new run.")
+    if trainer.mask_config is not None and saved["mask_config"] != now["mask_config"]:
+        differences = _differences(saved["mask_config"] or {}, now["mask_config"]) or "it was given a ready mask"
+        raise ValueError(
+            f"`mask_config` is not that of '{folder}' ({differences}); pass the same, or start a new run."
+        )
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    changed = [name for name in now if name in saved and saved[name] != now[name]]
+    return ", ".join(f"{name} {saved[name]} -> {now[name]}" for name in changed)
