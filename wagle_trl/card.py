@@ -9,12 +9,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from .card_facts import Facts
-from .card_text import HUB_ID, code
 from .comparison.runs import Run, read_run
 from .data import TOFU_HUB_NAME
 from .delta import DELTA_FILE
 from .files import CARD_FILE, EVALUATION_FILE, REPORT_FILE
 from .mask import MASK_FILE
+from .text import HUB_ID, code
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 _HOLDS = ("model", "mask", "delta")

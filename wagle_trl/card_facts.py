@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .card_text import HUB_ID, code, one_line, percent, plain
 from .comparison.runs import Run, attack_label, words
 from .comparison.tables import Column, markdown_table, metric_columns
 from .data import TOFU_FORGET_ROWS
@@ -17,6 +16,7 @@ from .hub_file import public_info
 from .papers import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper
 from .report import PLOT_FILE, mask_report
 from .scores import SCORES
+from .text import HUB_ID, code, one_line, percent, plain
 
 _ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
 _DEFAULT_SCOPE = "all trainable weights but embeddings and LM head"
