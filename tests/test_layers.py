@@ -70,6 +70,7 @@ LAYERS = {
         "wagle_trl.data",
         "wagle_trl.provenance",
         "wagle_trl.publish",
+        "wagle_trl.staging",
         "wagle_trl.evaluation.apart",
         "wagle_trl.pairing",
         "wagle_trl.report",

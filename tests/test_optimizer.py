@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -17,10 +18,12 @@ from wagle_trl.optimizer import MaskedAdamW
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def make_model(dtype=torch.float32, seed=0):
+def make_model(dtype=torch.float32, seed=0, width=31):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(13, 31), nn.Tanh(), nn.Linear(31, 17), nn.LayerNorm(17), nn.Linear(17, 1))
+        model = nn.Sequential(
+            nn.Linear(13, width), nn.Tanh(), nn.Linear(width, 17), nn.LayerNorm(17), nn.Linear(17, 1)
+        )
     return model.to(dtype)
 
 
@@ -52,7 +55,7 @@ def train(model, optimizer, steps, max_norm=None):
 
 
 def bits(tensor):
-    return tensor.detach().clone().view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32)
+    return tensor.detach().clone().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def weights(model):
@@ -362,6 +365,17 @@ def test_gradients_that_come_after_clipping_are_not_clipped_with_those_before(ho
         torch.testing.assert_close(optimizer.state[p]["exp_avg"], expected, rtol=1e-4, atol=1e-8)
 
 
+NOT_FINITE = r"The gradient of '0\.weight' is NaN or infinite; no weight was changed"
+
+
+def backward_of(bad, model):
+    """Gradients of which those of `0.weight` and `0.bias` are multiplied by `bad`, all others sound."""
+    x, y = batch(3)
+    hidden = model[:2](x.to(model[0].weight.dtype))
+    hidden.register_hook(lambda grad: grad * bad)
+    ((model[2:](hidden) - y) ** 2).mean().backward()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("hooks", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
@@ -374,17 +388,74 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(clip, hooks,
     train(model, optimizer, range(2))
     before, state = weights(model), optimizer.state_dict()["state"]
     saved = {i: {k: v.clone() for k, v in s.items()} for i, s in state.items()}
-    x, y = batch(3)
-    hidden = model[:2](x)
-    hidden.register_hook(lambda grad: grad * bad)  # reaches "0.weight" and "0.bias" only
-    ((model[2:](hidden) - y) ** 2).mean().backward()
-    with pytest.raises(ValueError, match=r"The gradient of '0\.weight' is NaN or infinite; no weight was changed"):
+    backward_of(bad, model)
+    with pytest.raises(ValueError, match=NOT_FINITE):
         optimizer.clip_grad_norm_(1.0) if clip else optimizer.step()
     assert_same_bits(weights(model), before)
     assert all(torch.equal(saved[i][k], v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items())
     optimizer.zero_grad()  # after which training goes on
     train(model, optimizer, [4], max_norm=1.0)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+REFUSALS = {  # "!" marks what raises
+    "clip, step": "bad clip! step!",
+    "step alone, twice": "bad step! step!",
+    "clip twice": "bad clip! clip! step!",
+    "accumulated before": "good bad clip! step!",
+    "accumulated after": "bad good clip! step!",
+    "more gradients after the error": "bad clip! good step! good clip! step!",
+    "clipped before": "good clip bad clip! step!",
+}
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+@pytest.mark.parametrize("state_bits", [32, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("calls", REFUSALS.values(), ids=REFUSALS)
+def test_gradients_that_were_refused_are_refused_until_zero_grad(calls, dtype, state_bits, hooks):
+    model, twin = (make_model(dtype, width=320) for _ in range(2))
+    mask = make_mask(model)
+    optimizer, other = (MaskedAdamW(m.named_parameters(), mask, lr=1e-2, state_bits=state_bits) for m in (model, twin))
+    if hooks:
+        optimizer.attach_hooks()
+    for m, o in ((model, optimizer), (twin, other)):
+        train(m, o, range(2))
+    actions = {
+        "good": lambda: loss_of(model, 2).backward(),
+        "bad": lambda: backward_of(float("nan"), model),
+        "clip": lambda: optimizer.clip_grad_norm_(0.01),
+        "step": optimizer.step,
+    }
+    for call in calls.split():
+        with pytest.raises(ValueError, match=NOT_FINITE) if call[-1] == "!" else nullcontext():
+            actions[call.rstrip("!")]()
+    assert_same_bits(weights(model), weights(twin))
+    for mine, its in zip(optimizer.state.values(), other.state.values()):
+        assert all(torch.equal(mine[kind], its[kind]) for kind in its)
+    optimizer.zero_grad()
+    for m, o in ((model, optimizer), (twin, other)):
+        train(m, o, range(3, 5))  # goes on as if nothing had happened
+    assert_same_bits(weights(model), weights(twin))
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+def test_a_norm_that_overflows_is_refused_until_zero_grad_also_when_the_sum_is_small_again(hooks):
+    weight = nn.Parameter(torch.ones(10))
+    optimizer = MaskedAdamW([("w", weight)], WeightMask.from_dense({"w": torch.ones(10)}))
+    if hooks:
+        optimizer.attach_hooks()
+    (weight * 1e30).sum().backward()
+    with pytest.raises(ValueError, match="The gradient norm overflows; no weight was changed"):
+        optimizer.clip_grad_norm_(1.0)
+    (weight * -1e30).sum().backward()
+    with pytest.raises(ValueError, match="The gradient norm overflows; no weight was changed"):
+        optimizer.step()
+    assert (weight == 1).all() and optimizer.state[weight]["step"] == 0
+    optimizer.zero_grad()
+    weight.sum().backward()
+    optimizer.step()
+    assert (weight < 1).all()
 
 
 def test_unselected_nan_gradients_do_not_matter():
@@ -695,6 +766,51 @@ def test_weights_of_another_shape_or_layout_are_refused():
         MaskedAdamW([("w", nn.Parameter(torch.ones(4, 3)))], mask)
     with pytest.raises(ValueError, match=r"'w' is not contiguous; call `\.contiguous\(\)`"):
         MaskedAdamW([("w", nn.Parameter(torch.ones(4, 3).t()))], mask)
+
+
+def transpose(model):
+    model[0].weight.data = model[0].weight.data.t()
+
+
+def cut(model):
+    model[0].weight.data = model[0].weight.data[:4].clone()
+
+
+CHANGES = {
+    "half": (nn.Module.half, r"torch\.float16 of shape \(31, 13\) on cpu"),
+    "bfloat16": (lambda model: model.to(torch.bfloat16), r"torch\.bfloat16 of shape \(31, 13\) on cpu"),
+    "transposed": (transpose, r"torch\.float32 of shape \(13, 31\) on cpu, not contiguous,"),
+    "cut": (cut, r"torch\.float32 of shape \(4, 13\) on cpu"),
+    "moved": (lambda model: model.to("cuda"), r"torch\.float32 of shape \(31, 13\) on cuda:0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [pytest.param(*case, id=name, marks=pytest.mark.gpu if name == "moved" else ()) for name, case in CHANGES.items()],
+)
+@pytest.mark.parametrize("hooks", [False, True])
+def test_parameters_that_were_converted_or_moved_are_refused(hooks, change, now):
+    model = make_model()
+    optimizer = MaskedAdamW(model.named_parameters(), make_mask(model))
+    if hooks:
+        optimizer.attach_hooks()
+    loss_of(model, 0).backward()
+    if not hooks:
+        optimizer.clip_grad_norm_(1.0)  # else the old gradients would be in the way of the conversion
+    change(model)
+    before = weights(model)
+    message = (
+        rf"'0\.weight' was torch\.float32 of shape \(31, 13\) on cpu when the optimizer was made and is {now} now"
+    )
+    for call in (optimizer.step, lambda: optimizer.clip_grad_norm_(1.0)):
+        with pytest.raises(ValueError, match=message + "; convert or move the model first"):
+            call()
+    if hooks:
+        with pytest.raises(ValueError, match=message):
+            model[0].weight.sum().backward()
+    assert_same_bits(weights(model), before)
+    assert all(state["step"] == 0 for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Compact state of a masked optimizer: flat tensors that hold the selected elements of many parameters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,10 +26,23 @@ class Slice:
     number: int
     selected: slice
     is_collected: bool = False
+    form: tuple = field(init=False)
+
+    def __post_init__(self):
+        self.form = _form_of(self.parameter)
 
     @property
     def weights(self) -> Tensor:
         return self.parameter.detach().view(-1)
+
+    def check(self) -> None:
+        """Raise a `ValueError` if the parameter is no longer what the arena was laid out for."""
+        form = _form_of(self.parameter)
+        if form != self.form:
+            raise ValueError(
+                f"'{self.name}' was {_words(*self.form)} when the optimizer was made and is {_words(*form)} now; convert "
+                "or move the model first, then make the optimizer."
+            )
 
 
 @dataclass
@@ -188,6 +201,14 @@ def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, in_fp32
         "gradients": num_selected * (4 if in_fp32 else parameter.element_size()) + 4 * tiles,  # and their squares
     }
     return {kind: round(size) for kind, size in sizes.items()}
+
+
+def _form_of(parameter: Tensor) -> tuple[torch.dtype, torch.device, torch.Size, bool]:
+    return parameter.dtype, parameter.device, parameter.shape, parameter.is_contiguous()
+
+
+def _words(dtype: torch.dtype, device: torch.device, shape: torch.Size, is_contiguous: bool) -> str:
+    return f"{dtype} of shape {tuple(shape)} on {device}" + ("" if is_contiguous else ", not contiguous,")
 
 
 def _bits_of(parameter: Tensor, state_bits: int) -> int:

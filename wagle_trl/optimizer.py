@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from .arena import Arena, allocate_arenas
 from .mask import WeightMask
+from .overlap import check_separate
 
 
 class MaskedAdamW(Optimizer):
@@ -27,7 +29,8 @@ class MaskedAdamW(Optimizer):
 
     Args:
         named_parameters (iterable of `(str, torch.nn.Parameter)`, or of groups whose `params` hold such pairs):
-            Parameters; those that the mask does not name are left out.
+            Parameters; those that the mask does not name are left out. Best all of a model's, so that a weight that two
+            of them share is noticed.
         mask ([`WeightMask`]):
             The selection, by parameter name.
         lr (`float`, *optional*, defaults to `1e-3`):
@@ -74,9 +77,11 @@ class MaskedAdamW(Optimizer):
             groups = [{"params": groups}]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._arenas: list[Arena] = []
-        groups = [{**group, "params": [(n, p) for n, p in group["params"] if n in mask.bits]} for group in groups]
+        pairs = [list(group["params"]) for group in groups]
+        groups = [{**g, "params": [(n, p) for n, p in params if n in mask.bits]} for g, params in zip(groups, pairs)]
         if not any(group["params"] for group in groups):
             raise ValueError("The mask names none of the given parameters; check that their names match.")
+        check_separate(chain.from_iterable(pairs), mask.bits)
         super().__init__(
             [group for group in groups if group["params"]],
             {
@@ -96,6 +101,7 @@ class MaskedAdamW(Optimizer):
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
         self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
         self._has_gradient, self._grad_scale = False, None
+        self._refusal: str | None = None  # why the collected gradients must not be applied
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Used by the constructor alone: the arenas are laid out once."""
@@ -123,9 +129,10 @@ class MaskedAdamW(Optimizer):
 
     def _collect(self, parameter: nn.Parameter) -> None:
         """Add the selected part of `parameter.grad` to the accumulator and free the rest."""
+        item, arena = self._slices[parameter]
+        item.check()
         if parameter.grad is None:
             return
-        item, arena = self._slices[parameter]
         self._apply_grad_scale()
         arena.collect(item, parameter.grad)
         parameter.grad = None
@@ -150,15 +157,17 @@ class MaskedAdamW(Optimizer):
         return norm
 
     def _grad_norm(self) -> Tensor:
-        """Joint norm of the collected gradients; NaN or inf is an error that names the parameter."""
+        """Joint norm of the collected gradients; NaN or inf is an error until `zero_grad`, and names the parameter."""
         self._collect_all()
-        if self._grad_scale is None:
-            self._grad_scale = 1.0
+        scale = 1.0 if self._grad_scale is None else self._grad_scale
         device = self._arenas[0].grad.device
         squares = torch.stack([arena.squared_norm().to(device) for arena in self._arenas])
-        norm = squares.sum().sqrt().float() * self._grad_scale
-        if not norm.isfinite():
-            raise ValueError(self._non_finite_message())
+        norm = squares.sum().sqrt().float() * scale
+        if self._refusal is None and not norm.isfinite():
+            self._refusal = self._non_finite_message()
+        if self._refusal is not None:
+            raise ValueError(self._refusal)
+        self._grad_scale = scale  # only now: `step` applies gradients that have one without another look
         return norm
 
     def _apply_grad_scale(self) -> None:
@@ -181,7 +190,7 @@ class MaskedAdamW(Optimizer):
         super().zero_grad(set_to_none)
         for arena in self._arenas:
             arena.clear()
-        self._has_gradient, self._grad_scale = False, None
+        self._has_gradient, self._grad_scale, self._refusal = False, None, None
 
     # Update
 
@@ -189,6 +198,9 @@ class MaskedAdamW(Optimizer):
     def step(self, closure=None):
         """
         Update the selected weights and clear the accumulated gradients.
+
+        Gradients that are NaN or infinite change nothing: they are refused here or in [`clip_grad_norm_`], and again,
+        with whatever is added to them, until [`zero_grad`] drops them.
 
         Args:
             closure (callable, *optional*): Re-evaluates the model and returns the loss.

@@ -109,6 +109,16 @@ def test_a_mask_and_a_mask_config_together_are_refused(make_trainer, small_mask)
         make_trainer(mask=mask, mask_config=small_mask)
 
 
+def test_a_head_tied_by_memory_alone_is_refused(make_trainer, tiny_model):
+    model = tiny_model()
+    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.data)
+    scope = MaskConfig(mask_score="random", mask_scope=["model.embed_tokens.weight"])
+    with pytest.raises(
+        ValueError, match=r"'model\.embed_tokens\.weight' and 'lm_head\.weight' are two parameters in the same memory"
+    ):
+        make_trainer(model=model, mask_config=scope).train()
+
+
 # Mask files
 
 

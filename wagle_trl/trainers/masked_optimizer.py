@@ -27,9 +27,9 @@ def masked_optimizer(model: nn.Module, mask: WeightMask, decayed: set[str], args
     # A row of an embedding has gradients of one size where its token occurs, none elsewhere: too much for 8 bits
     precise = embedding_parameters(model) if state_bits == 8 else set()
     groups: dict[tuple[bool, bool], list] = {}
+    # All of them, though the optimizer leaves out what the mask does not name: a weight may be in two parameters
     for name, parameter in model.named_parameters():
-        if name in mask.bits:
-            groups.setdefault((name not in decayed, parameter in precise), []).append((name, parameter))
+        groups.setdefault((name not in decayed, parameter in precise), []).append((name, parameter))
     optimizer = MaskedAdamW(
         [
             {
