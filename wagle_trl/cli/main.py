@@ -3,9 +3,12 @@
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         `int`: 0 done, 1 a check failed, 2 bad input or usage, 70 an error that nobody foresaw (`EX_SOFTWARE`), 130
-        interrupted. Python's own 1 for a traceback would look like a failed check.
+        interrupted, 143 terminated (SIGTERM). Python's own 1 for a traceback would look like a failed check.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -66,14 +69,39 @@ def main(argv: list[str] | None = None) -> int:
     argv = [argument for argument in argv[1:] if argument != "--json"]
     debug = _pop_debug(argv)
     try:
-        return _show(_run(command, argv, as_json), as_json)
-    except KeyboardInterrupt:
-        print(f"wagle {command}: interrupted", file=sys.stderr)
-        return 130
+        with _cleaning_up_on_sigterm():
+            return _show(_run(command, argv, as_json), as_json)
+    except KeyboardInterrupt as stop:
+        is_terminated = isinstance(stop, _Terminated)
+        print(f"wagle {command}: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if is_terminated else 130
     except Exception as error:
         if debug:
             raise
         return _explain(command, error)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM, as by Ctrl-C: what is half done is cleaned up on the way out."""
+
+
+@contextmanager
+def _cleaning_up_on_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+        yield
+        return
+    process = os.getpid()
+
+    def terminate(number: int, frame) -> None:
+        if os.getpid() != process:  # a worker that was forked from here: it has nothing to clean up
+            os._exit(128 + number)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(command: str, argv: list[str], as_json: bool) -> Output:
