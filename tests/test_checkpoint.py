@@ -157,10 +157,13 @@ LEFT_OUT = (
     "model.gguf",
     "consolidated.safetensors",
     "tf_model.h5",
+    "modeling_custom.py",
+    "rows.jsonl",
+    "LICENSE",
 )
 
 
-def test_card_our_own_files_and_weights_in_other_forms_are_left_out(saved):
+def test_what_does_not_load_the_model_is_left_out_and_named(saved):
     _, checkpoint = saved()
     for name in LEFT_OUT:
         (checkpoint.folder / name).write_text("of the old model")
@@ -168,6 +171,7 @@ def test_card_our_own_files_and_weights_in_other_forms_are_left_out(saved):
     (checkpoint.folder / "checkpoint-5").mkdir()
     made = rewritten(checkpoint)
     assert files_of(made) == files_of(checkpoint.folder) - {*LEFT_OUT, "checkpoint-5"}
+    assert checkpoint.left_out == sorted([*LEFT_OUT, "checkpoint-5/"])
     assert (made / "chat_template.jinja").read_text() == "template"
 
 

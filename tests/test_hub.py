@@ -17,7 +17,8 @@ from wagle_trl import SparseDelta, WeightMask, load_unlearned
 from wagle_trl.checkpoint import Checkpoint
 from wagle_trl.delta import weights_fingerprint
 from wagle_trl.folders import delta_between
-from wagle_trl.hub import base_of, checkpoint_of, publish
+from wagle_trl.hub import base_of, checkpoint_of
+from wagle_trl.publish import publish
 
 from .deltas import same_weights, unlearned
 
@@ -58,8 +59,8 @@ def snapshot(folder):
 
 def test_a_published_model_is_loaded_by_transformers_alone_bit_by_bit(run, hub):
     before = snapshot(run)
-    url = publish(run, "user/model", CARD)
-    assert url.startswith(f"{hub.url}/user/model/commit/")
+    commit = publish(run, "user/model", CARD).commit
+    assert commit.startswith(f"{hub.url}/user/model/commit/")
     assert same_weights(
         AutoModelForCausalLM.from_pretrained("user/model", dtype="auto"),
         AutoModelForCausalLM.from_pretrained(run, dtype="auto"),
@@ -70,8 +71,8 @@ def test_a_published_model_is_loaded_by_transformers_alone_bit_by_bit(run, hub):
     assert snapshot(run) == before
 
 
-def test_what_is_private_and_what_executes_stays_at_home(run):
-    publish(run, "user/model", CARD)
+def test_what_is_private_and_what_executes_stays_at_home_and_is_named(run):
+    left_out = publish(run, "user/model", CARD).left_out
     assert files_of("user/model") == {
         "README.md",
         "config.json",
@@ -82,6 +83,18 @@ def test_what_is_private_and_what_executes_stays_at_home(run):
         "wagle_mask.png",
         "wagle_mask.safetensors",
     }
+    assert left_out == [
+        "checkpoint-3/",
+        "consolidated.safetensors",
+        "forget.json",
+        "prompts.txt",
+        "trainer_state.json",
+        "training_args.bin",
+        "wagle_delta.safetensors",
+        "wagle_eval.json",
+        "wagle_records.jsonl",
+        "wagle_report.json",
+    ]
 
 
 def test_a_published_mask_is_that_of_the_run(run):
@@ -229,6 +242,17 @@ def test_a_model_takes_the_place_of_one_that_was_there(run, tiny_model):
     files = files_of("user/model")
     assert files.isdisjoint({*old, "model.safetensors"}) and files >= set(kept)
     assert same_weights(AutoModelForCausalLM.from_pretrained("user/model", dtype="auto"), model)
+
+
+def test_weights_that_stay_in_earlier_commits_are_named(run):
+    assert publish(run, "user/model", CARD).replaced == []
+    assert publish(run, "user/model", CARD).replaced == []  # the same again
+    upload("user/model", "pytorch_model.bin")
+    stale_values(run)
+    assert publish(run, "user/model", CARD).replaced == ["pytorch_model.bin", "model.safetensors"]
+    assert publish(run, "user/model", CARD, what="delta").replaced == []
+    stale_values(run)
+    assert publish(run, "user/model", CARD, what="delta").replaced == ["wagle_delta.safetensors"]
 
 
 def test_a_model_without_a_mask_takes_the_place_of_one_with_a_mask(run):

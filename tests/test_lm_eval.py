@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from wagle_trl.hub import publish
+from wagle_trl.publish import publish
 
 from .deltas import unlearned
 

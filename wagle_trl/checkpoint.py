@@ -13,11 +13,11 @@ import torch
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from torch import Tensor
 
-from .files import CARD_FILE, atomic_folder
+from .files import atomic_folder
+from .model_files import ADAPTER_CONFIG, check_at_home, files_beside_weights, names_without
+from .reading import read_json
+from .schemas import Config, WeightIndex
 from .tensor_file import TensorFile, write_tensors
-
-_ADAPTER = "adapter_config.json"
-_WEIGHTS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".safetensors"}
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -34,10 +34,10 @@ class Checkpoint(Mapping[str, Tensor]):
             raise FileNotFoundError(f"No model at '{self.folder}': the folder does not exist.")
         self.files = _files_of_weights(self.folder)
         self._places = {name: place for place, file in self.files.items() for name in file}
-        self._config = _read_json(self.folder / CONFIG_NAME) if (self.folder / CONFIG_NAME).is_file() else {}
-        if "transformers_weights" in self._config or (self.folder / _ADAPTER).exists():
+        self._config = read_json(self.folder / CONFIG_NAME, Config) if (self.folder / CONFIG_NAME).is_file() else {}
+        if "transformers_weights" in self._config or (self.folder / ADAPTER_CONFIG).exists():
             raise ValueError(
-                f"'{self.folder}' has transformers load other weights, too: {_ADAPTER}, or 'transformers_weights' in its "
+                f"'{self.folder}' has transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' in its "
                 f"{CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
             )
 
@@ -110,14 +110,17 @@ class Checkpoint(Mapping[str, Tensor]):
         return Path(folder)
 
     def _other_files(self) -> list[Path]:
-        """What stays true when the weights change: not a card, our own files, or weights in another form."""
-        paths = [path for path in self.folder.iterdir() if path.is_file() and not _is_of_weights(path)]
+        """What loads the model with its weights, and stays true when these change."""
+        paths = files_beside_weights(self.folder)
         if SAFETENSORS_SINGLE_FILE not in self.files:
+            check_at_home(self.folder / SAFETENSORS_INDEX_FILE)
             paths.append(self.folder / SAFETENSORS_INDEX_FILE)
-        for path in paths:
-            if not _is_at_home(path.resolve(), self.folder.resolve()):
-                raise ValueError(f"{path} links to a file elsewhere, {path.resolve()}; put the file in its place.")
         return paths
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is in the folder and [`rewrite`] does not copy, such as code, a card, or weights in another form."""
+        return names_without(self.folder, {*self.files, *(path.name for path in self._other_files())})
 
     def _config_text(self, dtypes: set[torch.dtype]) -> str | None:
         """Config that declares the dtype, in which transformers loads the weights; `None` if there is nothing to say."""
@@ -125,10 +128,7 @@ class Checkpoint(Mapping[str, Tensor]):
             return None
         config = self._config | {"dtype": str(*dtypes).removeprefix("torch.")}
         config.pop("torch_dtype", None)  # the name of before transformers 5
-        try:
-            return json.dumps(config, indent=2) + "\n"
-        except RecursionError as error:
-            raise ValueError(f"{self.folder / CONFIG_NAME} nests too deep; the file is damaged or hostile.") from error
+        return json.dumps(config, indent=2) + "\n"
 
 
 def _made(file: TensorFile, change: Callable[[str, Tensor], Tensor], name: str) -> Tensor:
@@ -164,33 +164,11 @@ def _files_of_weights(folder: Path) -> dict[str, TensorFile]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """File of every tensor."""
-    places = _read_json(path).get("weight_map")
-    if not (places and isinstance(places, dict) and all(isinstance(place, str) for place in places.values())):
-        raise ValueError(f"{path} holds no weight map of tensor names to files; the file is damaged or hostile.")
+    places = read_json(path, WeightIndex)["weight_map"]
+    if not places:
+        raise ValueError(f"{path} maps no tensor to a file; the file is damaged or hostile.")
     for place in places.values():
         is_name = place.isprintable() and not set(place) & {"/", "\\"}
         if not is_name or place.startswith("wagle_") or not place.endswith(".safetensors"):
             raise ValueError(f"{path} names {place[:80]!r}, which is no file of weights in the same folder.")
     return places
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as JSON; the file is damaged or hostile.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object; the file is damaged or hostile.")
-    return content
-
-
-def _is_of_weights(path: Path) -> bool:
-    is_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-    return is_weights or path.name == CARD_FILE or path.name.startswith(("wagle_", "."))
-
-
-def _is_at_home(file: Path, folder: Path) -> bool:
-    """Whether a file is in the folder, or among the blobs of the cache of the Hub that the folder is in."""
-    caches = [parent for parent in folder.parents if parent.name == "snapshots"]
-    homes = [folder, *(home.with_name("blobs") for cache in caches for home in (cache, cache.parent))]
-    return any(map(file.is_relative_to, homes))

@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard
 
 from ..card import model_card
 from ..files import CARD_FILE, atomic_path
-from ..hub import publish
 from ..hub_file import full_name
+from ..publish import earlier_weights, publish
 from .output import Output, key_value_table
 from .parser import WagleParser
 
@@ -86,7 +86,7 @@ def _push(argv: list[str]) -> Output:
     card = (
         about.card(names.folder, name) if hub.card is None else ModelCard(Path(hub.card).read_text(encoding="utf-8"))
     )
-    url = publish(
+    published = publish(
         names.folder,
         name,
         card,
@@ -97,8 +97,11 @@ def _push(argv: list[str]) -> Output:
         revision=hub.hub_revision,
         commit_message=hub.commit_message,
     )
-    content = {"what": about.what, "hub_model_id": name, "commit": str(url)}
-    return Output(content, [key_value_table(f"Pushed: {names.folder}", content)])
+    content = {"what": about.what, "hub_model_id": name, "commit": str(published.commit)}
+    lists = {"left_out": published.left_out, "replaced": published.replaced}
+    said = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
+    said += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
+    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *said])
 
 
 def _card(argv: list[str]) -> Output:
