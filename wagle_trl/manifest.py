@@ -108,6 +108,16 @@ class Manifest:
         return dict(_changes(self.files, folder, self.files if names is None else names))
 
 
+def check_of_one_run(folder: Path, names: Iterable[str]) -> None:
+    """A `ValueError` if a folder has a manifest, and files in it are not those that were saved with the others."""
+    manifest = Manifest.read(folder)
+    for name, reason in (manifest.changed(folder, names) if manifest else {}).items():
+        raise ValueError(
+            f"'{folder / name}' {reason}: by {MANIFEST_FILE} it is of another run than the files beside it, or was changed "
+            "since. Save the run again, or move away what is not of it."
+        )
+
+
 def _changes(files: dict[str, FileEntry], folder: Path, names: Iterable[str]):
     same_size = []
     for name in names:

@@ -1,12 +1,16 @@
 """The model that `wagle eval` judges, and the one before unlearning."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
+from ..checkpoint import Checkpoint
+from ..manifest import MANIFEST_FILE, check_of_one_run
+from ..model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .arguments import require_model
 
 
@@ -74,6 +78,10 @@ class EvalModel:
         return self._pretrained(self.base_model_name_or_path, model.dtype, "main").to(model.device)
 
     def _pretrained(self, name: str, dtype: str | torch.dtype, revision: str) -> PreTrainedModel:
+        if Path(name, MANIFEST_FILE).is_file():
+            has_adapters = Path(name, ADAPTER_CONFIG).is_file()
+            files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if has_adapters else Checkpoint(name).files
+            check_of_one_run(Path(name), files)
         options = {
             "revision": revision,
             "dtype": dtype,

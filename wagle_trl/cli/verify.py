@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..hub import checkpoint_of
 from ..hub_file import known_revision
-from ..mask import WeightMask
+from ..manifest import check_of_one_run
+from ..mask import MASK_FILE, WeightMask
 from ..tensor_file import few
 from ..verification import Movement, Verification, verify
 from .output import Output
@@ -39,6 +39,8 @@ def run(argv: list[str], command: str) -> Output:
     mask = WeightMask.from_pretrained(names.mask or names.unlearned, revision=None if names.mask else args.revision)
     base_revision = revision_of_base(names.base, args.base_revision, mask)
     base, unlearned = checkpoint_of(names.base, base_revision), checkpoint_of(names.unlearned, args.revision)
+    if names.mask is None:
+        check_of_one_run(unlearned.folder, [MASK_FILE])
     result = verify(base, unlearned, mask)
     content = {
         "verified": result.passed,
@@ -70,9 +72,7 @@ def _tables(result: Verification) -> list[Table | str]:
     if result.total.non_finite:
         tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:
-        tables.append(
-            f"Other files that differ, which counts for nothing here: {escape(few(result.other_files, limit=12))}."
-        )
+        tables.append(f"Other files that differ, which counts for nothing here: {few(result.other_files, limit=12)}.")
     if result.violations:
         tables.append(
             _pairs("Not as masked", ["parameter", "weights outside the mask that differ"], result.violations)
@@ -107,7 +107,7 @@ def _movements(result: Verification) -> Table:
 def _pairs(title: str, columns: list[str], content: Mapping[str, int | str]) -> Table:
     table = Table(*columns, title=title)
     for name, value in content.items():
-        table.add_row(escape(name), escape(f"{value:,}" if isinstance(value, int) else value))
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
     return table
 
 
