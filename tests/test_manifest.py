@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -25,8 +26,9 @@ def test_a_manifest_is_read_as_it_was_written(folder):
 
 
 def test_two_folders_with_the_same_files_have_the_same_manifest(folder, tmp_path):
-    again = Manifest.of(folder, ["shards/one", "model"], "f" * 64, objective="NPO").write(tmp_path)
-    assert again.read_bytes() == (folder / MANIFEST_FILE).read_bytes()
+    shutil.copytree(folder, again := tmp_path / "again")
+    Manifest.of(again, ["shards/one", "model"], "f" * 64, objective="NPO").write(again)
+    assert (again / MANIFEST_FILE).read_bytes() == (folder / MANIFEST_FILE).read_bytes()
 
 
 CHANGES = {
@@ -70,9 +72,9 @@ def test_neither_the_manifest_nor_what_is_being_written_are_files_of_a_run(folde
 
 ENTRY = {"size": 7, "sha256": "0" * 64}
 HOSTILE = {
-    "no object": ([], "expected an object|should be an object"),
-    "no files": ({"format_version": 1}, "field 'files'"),
-    "size as text": ({"format_version": 1, "files": {"model": ENTRY | {"size": "7"}}}, r"field 'files\.model\.size'"),
+    "no object": ([], "should be an object"),
+    "no files": ({"format_version": 1}, "'files' is missing"),
+    "size as text": ({"format_version": 1, "files": {"model": ENTRY | {"size": "7"}}}, r"'files\.model\.size' should be a whole number"),
     "a file elsewhere": ({"format_version": 1, "files": {"../key": ENTRY}}, r"names '\.\./key', which is no file in"),
     "a file at the root": ({"format_version": 1, "files": {"/etc/passwd": ENTRY}}, "which is no file in its folder"),
     "a name that commands": (
