@@ -94,25 +94,29 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_line_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": \n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: not valid JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3 is not readable as JSON"):
         load_rows(path)
 
 
 def test_a_broken_json_list_is_named(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"text": "a"}')
-    with pytest.raises(ValueError, match=r"rows\.json: not a valid JSON list"):
+    with pytest.raises(ValueError, match=r"rows\.json, line 1 is not readable as JSON"):
         load_rows(path)
 
 
 @pytest.mark.parametrize(
     "content, place",
-    [('{"text": "a"}\n[1, 2]\n', "line 2"), ('{"text": "a"}\n\n7\n', "line 3"), ('[{"text": "a"}, [1]]', "row 2")],
+    [
+        ('{"text": "a"}\n[1, 2]\n', ", line 2: the content"),
+        ('{"text": "a"}\n\n7\n', ", line 3: the content"),
+        ('[{"text": "a"}, [1]]', r": '\[1\]'"),
+    ],
 )
 def test_a_row_that_is_not_an_object_is_named(content, place, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"rows\.jsonl, {place}: not a JSON object but "):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl{place} should be an object, got "):
         load_rows(path)
 
 
@@ -122,11 +126,45 @@ def test_columns_that_the_first_row_lacks_are_kept(tmp_path):
     assert load_rows(path).to_list() == [rows[0] | {"perturbed_answer": None}, rows[1]]
 
 
-@pytest.mark.parametrize("answers", [("a", 1), (1, "a"), ("a", ["b"])])
-def test_a_column_of_mixed_types_is_refused(answers, tmp_path):
+@pytest.mark.parametrize("line, answers", [(2, ("a", 1)), (1, (1, "a")), (2, ("a", ["b"]))])
+def test_an_answer_that_is_no_text_is_named(line, answers, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{"question": "q", "answer": answer} for answer in answers])
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line {line}: 'answer' should be text, got "):
+        load_rows(path)
+
+
+BAD_ROWS = {
+    "prompt of a number": ({"prompt": 3, "completion": "a"}, "'prompt' should be text or a list, got 3"),
+    "turn of text": ({"prompt": "a", "completion": ["b"]}, r"'completion\[0\]' should be an object"),
+    "turn of a number": ({"messages": [{"role": "user", "content": 3}]}, r"'messages\[0\].content' should be text"),
+    "conversation of text": ({"messages": "hello"}, "'messages' should be a list"),
+    "tokens of text": ({"input_ids": [1, "2"]}, r"'input_ids\[1\]' should be a whole number"),
+    "one wrong answer": ({"text": "a", "perturbed_answer": "b"}, "'perturbed_answer' should be a list"),
+    "half a character": ('{"text": "\\ud83d"}', "half a character"),
+    "endless number": ('{"text": "a", "id": ' + "9" * 5000 + "}", "a number has 5,000 digits"),
+    "deep": ('{"text": "a", "id": ' + "[" * 500 + "]" * 500 + "}", "it nests too deep"),
+}
+
+
+@pytest.mark.parametrize("row, message", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_row_of_another_shape_is_refused_with_its_line_and_field(row, message, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "fine"}\n' + (row if isinstance(row, str) else json.dumps(row)))
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2.*{message}"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize("values", [("a", 1), ({"a": 1}, [1]), (2**70, 2**70)], ids=repr)
+def test_a_column_that_no_data_set_holds_is_refused(values, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": "a", "id": value} for value in values])
     with pytest.raises(ValueError, match=r"rows\.jsonl: a column has values of different types"):
         load_rows(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8-sig")
+    assert load_rows(path).to_list() == [{"text": "a"}]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])

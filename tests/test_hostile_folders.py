@@ -96,7 +96,7 @@ def test_deltas_of_one_fingerprint_and_other_shapes_do_not_merge():
 
 # Folders of models
 
-NO_MAP, NOT_HERE = "holds no weight map", "which is no file of weights in the same folder"
+NO_MAP, NOT_HERE = "weight_map", "which is no file of weights in the same folder"
 
 
 def index(place, name="a"):
@@ -105,14 +105,14 @@ def index(place, name="a"):
 
 INDEXES = {
     "no JSON": ("{", "is not readable as JSON"),
-    "not UTF-8": (b"\xff\xfe{}", "is not readable as JSON"),
+    "not UTF-8": (b"\xff\xfe{}", "is not text in UTF-8"),
     "deep": ("[" * 100_000, "is not readable as JSON"),
     "endless number": ('{"weight_map": ' + "9" * 5000 + "}", "is not readable as JSON"),
-    "a list": ([], "is not a JSON object"),
+    "a list": ([], "should be an object"),
     "no map": ({}, NO_MAP),
     "list for a map": ({"weight_map": ["a"]}, NO_MAP),
     "text for a map": ({"weight_map": "a"}, NO_MAP),
-    "empty map": ({"weight_map": {}}, NO_MAP),
+    "empty map": ({"weight_map": {}}, "maps no tensor to a file"),
     "number for a file": (index(1), NO_MAP),
     "list for a file": (index(["x.safetensors"]), NO_MAP),
     "folder above": (index("../outside.safetensors"), NOT_HERE),
@@ -123,7 +123,7 @@ INDEXES = {
     "empty name": (index(""), NOT_HERE),
     "NUL": (index("x\0.safetensors"), NOT_HERE),
     "clears the screen": (index(f"{CLEAR_SCREEN}.safetensors"), NOT_HERE),
-    "half a character": ('{"weight_map": {"a": "\\ud800.safetensors"}}', NOT_HERE),
+    "half a character": ('{"weight_map": {"a": "\\ud800.safetensors"}}', "half a character"),
     "pickle": (index("pytorch_model.bin"), NOT_HERE),
     "place of our mask": (index(MASK_FILE), NOT_HERE),
     "missing file": (index("missing.safetensors"), "No file at .*missing.safetensors"),
@@ -153,10 +153,10 @@ def test_a_hostile_index_is_refused_and_nothing_outside_the_folder_is_read(conte
 
 CONFIGS = {
     "no JSON": ("{", "is not readable as JSON"),
-    "not UTF-8": (b"\xff\xfe{}", "is not readable as JSON"),
+    "not UTF-8": (b"\xff\xfe{}", "is not text in UTF-8"),
     "deep": ("[" * 100_000, "is not readable as JSON"),
-    "a list": ("[1]", "is not a JSON object"),
-    "null": ("null", "is not a JSON object"),
+    "a list": ("[1]", "should be an object"),
+    "null": ("null", "should be an object"),
     "other weights": ('{"transformers_weights": "other.safetensors"}', "has transformers load other weights, too"),
 }
 

@@ -36,6 +36,7 @@ from .scores import Score, get_score, parse_gamma, score_scale
 from .selection import Scored, select
 from .simulation import Simulation, Step, without_data
 from .statistics import SampleLosses, accumulate_statistic, sample_losses
+from .text import printable
 from .tiers import Batches, Stream, gather, statistic_bytes
 
 logger = logging.get_logger(__name__)
@@ -147,7 +148,7 @@ def _working_memory(model: nn.Module, parameters, streams: dict[str, Stream], op
         return Simulation(lambda: without_data(model)).run(options["losses"], step).peak
     except Exception as error:  # whatever a model's own code raises when its tensors hold no data
         logger.warning(
-            f"Cannot predict the memory of this model ({type(error).__name__}: {error}); leaving a quarter of the free "
+            f"Cannot predict the memory of this model ({type(error).__name__}: {printable(error)}); leaving a quarter of the free "
             "memory to the passes. If that is not enough, set attribution_memory and attribution_sweeps."
         )
         return free // 4

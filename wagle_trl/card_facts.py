@@ -1,6 +1,5 @@
 """What a card says, from the files of a run. Text from these files is data: it is shown, and never means anything."""
 
-import json
 import math
 import os
 import re
@@ -12,9 +11,12 @@ from .comparison.runs import Run, attack_label, words
 from .comparison.tables import Column, markdown_table, metric_columns
 from .data import TOFU_FORGET_ROWS
 from .delta import DELTA_FILE, SparseDelta
+from .files import REPORT_FILE
 from .hub_file import public_info
 from .papers import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper
+from .reading import parse_json
 from .report import PLOT_FILE, mask_report
+from .schemas import Versions
 from .scores import SCORES
 from .text import HUB_ID, code, one_line, percent, plain
 
@@ -287,6 +289,7 @@ class Facts:
     def versions(self) -> str:
         """Table of library versions."""
         of_mask = self.mask["info"].get("versions", "{}") if self.mask else "{}"
-        recorded = self.run.training.get("versions") or json.loads(of_mask)
+        of_mask = parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
+        recorded = self.run.training.get("versions") or of_mask
         lines = [[plain(name), plain(version)] for name, version in recorded.items()]
         return markdown_table([["library", "version"], *lines], [False, False]) if lines else ""

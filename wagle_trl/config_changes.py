@@ -10,6 +10,9 @@ from typing import Any
 import transformers  # `CONFIG_MAPPING` takes seconds to import, and is not needed where two configs are alike
 from huggingface_hub.constants import CONFIG_NAME
 
+from .reading import read_json
+from .schemas import Config
+
 _ABSENT = object()
 _MAX_SHOWN = 80
 _PLAIN_NUMBER = 2**24
@@ -47,16 +50,13 @@ def config_changes(base: Path, unlearned: Path) -> dict[str, tuple[str, str]]:
         `dict[str, tuple[str, str]]`: By key, with dots where configs nest, the values before and after as JSON, shortened,
         or `"absent"`.
     """
-    try:
-        before, after = _read(base / CONFIG_NAME), _read(unlearned / CONFIG_NAME)
-        changes = dict(_differences(before, after))
-        if changes and (full := _with_defaults(before, after)):
-            # transformers takes these out of a config: code that it may fetch from the Hub to compute with
-            kernels = {key: change for key, change in changes.items() if key.endswith("_implementation")}
-            changes = dict(_differences(*full)) | kernels
-        return {_shown(key): (_shown_value(old), _shown_value(new)) for key, (old, new) in changes.items()}
-    except RecursionError as error:
-        raise ValueError(f"{unlearned / CONFIG_NAME} nests too deep; the file is damaged or hostile.") from error
+    before, after = _read(base / CONFIG_NAME), _read(unlearned / CONFIG_NAME)
+    changes = dict(_differences(before, after))
+    if changes and (full := _with_defaults(before, after)):
+        # transformers takes these out of a config: code that it may fetch from the Hub to compute with
+        kernels = {key: change for key, change in changes.items() if key.endswith("_implementation")}
+        changes = dict(_differences(*full)) | kernels
+    return {_shown(key): (_shown_value(old), _shown_value(new)) for key, (old, new) in changes.items()}
 
 
 def other_files(base: Path, unlearned: Path) -> list[str]:
@@ -75,7 +75,7 @@ def other_files(base: Path, unlearned: Path) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path, Config) if path.is_file() else {}
 
 
 def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -144,5 +144,5 @@ def _settings(path: Path) -> dict[str, Any] | None:
     """What a generation config says, whatever version wrote it; `None` if it is not readable."""
     try:
         return {key: value for key, value in _read(path).items() if key not in _OF_VERSIONS}
-    except (ValueError, RecursionError, AttributeError):
+    except ValueError:
         return None

@@ -1,14 +1,18 @@
 """Rows: loading them from the Hub, a folder or a file, and giving questions and answers the form TRL trains on."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length, is_conversational, maybe_convert_to_chatml
+
+from .reading import Schema, read_json_lines
+from .schemas import Row
+from .text import printable
 
 TOFU_HUB_NAME = "locuslab/TOFU"
 TOFU_FORGET_ROWS = {"forget01": 40, "forget05": 200, "forget10": 400}
@@ -33,7 +37,7 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".json"):
-        dataset = _to_dataset(read_jsonl(path), path)
+        dataset = _to_dataset(read_jsonl(path, Row), path)
     elif path.is_dir():
         dataset = _named(_load_folder(path, split), path)
     else:
@@ -67,39 +71,16 @@ def _to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
     columns = dict.fromkeys(name for row in rows for name in row)
     try:
         return _named(Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}), path)
-    except (TypeError, ValueError) as error:  # pyarrow raises either where text meets numbers
-        raise ValueError(f"{path}: a column has values of different types ({error}).") from error
+    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:  # as where text meets numbers
+        reason = printable(error, 200)
+        raise ValueError(f"{printable(path)}: a column has values of different types ({reason}).") from error
 
 
-def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file (or a JSON list); a bad line is named."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No such data file: {path}.")
-    text = path.read_text(encoding="utf-8")
-    rows = _list_items(text, path) if text.lstrip().startswith("[") else _lines(text, path)
-    for place, row in rows.items():
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, {place}: not a JSON object but {json.dumps(row)[:80]}.")
-    return list(rows.values())
-
-
-def _list_items(text: str, path: Path) -> dict[str, Any]:
-    try:
-        return {f"row {number}": row for number, row in enumerate(json.loads(text), 1)}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a valid JSON list ({error}).") from error
-
-
-def _lines(text: str, path: Path) -> dict[str, Any]:
-    rows = {}
-    for number, line in enumerate(text.split("\n"), 1):  # not `splitlines`: JSON strings may hold U+2028
-        if line.strip():
-            try:
-                rows[f"line {number}"] = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error}).") from error
-    return rows
+def read_jsonl(path: str | os.PathLike, schema: type[Schema] = dict[str, Any]) -> list[Schema]:
+    """Rows of a JSON-lines file (or a JSON list), see [`~reading.read_json_lines`]; a bad line is named."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"No such data file: {printable(path)}.")
+    return read_json_lines(path, schema)
 
 
 def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
@@ -114,8 +95,10 @@ def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = Non
     if tofu_dir is None:
         return load_rows(f"{TOFU_HUB_NAME}:{forget}"), load_rows(f"{TOFU_HUB_NAME}:{TOFU_RETAIN_SPLIT[forget]}")
     path = Path(tofu_dir) / "full.jsonl"
-    rows = read_jsonl(path)
+    rows = read_jsonl(path, Row)
     cut = len(rows) - TOFU_FORGET_ROWS[forget]
+    if cut < 1:
+        raise ValueError(f"{printable(path)} has {len(rows)} rows, too few for '{forget}' and rows to retain.")
     return _to_dataset(rows[cut:], path), _to_dataset(rows[:cut], path)
 
 
@@ -138,7 +121,7 @@ def load_tofu_evaluation(
         return {name: load_rows(f"{TOFU_HUB_NAME}:{config}").to_list() for name, config in files.items()}
     # The smaller forget sets are the last rows of the largest one
     files["forget"] = "forget10_perturbed"
-    rows = {name: read_jsonl(Path(tofu_dir) / f"{file}.jsonl") for name, file in files.items()}
+    rows = {name: read_jsonl(Path(tofu_dir) / f"{file}.jsonl", Row) for name, file in files.items()}
     return rows | {"forget": rows["forget"][-TOFU_FORGET_ROWS[forget] :]}
 
 
@@ -156,7 +139,8 @@ def row_format(columns: list[str], source: str) -> tuple[str, ...]:
         if set(names) <= set(columns):
             return names
     understood = ", ".join("/".join(names) for names in _ROW_FORMATS)
-    raise ValueError(f"'{source}' has columns {', '.join(columns)}; expected {understood} (labels are optional).")
+    given = printable(", ".join(columns), 200) or "none"
+    raise ValueError(f"'{printable(source)}' has columns {given}; expected {understood} (labels are optional).")
 
 
 def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -178,7 +162,7 @@ def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
 def _require_text(value: Any, name: str, row: Mapping[str, Any]) -> None:
     """`value` must be text that is not blank: formatted into a template, a null would be trained on as "None"."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"A row has no {name}: {str(dict(row))[:200]}; remove it or fill it in.")
+        raise ValueError(f"A row has no {name}: {printable(dict(row), 200)}; remove it or fill it in.")
 
 
 def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .coding import CODINGS, count, decode
-from .mask import parse_shapes
+from .mask import check_info, parse_shapes
 from .tensor_file import DTYPES, TensorFile, is_name
 
 FORMAT_VERSION = "2"
@@ -31,6 +31,7 @@ class DeltaFile(TensorFile):
         self.info.pop("format", None)
         if self.info.pop("format_version", None) != FORMAT_VERSION or "base_fingerprint" not in self.info:
             raise ValueError(f"{self.path} is not a wagle delta of format version {FORMAT_VERSION}.")
+        check_info(self.path, self.info)
         self.base_fingerprint = self.info.pop("base_fingerprint")
         self.shapes = parse_shapes(self.path, self.info.pop("shapes", ""))
         self.dtypes = self._parse_dtypes(self.info.pop("dtypes", ""))

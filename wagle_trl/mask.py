@@ -15,6 +15,8 @@ import wagle_kernels
 from .coding import check_bits
 from .fingerprint import model_fingerprint
 from .hub_file import HubFile, public_info
+from .reading import parse_json
+from .schemas import MaskOverlaps, Versions
 from .tensor_file import TensorFile, few, is_name, is_shape, write_tensors
 
 MASK_FILE = "wagle_mask.safetensors"
@@ -186,6 +188,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         info = dict(file.metadata)
         if info.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
+        check_info(path, info)
         shapes = parse_shapes(path, info.pop("shapes", ""))
         if set(shapes) != set(file):
             raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(file))}.")
@@ -253,6 +256,12 @@ def _ones(numel: int, device: torch.device) -> Tensor:
     if numel % 8:
         packed[-1] = (1 << numel % 8) - 1
     return packed
+
+
+def check_info(path: Path, info: Mapping[str, str]) -> None:
+    """Raise a `ValueError` unless that part of a file's header that is JSON holds what reports show of it."""
+    for name, schema in (("jaccard", MaskOverlaps), ("versions", Versions)):
+        parse_json(info.get(name, "{}"), schema, f"{path}: {name}")
 
 
 def parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:

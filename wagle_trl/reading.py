@@ -49,9 +49,17 @@ def read_json(path: str | os.PathLike, schema: type[Schema]) -> Schema:
 
 
 def read_json_lines(path: str | os.PathLike, schema: type[Schema]) -> list[Schema]:
-    """Content of a file with a JSON value a line; blank lines are skipped. Arguments and errors as of [`read_json`]."""
-    # Not `splitlines`: JSON strings may hold U+2028
-    lines = enumerate(read_text(path).split("\n"), 1)
+    """
+    Values of a file with one in JSON per line, where blank lines are skipped, or with one list of all.
+
+    Args:
+        path (`str` or `os.PathLike`): As of [`read_json`].
+        schema (`type`): What each value should be.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return parse_json(text, list[schema], path)
+    lines = enumerate(text.split("\n"), 1)  # not `splitlines`: JSON strings may hold U+2028
     return [parse_json(line, schema, path, number) for number, line in lines if line.strip()]
 
 
@@ -116,7 +124,7 @@ def checked(content: Schema, schema: type[Schema], where: str) -> Schema:
         _adapter(schema).validate_python(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = "is missing" if first["type"] == "missing" else f"{_expected(first)}, got {_shown(first['input'])}"
+        what = "is missing" if first["type"] == "missing" else f"{_expected(first)}, got {shown(first['input'])}"
         raise ValueError(f"{where}: {_field(first['loc'])} {what}.") from error
     return content
 
@@ -136,7 +144,8 @@ def _field(location: tuple[str | int, ...]) -> str:
     return f"'{printable(''.join(parts).removeprefix('.'), _MAX_SHOWN)}'" if parts else "the content"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value that was given, in a few words."""
     kind = {dict: "an object", list: "a list"}.get(type(value))
     return kind or printable(json.dumps(value, default=str), _MAX_SHOWN)
 

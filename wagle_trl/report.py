@@ -16,6 +16,7 @@ from .files import atomic_path
 from .mask import WeightMask, layer_of, module_of
 from .scores import SCORES
 from .selection import Scored, select
+from .text import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def mask_report(mask: WeightMask) -> dict[str, Any]:
         "density": mask.density,
         "density_by_layer": mask.density_by("layer"),
         "density_by_module": mask.density_by("module"),
-        "jaccard": json.loads(info.pop("jaccard", "{}")),
+        "jaccard": json.loads(info.pop("jaccard", "{}")),  # checked when the mask was read
         "info": info,
     }
 
@@ -129,7 +130,7 @@ def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
 
     titles, densities = [], []
     for title, mask in masks:
-        titles.append(f"{title}\n{mask.num_selected:,} of {mask.numel:,} weights")
+        titles.append(f"{drawn(title)}\n{mask.num_selected:,} of {mask.numel:,} weights")
         densities.append(mask.density_by("parameter"))
     layers, modules = (
         list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
@@ -162,9 +163,9 @@ def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> li
 
 def _label_parts(panels, count: int, columns: int, layers: list[str], modules: list[str]) -> None:
     """Names of layers and modules at the outer panels, of which `count` are in use."""
-    labels = [module.removesuffix(".weight") for module in modules]
+    labels = [drawn(module.removesuffix(".weight")) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
-    panels[0].set_yticks(range(len(layers)), layers)
+    panels[0].set_yticks(range(len(layers)), map(drawn, layers))
     for place, axes in enumerate(panels):
         axes.set_visible(place < count)
         axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)

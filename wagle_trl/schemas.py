@@ -172,6 +172,17 @@ class PartialRecord(Record):
 
     set: Required[str]
     index: Required[int]
+    question: Required[str]
+    answer: Required[str]
+    avg_gt_loss: Required[FiniteFloat]
+    gt_loss: Required[FiniteFloat]
+    num_token_gt: Required[PositiveInt]
+    exact_memorization: Required[FiniteFloat]
+    extraction_strength: Required[FiniteFloat]
+    min_k: Required[FiniteFloat]
+    min_k_plus_plus: Required[FiniteFloat]
+    mia_k: Required[FiniteFloat]
+    zlib_bytes: Required[PositiveInt]
 
 
 class Message(TypedDict, total=False):

@@ -30,9 +30,9 @@ def _shortened(text: str, limit: int) -> str:
     return text[: limit - len(_CUT) - last] + _CUT + text[len(text) - last :]
 
 
-def one_line(text: Any) -> str:
+def one_line(text: Any, limit: int = _LONGEST) -> str:
     """`text` without line breaks and runs of blanks, [`printable`]."""
-    return printable(" ".join(str(text).split()))
+    return printable(" ".join(str(text).split()), limit)
 
 
 def plain(text: Any) -> str:
@@ -43,6 +43,12 @@ def plain(text: Any) -> str:
 def code(text: Any) -> str:
     """A name as inline code, in which neither Markdown nor HTML means anything."""
     return f"`{one_line(text).replace('`', '') or '?'}`"
+
+
+def drawn(text: Any, limit: int = 60) -> str:
+    """Text of a figure, in which neither dollar signs nor a first underscore mean anything to matplotlib."""
+    shown = one_line(text, limit).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def percent(share: float) -> str:

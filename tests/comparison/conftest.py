@@ -12,7 +12,13 @@ TRAINING = {
     "objective": "NPO",
     "base_model": "/models/my/base",
     "options": {"learning_rate": 2e-5},
-    "mask": {"density": 0.0499999, "info": {"score": "fisher_ratio"}},
+    "mask": {
+        "num_selected": 10,
+        "numel": 200,
+        "density": 0.0499999,
+        "density_by_layer": {"0": 0.0499999},
+        "info": {"score": "fisher_ratio"},
+    },
     "log_history": [
         {"forget_probability": 0.9, "retain_probability": 1.0, "unseen_retain_probability": 0.95, "step": 0},
         {"loss": 1.5, "step": 10},

@@ -91,8 +91,8 @@ def test_the_mask_is_read_where_there_is_one(make_run):
     ("file", "text", "message"),
     [
         (None, "", "neither wagle_report.json .* nor wagle_eval.json"),
-        ("wagle_report.json", '{"objective": ', "wagle_report.json is not readable as JSON: "),
-        ("wagle_eval.json", "[]", "wagle_eval.json holds no JSON object"),
+        ("wagle_report.json", '{"objective": ', "wagle_report.json, line 1 is not readable as JSON"),
+        ("wagle_eval.json", "[]", "wagle_eval.json: the content should be an object, got a list"),
     ],
     ids=["not a run", "truncated", "something else"],
 )

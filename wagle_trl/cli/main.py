@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-from rich.console import Console
-
+from ..terminal import Terminal
+from ..text import printable
 from .output import Output
 
 _DEBUG_VALUES = (["underflow_overflow"], ["tpu_metrics_debug"])  # of `TrainingArguments`
+_LONGEST = 799  # characters of an error
 EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
 
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
@@ -126,21 +127,20 @@ def _explain(command: str, error: Exception) -> int:
     from torch import OutOfMemoryError
 
     # ImportError: an optional package such as bitsandbytes.
-    if isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError)):
-        print(f"wagle {command}: error: {text}", file=sys.stderr)
-        return 2
+    is_foreseen = isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError))
     advice = "run again with --debug for the traceback"
-    print(f"wagle {command}: unexpected {type(error).__name__}: {text}; {advice}", file=sys.stderr)
-    return EX_SOFTWARE
+    said = f"error: {text}" if is_foreseen else f"unexpected {type(error).__name__}: {text}; {advice}"
+    print(printable(f"wagle {command}: {said}", _LONGEST), file=sys.stderr)
+    return 2 if is_foreseen else EX_SOFTWARE
 
 
 def _show(output: Output, as_json: bool) -> int:
     if as_json:
         print(json.dumps(output.content, indent=2))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        terminal = Terminal()
         for table in output.tables:
-            console.print(table, soft_wrap=isinstance(table, str))  # a command stays one line to copy
+            terminal.print(table, soft_wrap=isinstance(table, str))  # a command stays one line to copy
     return output.exit_code
 
 

@@ -1,18 +1,93 @@
-"""Options from the command line and from YAML files, as in TRL."""
+"""Options from the command line and from YAML files, as in TRL, but for what a stranger's file could do."""
 
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import TrlParser
+
+from ..reading import read_yaml, shown
+from ..text import printable
+
+_OPTION = "--config"
+_LENIENT = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+_YES = {"yes", "true", "t", "y", "1"}  # as the command line understands it
 
 
 class WagleParser(TrlParser):
-    """`TrlParser` that raises on bad usage, so that the user sees one line instead of two hundred options."""
+    """
+    `TrlParser` that raises on bad usage, so that the user sees one line instead of two hundred options, and that takes
+    from files nothing but options: no environment variables.
+    """
 
     def error(self, message: str):
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
-    def parse_args_and_config(self, args: list[str], *others, **options):
-        if args[-1:] == ["--config"]:
-            self.error("argument --config: expected one argument")
-        return super().parse_args_and_config(args, *others, **options)
+    def parse_args_and_config(self, args: Sequence[str], *others, **options):
+        file, args = config_file(args)
+        if file is None:
+            return super().parse_args_and_config(args, *others, **options)
+        given = self._read_options(file)
+        try:
+            unknown = self.set_defaults_with_config(**given)
+            if unknown:
+                self.error(f"unknown arguments: {' '.join(unknown)}")
+            return super().parse_args_and_config(args, *others, **options)
+        except Exception as error:  # whatever a dataclass raises for values that the command line could not give
+            raise ValueError(f"With the options of {printable(file, 200)}: {printable(error, 500)}") from error
+
+    def _read_options(self, file: str) -> dict[str, Any]:
+        place, options = printable(file, 200), read_yaml(file)
+        if "env" in options:
+            names = ", ".join(options["env"]) if isinstance(options["env"], dict) else options["env"]
+            raise ValueError(
+                f"{place}: 'env' would set environment variables ({printable(names, 200)}), which decide where tokens are "
+                f"sent and what runs. Remove it; set what you trust in the shell, as in `NAME=value {self.prog} ...`."
+            )
+        kinds = {name: kind for source in self.dataclass_types for name, kind in get_type_hints(source).items()}
+        for name, value in options.items():
+            if name in kinds and not isinstance(value, str) and not _is_of(kinds[name], value):
+                raise ValueError(f"{place}: '{name}' cannot be {shown(value)} (see `{self.prog} --help`).")
+        for key in _trusting(options):
+            said = f"{place} sets '{printable(key, 100)}': code that comes with a model will run on this machine."
+            print(f"{self.prog}: warning: {said}", file=sys.stderr)
+        return options
+
+
+def config_file(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The YAML file that the command line names, and the other arguments."""
+    args = list(args)
+    for place, argument in enumerate(args):
+        if argument.startswith(f"{_OPTION}="):
+            return argument.partition("=")[2], args[:place] + args[place + 1 :]
+        if argument == _OPTION:
+            if place + 1 == len(args):
+                raise ValueError(f"argument {_OPTION}: expected one argument")
+            return args[place + 1], args[:place] + args[place + 2 :]
+    return None, args
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(kind, config=_LENIENT).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _trusting(content: Any, key: str = "") -> Iterator[str]:
+    """Keys, dotted, under which code of others is allowed to run; options may be JSON in a text."""
+    if isinstance(content, str) and content.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            content = json.loads(content)
+    if isinstance(content, dict | list):
+        for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _trusting(value, f"{key}.{name}" if key else str(name))
+    elif key.rpartition(".")[2] == "trust_remote_code" and str(content).strip().lower() in _YES:
+        yield key
 
 
 def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:

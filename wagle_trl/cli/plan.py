@@ -16,10 +16,11 @@ from ..arena import STATE_BITS
 from ..files import atomic_path
 from ..mask import WeightMask
 from ..planner import Planner, Setup, plan_table
+from ..reading import read_yaml
 from ..simulation import losses_on_gpu
 from .arguments import require_model
 from .output import Output
-from .parser import parse
+from .parser import config_file, parse
 from .train import TRAINERS, option_types
 
 _UNITS = {"GB": 1e9, "G": 1e9, "GIB": 2**30, "": 1e9}
@@ -144,10 +145,9 @@ def _setup(objective: str, mask_source, mask_config, training_args, model_args, 
 def _given(argv: list[str], parsed: tuple) -> dict[str, Any]:
     """The options that the user gave, in the file or on the command line, as they were parsed."""
     names = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
-    if "config" in names:
-        path = argv[argv.index("--config") + 1]
-        with open(path, encoding="utf-8") as file:
-            names = [*yaml.safe_load(file), *names]
+    path, _ = config_file(argv)
+    if path is not None:
+        names = [*read_yaml(path), *names]
     names = [name.replace("-", "_").removeprefix("no_") for name in names]
     values = {name: getattr(group, name) for group in parsed for name in names if hasattr(group, name)}
     return {n: v.value if isinstance(v, Enum) else v for n, v in values.items() if n not in _OWN}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path
+from ..text import drawn
 from .runs import LEVELS, Run, words
 
 # Of Okabe and Ito, which colour-blind readers can tell apart; yellow is left out, as it is faint on white
@@ -59,7 +60,8 @@ def _draw_steps(axes, trajectories: dict[str, dict[str, list[float]]], styles: d
 def _draw_trade_off(axes, trajectories: dict[str, dict[str, list[float]]], styles: dict[str, dict[str, Any]]) -> None:
     kept = "unseen_retain" if all("unseen_retain" in columns for columns in trajectories.values()) else "retain"
     for label, columns in trajectories.items():
-        axes.plot(columns["forget"], columns[kept], **styles[label])
+        if kept in columns:
+            axes.plot(columns["forget"], columns[kept], **styles[label])
     for level in LEVELS:
         axes.axvline(level, color="0.7", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.text(level, 1.02, level, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
@@ -78,7 +80,8 @@ def plot_relearning(runs: Sequence[Run], path: str | os.PathLike) -> Path | None
     Returns:
         `pathlib.Path`: The file; `None`, and no file, if no run was attacked so.
     """
-    curves = {run.label: run.attacks["relearn"]["curve"] for run in runs if "relearn" in run.attacks}
+    curves = {run.label: run.attacks.get("relearn", {}).get("curve") for run in runs}
+    curves = {label: curve for label, curve in curves.items() if curve}
     if not curves:
         return None
     figure = _figure(5.5)
@@ -116,7 +119,7 @@ def _styles(runs: Sequence[Run], shown: Iterable[str]) -> dict[str, dict[str, An
 def _line(label: str, style: dict[str, Any]):
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], label=label, **style)
+    return Line2D([], [], label=drawn(label), **style)
 
 
 def _save(figure, styles: dict[str, dict[str, Any]], path: str | os.PathLike) -> Path:
@@ -126,7 +129,7 @@ def _save(figure, styles: dict[str, dict[str, Any]], path: str | os.PathLike) ->
         axes.grid(color="0.93", linewidth=0.6)
         axes.set_axisbelow(True)
     width, height = figure.get_size_inches()
-    longest = max(map(len, styles)) + 6  # and the line before it
+    longest = max(len(drawn(label)) for label in styles) + 6  # and the line before it
     beside = max(1, min(len(styles), int(_CHARACTERS_AN_INCH * width) // longest))
     figure.set_size_inches(width, height + 0.18 * math.ceil(len(styles) / beside))
     handles = [_line(label, style) for label, style in styles.items()]

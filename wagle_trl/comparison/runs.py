@@ -1,6 +1,5 @@
 """Finished runs, read from their folders: no model is loaded."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,10 @@ from typing import Any
 
 from ..evaluation.matched import matched, trajectory
 from ..files import EVALUATION_FILE, REPORT_FILE
+from ..manifest import check_of_one_run
 from ..mask import MASK_FILE, WeightMask
+from ..reading import read_json
+from ..schemas import Attack, Evaluation, Report
 
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
 _PEAKS = ("attribution", "training")
@@ -23,14 +25,14 @@ class Run:
     Args:
         label (`str`): Name among the others.
         folder (`pathlib.Path`): Where it is.
-        training (`dict`): Content of `wagle_report.json`; empty if the folder has none.
-        evaluation (`dict`): Content of `wagle_eval.json`; empty if the folder has none.
+        training ([`~schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
+        evaluation ([`~schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
     """
 
     label: str
     folder: Path
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
+    training: Report
+    evaluation: Evaluation
 
     @property
     def trajectory(self) -> dict[str, list[float]]:
@@ -38,7 +40,7 @@ class Run:
         return trajectory(self.training.get("log_history", ()))
 
     @property
-    def attacks(self) -> dict[str, dict[str, Any]]:
+    def attacks(self) -> dict[str, Attack]:
         """What came of each attack of the evaluation, by its name."""
         return self.evaluation.get("attacks", {})
 
@@ -136,24 +138,14 @@ def _load(folder: Path, label: str) -> Run:
             f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
             f"mask) nor {EVALUATION_FILE} (of wagle eval)."
         )
+    check_of_one_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
     return read_run(folder, label)
 
 
 def read_run(folder: Path, label: str = "") -> Run:
     """The run in a folder, whichever of its files are there."""
-    return Run(label, folder, _read(folder / REPORT_FILE), _read(folder / EVALUATION_FILE))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object; it is not a file of wagle.")
-    return content
+    files = {folder / REPORT_FILE: Report, folder / EVALUATION_FILE: Evaluation}
+    return Run(label, folder, *(read_json(file, schema) if file.exists() else {} for file, schema in files.items()))
 
 
 def attack_label(attack: str, content: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..text import plain
 from .runs import LEVELS, Run, attack_label, words
 
 # Suffix of a name in an evaluation -> title of the table with a column for each set
@@ -75,8 +76,9 @@ class TextTable:
 
     def to_markdown(self) -> str:
         """GitHub's Markdown."""
-        headings = ["run", *(column.heading for column in self.columns)]
-        return markdown_table([headings, *self.cells], [False, *(column.right for column in self.columns)])
+        lines = [["run", *(column.heading for column in self.columns)], *self.cells]
+        right = [False, *(column.right for column in self.columns)]
+        return markdown_table([[plain(cell) for cell in line] for line in lines], right)
 
     def to_rich(self) -> Table:
         """The same for the terminal."""
@@ -94,7 +96,7 @@ def markdown_table(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str
     A table in GitHub's Markdown, padded so that it can be read as text, too.
 
     Args:
-        lines (`list[list[str]]`): Cells of every line, the headings first.
+        lines (`list[list[str]]`): Cells of every line, the headings first, in Markdown but for bars.
         right (`list[bool]`): Which columns are set to the right.
     """
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]

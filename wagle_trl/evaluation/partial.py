@@ -2,13 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from ..files import atomic_path
+from ..reading import parse_json
+from ..schemas import PartialRecord
+from ..text import printable
 
 logger = logging.get_logger(__name__)
 
@@ -28,11 +32,13 @@ class PartialRecords:
 
     def __init__(self, path: str | os.PathLike, key: str):
         self.path = Path(path)
-        head, *records = _whole_lines(self.path) or [None]
-        if records and head != {"key": key}:
-            logger.warning(f"{self.path}: {len(records)} records of another evaluation dropped.")
-            records = []
-        self.records: list[Mapping[str, Any]] = records
+        head, *lines = _whole_lines(self.path) or [b""]
+        if lines and head + b"\n" != _lines([{"key": key}]).encode():
+            logger.warning(f"{printable(self.path)}: {len(lines)} records of another evaluation dropped.")
+            lines = []
+        self.records: list[Mapping[str, Any]] = list(_readable(lines, self.path))
+        if damaged := len(lines) - len(self.records):
+            logger.warning(f"{printable(self.path)}: {damaged} damaged records dropped, they are evaluated again.")
         with atomic_path(self.path) as temporary:  # without what was cut off, so that lines can be appended
             temporary.write_text(_lines([{"key": key}, *self.records]), encoding="utf-8")
 
@@ -48,9 +54,12 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
-def _whole_lines(path: Path) -> list[Any]:
-    """Parsed lines of a file, without what was cut off at its end; none if it is not there."""
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [json.loads(line) for line in lines]
+def _whole_lines(path: Path) -> list[bytes]:
+    """Lines of a file, without what was cut off at its end; none if it is not there."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _readable(lines: Iterable[bytes], path: Path) -> Iterator[PartialRecord]:
+    for number, line in enumerate(lines, 2):
+        with suppress(ValueError):
+            yield parse_json(line.decode("ascii"), PartialRecord, path, number)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..text import printable
 from .membership import HOLDOUT, membership_summary, privleak
 from .metrics import FORGET, forget_quality, records_by_set, truth_ratios
 from .tofu import EvalOptions, Row, read_records
@@ -41,7 +42,7 @@ def read_reference(
         elif auc is None:
             truth_ratios(records_by_set(records)[FORGET])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{printable(path)}: {error}") from error
     return records
 
 

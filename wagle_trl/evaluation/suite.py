@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..text import printable
 from .drift import check_same_weights, kl_to_base
 from .key import evaluation_key
 from .membership import HOLDOUT, membership_summary
@@ -75,7 +76,9 @@ def evaluate_sets(
         partial = PartialRecords(Path(folder) / PARTIAL_FILE, key)
     done = {(record["set"], record["index"]): record for record in partial.records} if partial else {}
     if done:
-        logger.warning(f"{partial.path}: going on after {len(done)} of {sum(map(len, samples.values()))} rows.")
+        logger.warning(
+            f"{printable(partial.path)}: going on after {len(done)} of {sum(map(len, samples.values()))} rows."
+        )
     for name, members in samples.items():
         missing = [sample for sample in members if (name, sample.record["index"]) not in done]
         if not missing:

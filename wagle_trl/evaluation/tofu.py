@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import read_jsonl, split_prompt, tokenize_row
 from ..files import atomic_path
+from ..schemas import Record
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
@@ -260,6 +261,6 @@ def write_records(records: Iterable[Row], path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike) -> list[Record]:
     """Read records that [`write_records`] or the authors of TOFU wrote."""
-    return read_jsonl(path)
+    return read_jsonl(path, Record)

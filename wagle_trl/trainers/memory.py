@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pyarrow.compute
 import torch
 from datasets import Dataset
-from rich.console import Console
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -18,6 +17,8 @@ from ..placement import usable_memory
 from ..planner import CONTEXT_BYTES, Plan, Planner, Setup, plan_table
 from ..simulation import losses_on_gpu, without_data
 from ..statistics import Batch, per_sample_mean
+from ..terminal import Terminal
+from ..text import printable
 
 logger = logging.get_logger(__name__)
 
@@ -62,7 +63,7 @@ class MemoryWatch:
         try:
             self.plan = self.make_plan(self.capacity())
         except Exception as error:  # whatever a model's own code raises when its tensors hold no data
-            logger.warning(f"Cannot predict the memory of this model: {type(error).__name__}: {error}")
+            logger.warning(f"Cannot predict the memory of this model: {type(error).__name__}: {printable(error)}")
             return
         self._print(plan_table(self.plan))
 
@@ -134,7 +135,7 @@ class MemoryWatch:
 
     def _print(self, content) -> None:
         if self.trainer.is_world_process_zero() and not self.trainer.args.disable_tqdm:
-            Console(width=None if sys.stdout.isatty() else 120).print(content)
+            Terminal().print(content)
 
 
 def _dtype_of(model: nn.Module) -> str:
