@@ -14,7 +14,8 @@ from .data import TOFU_HUB_NAME
 from .delta import DELTA_FILE
 from .files import CARD_FILE, EVALUATION_FILE, REPORT_FILE
 from .mask import MASK_FILE
-from .text import HUB_ID, code
+from .reading import read_text
+from .text import HUB_ID, code, one_line, printable
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 _HOLDS = ("model", "mask", "delta")
@@ -25,6 +26,8 @@ _LIBRARIES = {
     "mask": ("wagle-trl", ["weight-mask"]),
     "delta": ("wagle-trl", ["sparse-delta"]),
 }
+# What its client raises for a card whose metadata has another shape, beside YAML of values that are none
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
 _OBJECTIVE_TAGS = {"GradDiff": "grad-diff", "Masked SFT": "sft"}
 
 
@@ -122,7 +125,7 @@ def _metadata(facts: Facts, licence: dict[str, str]) -> ModelCardData:
         datasets=facts.datasets or None,
         pipeline_tag=None if facts.kind == "mask" else "text-generation",
         tags=["generated_from_trainer", "trl", "wagle-trl", *_objective_tags(facts), *tags],
-        model_name=facts.name,
+        model_name=one_line(facts.name),
         eval_results=_results(facts) or None,
     )
 
@@ -133,7 +136,8 @@ def _objective_tags(facts: Facts) -> list[str]:
     if not facts.is_trained:
         return unlearning
     words = re.findall(r"[a-z0-9]+", facts.objective.lower())
-    return [*unlearning, _OBJECTIVE_TAGS.get(facts.objective, "-".join(words))]
+    tag = _OBJECTIVE_TAGS.get(facts.objective, "-".join(words))
+    return [*unlearning, *([tag] if tag else [])]
 
 
 def _results(facts: Facts) -> list[EvalResult]:
@@ -143,8 +147,8 @@ def _results(facts: Facts) -> list[EvalResult]:
             task_type="text-generation",
             task_name="Unlearning",
             **_data_set(None if "unseen" in metric.key else facts.tofu, column),
-            metric_type=metric.key,
-            metric_name=metric.heading,
+            metric_type=one_line(metric.key),
+            metric_name=one_line(metric.heading),
             metric_value=numbers[metric.key],
         )
         for column, numbers in facts.measured.items()
@@ -160,6 +164,15 @@ def _data_set(tofu: str | None, column: str) -> dict[str, str | None]:
         "dataset_name": "TOFU" if tofu else "forget and retain rows",
         "dataset_config": tofu if column == "after" else f"{tofu or 'rows'} under attack: {column}",
     }
+
+
+def read_card(path: str | os.PathLike) -> ModelCard:
+    """The card in a file; a `ValueError` that names it if its metadata is none."""
+    text = read_text(path)
+    try:
+        return ModelCard(text)
+    except _UNREADABLE as error:
+        raise ValueError(f"{printable(path, 300)} is no model card: {printable(error, 300)}") from error
 
 
 def _licence_of_base(facts: Facts) -> dict[str, str]:
@@ -183,7 +196,7 @@ def base_licence(base: str) -> dict[str, str]:
     try:
         source = Path(base, CARD_FILE) if os.path.isdir(base) else base
         data = ModelCard.load(source, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, YAMLError):  # no such card, no network, or no card at all
+    except (OSError, *_UNREADABLE):  # no such card, no network, or no card at all
         return {}
     known = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     if not HUB_ID.fullmatch(known.get("license", "")):

@@ -123,7 +123,7 @@ class Facts:
     @property
     def datasets(self) -> list[str]:
         """Data sets on the Hub, unless they are hashed."""
-        sources = [rows["source"] for rows in self.data.values() if rows.get("revision") and not self.hashed]
+        sources = [rows.get("source") or "" for rows in self.data.values() if rows.get("revision") and not self.hashed]
         return [source for source in dict.fromkeys(sources) if HUB_ID.fullmatch(source)]
 
     @property
@@ -171,7 +171,7 @@ class Facts:
     def options(self) -> str:
         """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
         given = dict(self.run.training.get("options", {})) if self.is_trained else {}
-        given.pop("num_train_epochs" if given.get("max_steps", -1) > 0 else "max_steps", None)
+        given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
         if self.is_trained:  # what was logged last may be of an earlier step
             given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
         known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]

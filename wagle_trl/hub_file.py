@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from .files import CARD_FILE
+from .text import code
 
 _TEMPLATE = Path(__file__).parent / "templates" / "hub_file.md.jinja"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -142,7 +143,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             is_delta=mask is not self,
             base=base,
             selected=f"{mask.num_selected:,} of the {mask.numel:,} weights in scope ({100 * mask.density:.3g}%)",
-            score=" ".join(mask.info.get("score", "").replace("`", "").split()),
+            score=code(score) if (score := mask.info.get("score", "merged")) != "merged" else None,
             place=repo_id or "path/to/this/folder",
         )
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import ModelCard
-
-from ..card import model_card
+from ..card import model_card, read_card
 from ..files import CARD_FILE, atomic_path
 from ..hub_file import full_name
 from ..publish import earlier_weights, publish
@@ -83,9 +81,7 @@ def _push(argv: list[str]) -> Output:
     hub, about, names = parser.parse_args_and_config(argv)
     name = full_name(hub.hub_model_id or Path(names.folder).resolve().name, hub.hub_token)
     # Made now, so that what is wrong with the folder or the options shows before anything is uploaded
-    card = (
-        about.card(names.folder, name) if hub.card is None else ModelCard(Path(hub.card).read_text(encoding="utf-8"))
-    )
+    card = about.card(names.folder, name) if hub.card is None else read_card(hub.card)
     published = publish(
         names.folder,
         name,
