@@ -14,6 +14,7 @@ from typing import Any
 REPORT_FILE = "wagle_report.json"  # what a trainer did
 EVALUATION_FILE = "wagle_eval.json"  # what `wagle eval` found
 CARD_FILE = "README.md"  # what both say to others
+REFERENCE_FILE = "wagle_reference.safetensors"  # what a model said of the rows to forget, in checkpoints
 
 _TEMPORARY = ".wagle-tmp-"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -79,6 +80,17 @@ def staging_folder(folder: Path) -> Iterator[Path]:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A folder in `folder`, for files that are needed for a while."""
+    remove_strays(folder)
+    with _locked(lambda: tempfile.mkdtemp(dir=folder, prefix=_TEMPORARY)) as temporary:
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _new_file(path: Path) -> str:

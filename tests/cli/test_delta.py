@@ -44,6 +44,22 @@ def test_delta_apply_and_undo_go_there_and_back(saved_model, requests, tmp_path,
     assert same_weights(loaded(back), loaded(saved_model))
 
 
+def test_apply_and_undo_copy_no_more_than_a_model_and_name_the_rest(saved_model, requests, tmp_path, capsys):
+    made, back = tmp_path / "made", tmp_path / "back"
+    assert main(["delta", saved_model, requests[0], "--undo", "--output_dir", str(tmp_path / "kept")]) == 0
+    (tmp_path / "base" / "modeling.py").write_text("code")
+    (tmp_path / "base" / "rows.jsonl").write_text("what was forgotten")
+    capsys.readouterr()
+    assert main(["apply", str(tmp_path / "kept"), "--output_dir", str(made)]) == 0
+    assert f"Not copied from {saved_model}: modeling.py, rows.jsonl." in " ".join(capsys.readouterr().out.split())
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in made.iterdir()}
+    assert not any((made / name).exists() for name in ("modeling.py", "rows.jsonl"))
+    (made / "notes").mkdir()
+    assert main(["undo", str(tmp_path / "kept"), str(made), "--output_dir", str(back), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == ["notes/", "wagle_mask.safetensors"]
+    assert not (back / "notes").exists()
+
+
 def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tmp_path, capsys):
     for folder in requests:
         assert main(["delta", saved_model, folder]) == 0

@@ -106,7 +106,7 @@ def _apply(argv: list[str]) -> Output:
     parser.add_argument("base", metavar="BASE", nargs="?", help=BASE_HELP)
     args, names = parser.parse_args_and_config(argv)
     delta, base = delta_and_base(args, names)
-    return _made(delta, apply_to_folder(delta, base, args.output_dir))
+    return _made(delta, base, apply_to_folder(delta, base, args.output_dir))
 
 
 def delta_and_base(args: OfDelta, names: Namespace) -> tuple[SparseDelta, Checkpoint]:
@@ -127,7 +127,8 @@ def _undo(argv: list[str]) -> Output:
     )
     args, names = parser.parse_args_and_config(argv)
     delta = SparseDelta.from_pretrained(names.delta)
-    return _made(delta, undo_to_folder(delta, checkpoint_of(names.unlearned, args.revision), args.output_dir))
+    unlearned = checkpoint_of(names.unlearned, args.revision)
+    return _made(delta, unlearned, undo_to_folder(delta, unlearned, args.output_dir))
 
 
 def _merge(argv: list[str]) -> Output:
@@ -180,9 +181,10 @@ def _written(delta: SparseDelta, folder: str, size: int) -> Output:
     return Output(content, [key_value_table(f"Delta: {folder}", content)])
 
 
-def _made(delta: SparseDelta, folder: Path) -> Output:
+def _made(delta: SparseDelta, source: Checkpoint, folder: Path) -> Output:
     content = _described(delta) | {"output_dir": str(folder)}
-    return Output(content, [key_value_table(f"Model: {folder}", content)])
+    said = [f"Not copied from {source.folder}: {', '.join(source.left_out)}."] if source.left_out else []
+    return Output(content | {"left_out": source.left_out}, [key_value_table(f"Model: {folder}", content), *said])
 
 
 def _described(delta: SparseDelta) -> dict[str, Any]:

@@ -38,12 +38,13 @@ from .masked_sft_config import MaskedSFTConfig
 from .memory import MemoryWatch, fused_sample_losses
 from .model_card import write_card
 from .moved import MovedShare
+from .publishing import HubPushes
 from .resuming import check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
 from .run_report import Given, write_run_report
 from .whole_saves import WholeSaves, update_manifest
 
 
-class MaskedTrainer(WholeSaves, SFTTrainer):
+class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
     """
     `trl.SFTTrainer` that trains the weights a mask selects and leaves every other weight bit-identical.
 
@@ -304,7 +305,7 @@ class MaskedTrainer(WholeSaves, SFTTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write the card of [`~card.model_card`], its report and the picture of the mask into `args.output_dir`."""
-        if not self.is_world_process_zero():
+        if self._saves_checkpoint or not self.is_world_process_zero():  # a checkpoint has a card and a report of its own
             return
         folder = Path(self.args.output_dir)
         names = [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])]

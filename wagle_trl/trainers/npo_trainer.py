@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..files import REFERENCE_FILE
 from ..objectives import npo_loss
 from ..tensor_file import TensorFile, write_tensors
 from .npo_config import NPOConfig
 from .unlearning import Counts, UnlearningTrainer
 
 REFERENCE_COLUMN = "reference_log_probs"
-REFERENCE_FILE = "wagle_reference.safetensors"
 
 
 class NPOTrainer(UnlearningTrainer):

@@ -16,6 +16,7 @@ from ..manifest import MANIFEST_FILE, Manifest
 from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..reading import checked
+from ..text import printable
 from .run_report import OPTIONS
 
 logger = logging.get_logger(__name__)
@@ -46,7 +47,7 @@ def newest_whole_checkpoint(output_dir: str) -> Path:
         try:
             whole_manifest(folder)
         except ValueError as error:
-            logger.warning(f"{error} It is skipped.")
+            logger.warning(f"{printable(error)} It is skipped.")
         else:
             return folder
     raise ValueError(
@@ -119,7 +120,9 @@ def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
     saved, now = checked(manifest.facts, _Facts, str(folder / MANIFEST_FILE)), run_facts(trainer)
     if saved["objective"] != now["objective"]:
         raise ValueError(f"'{folder}' is of {saved['objective']}, this trainer of {now['objective']}.")
-    for name in {**now["rows"], **saved["rows"]}:
+    if not saved["rows"]:
+        logger.warning(f"'{folder}' was published, and does not say of which rows it is: they are not compared.")
+    for name in {**now["rows"], **saved["rows"]} if saved["rows"] else ():
         if saved["rows"].get(name) != now["rows"].get(name):
             raise ValueError(
                 f"The {name} rows, their order, or the answers in them are not those of '{folder}'; resume with the same data, "
@@ -132,7 +135,7 @@ def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
                 raise ValueError(f"'{folder}' cannot be resumed from: {_NO_STATE}.")
     changed = _differences(saved["options"], now["options"])
     if changed:
-        logger.warning(f"Resuming '{folder}' with other options than it was saved with: {changed}.")
+        logger.warning(f"Resuming '{folder}' with other options than it was saved with: {printable(changed)}.")
 
 
 def _check_mask(trainer, folder: Path, manifest: Manifest, saved: dict[str, Any], now: dict[str, Any]) -> None:
