@@ -3,9 +3,11 @@
 import re
 from typing import Annotated, Any, Required
 
-from pydantic import AfterValidator, BeforeValidator, FiniteFloat, PositiveInt, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, PositiveInt, TypeAdapter
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 _NUMBERS = TypeAdapter(dict[str, float])
 _MEASURED = (
@@ -47,7 +49,7 @@ def _text_or(schema: Any) -> AfterValidator:
 class RowSet(TypedDict, total=False):
     """Where rows come from, see [`~provenance.describe_rows`]."""
 
-    rows: Required[int]
+    rows: Required[Count]
     source: str | None
     revision: str | None
     config: str | None
@@ -58,8 +60,8 @@ class RowSet(TypedDict, total=False):
 class MaskReport(TypedDict, total=False):
     """What a mask selected, see [`~report.mask_report`]."""
 
-    num_selected: Required[int]
-    numel: Required[int]
+    num_selected: Required[Count]
+    numel: Required[Count]
     density: Required[float]
     info: Required[dict[str, str]]
     density_by_layer: Required[dict[str, float]]
@@ -71,12 +73,12 @@ class TrainingOptions(TypedDict, total=False):
     """Options of a run that are more than shown."""
 
     learning_rate: float | None
-    max_steps: int | None
+    max_steps: Count | None
     retain_weight: float | None
 
 
 class _LogEntry(TypedDict, total=False):
-    step: Required[int]
+    step: Required[Count]
 
 
 LogEntry = Annotated[_LogEntry, _numbers_under(".*_probability")]
@@ -92,11 +94,11 @@ class Report(TypedDict, total=False):
     peft_type: str | None
     fingerprint: str | None
     data: dict[str, RowSet]
-    num_train_rows: int | None
-    num_retain_rows: int | None
+    num_train_rows: Count | None
+    num_retain_rows: Count | None
     options: TrainingOptions
     mask: MaskReport | None
-    steps: int | None
+    steps: Count | None
     log_history: list[LogEntry]
     peak_memory_bytes: dict[str, float]
     versions: dict[str, str]
@@ -108,15 +110,15 @@ class Report(TypedDict, total=False):
 class CurvePoint(TypedDict):
     """A measurement while forget rows are learned again."""
 
-    step: int
+    step: Count
     forget_probability: float
 
 
 class _Attack(TypedDict, total=False):
     rounding: str
-    rows: dict[str, int]
+    rows: dict[str, Count]
     curve: list[CurvePoint]
-    relearned_rows: list[int]
+    relearned_rows: list[Count]
 
 
 Attack = Annotated[_Attack, _numbers_under(_MEASURED)]
@@ -147,7 +149,7 @@ class Record(TypedDict, total=False):
     """What is known of a row of an evaluation, see [`~evaluation.tofu.evaluate_rows`]; TOFU's own logs have the same."""
 
     set: str
-    index: int
+    index: Count
     question: str
     answer: str
     generated: str
@@ -171,7 +173,7 @@ class PartialRecord(Record):
     """One of an evaluation that is not finished."""
 
     set: Required[str]
-    index: Required[int]
+    index: Required[Count]
     question: Required[str]
     answer: Required[str]
     avg_gt_loss: Required[FiniteFloat]
@@ -223,6 +225,7 @@ class AdapterConfig(TypedDict, total=False):
     """`adapter_config.json`."""
 
     base_model_name_or_path: str | None
+    revision: str | None
 
 
 Config = dict[str, Any]  # `config.json`: its keys depend on the model
