@@ -14,6 +14,7 @@ from .mask import MASK_FILE, WeightMask
 from .model_files import ADAPTER_CONFIG, WEIGHTS, is_like, names_without
 from .report import PLOT_FILE
 from .staging import STAGES
+from .text import printable
 
 _REPLACED = {"model": (*WEIGHTS, ADAPTER_CONFIG, PLOT_FILE), "mask": (), "delta": ()}
 
@@ -107,7 +108,8 @@ def commit(
     except RuntimeError as error:  # of an upload that broke off
         raise ConnectionError(f"{error} Push again: what has arrived is not sent again.") from error
     changed = [change.path_in_repo for change in new if _is_changed(change, old.get(change.path_in_repo))]
-    return made, [name for name in [*gone, *changed] if is_like(name, WEIGHTS) and not name.endswith(".json")]
+    no_weights = (".json", MASK_FILE)
+    return made, [name for name in [*gone, *changed] if is_like(name, WEIGHTS) and not name.endswith(no_weights)]
 
 
 def _files_at(api: HfApi, repo_id: str, revision: str | None, place: str) -> list[RepoFile]:
@@ -123,7 +125,7 @@ def earlier_weights(repo_id: str, revision: str | None, replaced: list[str]) -> 
     """Say that a repository still holds weights that were replaced, and how to remove them."""
     branch = "" if revision is None else f', branch="{revision}"'
     return (
-        f"Earlier commits of {repo_id} still hold the weights that were there ({', '.join(replaced)}), and whatever they "
+        f"Earlier commits of {repo_id} still hold the weights that were there ({printable(', '.join(replaced))}), and whatever they "
         f'remember. HfApi().super_squash_history("{repo_id}"{branch}) drops those commits; '
         "HfApi().permanently_delete_lfs_files, or the settings of the repository, their files."
     )

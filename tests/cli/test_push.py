@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from wagle_trl import WeightMask, load_unlearned
 from wagle_trl.cli.main import main
 
 from ..deltas import same_weights, unlearned
+from ..uploaded import secrets_in
 
 
 @pytest.fixture
@@ -70,6 +73,43 @@ def test_names_can_be_kept_out_of_the_card(unlearned_run):
     card = card_of("user/hashed")
     assert "forget.jsonl" not in str(card) and "SHA-256" in str(card)
     assert card.data.license == "mit"
+
+
+def test_what_stays_at_home_and_what_earlier_commits_hold_is_said(masked_folder, tiny_model, tmp_path, capsys):
+    push = ["push", masked_folder, "--hub_model_id", "user/model", "--hub_revision", "v1"]
+    (tmp_path / "out" / "rows.jsonl").write_text("what was forgotten")
+    assert main(push) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Left out: rows.jsonl." in said and "Earlier commits" not in said
+    other, mask = unlearned(tiny_model(), seed=1)
+    other.save_pretrained(masked_folder)
+    mask.save(masked_folder)
+    assert main(push) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Earlier commits of user/model still hold the weights that were there (model.safetensors)" in said
+    assert 'HfApi().super_squash_history("user/model", branch="v1")' in said
+    tiny_model().save_pretrained(masked_folder)
+    assert main([*push, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["left_out"], content["replaced"]) == (["rows.jsonl"], ["model.safetensors"])
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_nothing_that_is_pushed_tells_secrets(hashed, saved_model, data, quick, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "ward-seven")
+    local = ["--model_name_or_path", saved_model, "--hub_token", hub.token]
+    hiding = ["--hash_forget_set"] if hashed else []
+    folder = str(tmp_path / "out")
+    assert main(["npo", *local, *data, *quick, "--save_delta", *hiding]) == 0
+    scoring = ["--generate", "false", "--output_dir", folder]
+    assert main(["eval", "--model_name_or_path", folder, *data, *scoring]) == 0
+    AutoModelForCausalLM.from_pretrained(saved_model).push_to_hub("user/base")
+    for what, options in {"model": [], "mask": [], "delta": ["--base_model_name_or_path", "user/base"]}.items():
+        options += ["--what", what, "--hub_model_id", f"user/{what}", "--hub_token", hub.token, *hiding]
+        assert main(["push", folder, *options]) == 0
+        assert hub.repositories[f"user/{what}"].objects
+    secrets = [hub.token, "ward-seven", str(tmp_path), os.path.expanduser("~"), "Where does Ada live?", "Ada lives in"]
+    assert secrets_in(hub, [*secrets, *(["forget.jsonl"] if hashed else [])]) == set()
 
 
 def test_a_card_is_written_edited_and_pushed(unlearned_run, tmp_path, capsys):
