@@ -9,7 +9,7 @@ from wagle_trl.objectives import cross_entropy, npo_loss
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
 def test_npo_loss_at_the_reference_is_2_ln_2_over_beta(beta):
     log_probs = torch.tensor([-3.0, -41.5, -0.25])
-    assert npo_loss(log_probs, log_probs, beta).item() == pytest.approx(2 * math.log(2) / beta, rel=1e-6)
+    assert npo_loss(log_probs, log_probs, beta).item() == pytest.approx(2 * math.log(2) / beta, rel=1e-5)
 
 
 def test_npo_loss_at_the_reference_is_13_8629_for_the_default_beta():
@@ -33,7 +33,7 @@ def test_npo_loss_at_the_reference_is_13_8629_for_the_default_beta():
 )
 def test_npo_loss_equals_values_computed_by_hand(log_probs, reference, beta, num_sequences, expected):
     loss = npo_loss(torch.tensor(log_probs), torch.tensor(reference), beta, num_sequences)
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("beta, cosine_at_least", [(1e-4, 0.999999), (1e-2, 0.999)])

@@ -212,7 +212,7 @@ def test_counts_are_those_of_dense_tensors_whatever_the_pieces(numel, piece, see
     assert result.total.outside == int((~selected & moved).sum())
     assert result.total.selected == int(selected.sum())
     change = (after.float() - before.float()).abs()
-    assert result.total.total_change == pytest.approx(float(change.sum()))
+    assert result.total.total_change == pytest.approx(float(change.double().sum()))
     assert result.total.max_change == (float(change.max()) if numel else 0.0)
 
 

@@ -196,12 +196,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_pa
 
 @pytest.fixture
 def tofu_options(saved_model, write_jsonl, tmp_path, monkeypatch):
-    """Options of an evaluation on a TOFU of few rows, which all have the same loss."""
+    """Options of an evaluation on a TOFU of few rows; the answer of its holdout row is another than the others'."""
     monkeypatch.setattr(data_module, "TOFU_FORGET_ROWS", {"forget10": 2})
     row = {"question": "what is it", "answer": "it"}
     for name in ("forget10", "retain", "real_authors", "world_facts"):
         write_jsonl(f"{name}_perturbed", [with_alternatives(row)] * 3)
-    write_jsonl("holdout10", [{"prompt": "Question: what is it\nAnswer:", "completion": " it"}])
+    write_jsonl("holdout10", [{"prompt": "Question: what is it\nAnswer:", "completion": " 7"}])
     options = ["eval", "--model_name_or_path", saved_model, "--forget", "forget10", "--tofu_dir", str(tmp_path)]
     return [*options, "--output_dir", str(tmp_path / "e"), "--max_new_tokens", "2", "--json"]
 
@@ -213,11 +213,14 @@ def test_unseen_rows_may_stand_beside_tofu(tofu_options, saved_model, unseen, ca
     assert "kl_to_base_holdout" not in content
 
 
-def test_tofu_brings_its_own_holdout_rows(tofu_options, saved_model, capsys):
+def test_tofu_brings_its_own_holdout_rows(tofu_options, saved_model, tmp_path, capsys):
     assert main([*tofu_options, "--base_model_name_or_path", saved_model]) == 0
+    records = read_records(tmp_path / "e" / "wagle_records.jsonl")
     content = json.loads(capsys.readouterr().out)
-    assert content["mia_loss_auc"] == 0.5
-    assert content["kl_to_base_holdout"] == 0.0
+    first, second, holdout = (r["avg_gt_loss"] for r in records if r["set"] in ("forget", "holdout"))
+    assert min(abs(first - holdout), abs(second - holdout)) > 0.1  # rounding has no say in the AUC
+    assert content["mia_loss_auc"] == float(first < holdout)
+    assert content["kl_to_base_holdout"] == pytest.approx(0.0, abs=1e-6)
     assert content["weights_changed"] == 0.0
     assert "holdout_rougeL_recall" not in content
 

@@ -31,7 +31,7 @@ def test_attacks_stand_beside_the_clean_numbers(attacked, tmp_path, capsys):
     assert len({values["forget_prob"] for values in (clean, *attacks.values())}) == 5
     curve = attacks["relearn"]["curve"]
     assert [point["step"] for point in curve] == [0, 5, 6]
-    assert curve[-1]["forget_probability"] == pytest.approx(attacks["relearn"]["forget_prob"])
+    assert curve[-1]["forget_probability"] == pytest.approx(attacks["relearn"]["forget_prob"], rel=1e-4)
     assert curve[-1]["forget_probability"] > curve[0]["forget_probability"]
     written = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
     assert written["attacks"] == attacks

@@ -58,7 +58,8 @@ def test_relearning_is_measured_on_the_rows_it_did_not_see(tiny_model, attack, s
     answers = [record["answer"] for record in result.records if record["set"] == "forget"]
     assert answers == [sets["forget"][i]["completion"].strip() for i in rest]
     assert [point["step"] for point in result.summary["curve"]] == [0, 3]
-    assert result.summary["curve"][-1]["forget_probability"] == pytest.approx(result.summary["forget_prob"])
+    relearned = pytest.approx(result.summary["forget_prob"], rel=1e-4)  # of the same rows in other batches
+    assert result.summary["curve"][-1]["forget_probability"] == relearned
 
 
 def test_options_of_relearning_reach_it(tiny_model, tiny_tokenizer, sets, monkeypatch):

@@ -67,8 +67,9 @@ class TestSets:
     def test_a_base_is_compared_on_the_most_unseen_text(self, model, tokenizer, names, expected):
         assert unseen_set(names) == expected
         records = evaluate(model, tokenizer, dict.fromkeys(names, ROWS[:1]), base=copy.deepcopy(model))
-        assert {r["set"]: r["kl_to_base"] for r in records if "kl_to_base" in r} == {expected: 0.0}
-        assert summarize_all(records)[f"kl_to_base_{expected}"] == 0.0
+        divergences = {r["set"]: r["kl_to_base"] for r in records if "kl_to_base" in r}
+        assert divergences == {expected: pytest.approx(0.0, abs=1e-6)}
+        assert summarize_all(records)[f"kl_to_base_{expected}"] == pytest.approx(0.0, abs=1e-6)
 
     def test_a_base_without_text_to_compare_on_is_refused(self, model, tokenizer):
         with pytest.raises(ValueError, match="A base model needs text"):
@@ -180,7 +181,7 @@ class TestSummary:
         }
         assert summary["forget_extraction_strength"] == 1.0
         assert summary["mia_min_k_auc"] == 1.0
-        assert summary["privleak"] == -100.0
+        assert summary["privleak"] == pytest.approx(-100.0)
         assert {type(value) for value in summary.values()} == {float}
 
     def test_the_divergence_is_a_mean_over_tokens_and_not_over_rows(self):

@@ -326,7 +326,7 @@ def test_compress_leaves_partial_sums_of_the_squares_of_its_result(coding, dtype
         out = torch.ones(int(mask.sum()), dtype=dtype)
         squares = torch.full((-(-mask.numel() // TILE),), torch.nan)  # overwritten
         wagle_kernels.compress(dense, layout, tensor, out, accumulate=accumulate, squares=squares)
-        torch.testing.assert_close(squares.double().sum(), out.double().square().sum(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(squares.double().sum(), out.double().square().sum(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
@@ -420,7 +420,7 @@ def test_adamw_is_torchs_on_what_is_selected(coding, density, numels, chunk):
         theirs.grad = torch.randn(layout.num_selected, generator=generator)
         state.step(layout, theirs.grad, step=step, **OPTIONS)
         optimizer.step()
-    torch.testing.assert_close(state.masters(masks), theirs.detach(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(state.masters(masks), theirs.detach(), rtol=1e-6, atol=1e-7)
     for weight, before, mask in zip(weights, original, masks):
         assert torch.equal(weight[~mask], before[~mask])
 

@@ -89,7 +89,7 @@ def test_two_processes_equal_one_of_twice_the_batch_and_resume(kind, run_two, ma
     single.train()
     differences = [(value - first["weights"][name]).abs().max() for name, value in single.model.state_dict().items()]
     print("largest difference", float(max(differences)))
-    assert max(differences) < 1e-6
+    assert max(differences) < 1e-5  # of steps of 1e-3
     assert first["log"][0] == second["log"][0] and first["log"][0]["forget_probability"] > 0
     losses = [[entry for entry in log if "loss" in entry] for log in (first["log"], single.state.log_history)]
     assert len(losses[0]) == 5

@@ -33,7 +33,7 @@ def test_with_every_weight_selected_it_trains_as_sft_trainer_does(
     theirs.train()
     expected = dict(theirs.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
-        assert torch.allclose(parameter, expected[name], atol=1e-6, rtol=0), name
+        assert torch.allclose(parameter, expected[name], atol=1e-5, rtol=0), name
     for log, other in zip(ours.state.log_history[:3], theirs.state.log_history[:3]):
         assert log["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert log["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=1e-4)
