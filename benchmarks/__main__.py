@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-NAMES = ("deltas", "kernels", "mask_selection", "memory", "merging", "peers", "plans", "study")
+NAMES = ("deltas", "kernels", "mask_selection", "memory", "merging", "peers", "plans", "saving", "study")
 
 
 def main() -> None:
