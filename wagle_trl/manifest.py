@@ -84,8 +84,8 @@ class Manifest:
 
     def write(self, folder: Path) -> Path:
         """Mark a folder as whole: its files are on the disk, then the manifest is."""
-        for name in self.files:
-            sync(folder / name)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(sync, [folder / name for name in self.files]))
         for place in {(folder / name).parent for name in self.files}:
             sync(place)
         return write_json(folder / MANIFEST_FILE, {"format_version": FORMAT_VERSION, **asdict(self)})

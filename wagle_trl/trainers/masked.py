@@ -305,14 +305,14 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write the card of [`~card.model_card`], its report and the picture of the mask into `args.output_dir`."""
-        if self._saves_checkpoint or not self.is_world_process_zero():  # a checkpoint has a card and a report of its own
+        if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
-        names = [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])]
         # A picture that is there may be of another run
         if self.mask is not None and (self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists()):
             plot_mask(self.mask, folder / PLOT_FILE)
             self._drawn_mask = self.mask
-        write_run_report(self, folder)
-        write_card(self, folder, model_name, dataset_name, tags)
-        update_manifest(folder, names)
+        if not self._saves_checkpoint:  # that has a card and a report of its own
+            write_run_report(self, folder)
+            write_card(self, folder, model_name, dataset_name, tags)
+            update_manifest(folder, [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])])

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..files import REPORT_FILE, staging_folder, writing
+from ..files import CARD_FILE, REPORT_FILE, atomic_path, staging_folder, writing
 from ..manifest import Manifest, files_in
 from ..reading import read_json
 
@@ -77,19 +77,24 @@ class WholeSaves:
         # Transformers would remove older checkpoints before this one is whole
         limit, self.args.save_total_limit, self._saves_checkpoint = self.args.save_total_limit, None, True
         try:
-            with writing(folder):
-                self._replace_checkpoint(folder, lambda: super(WholeSaves, self)._save_checkpoint(model, trial))
+            with writing(folder), self._new_checkpoint(folder):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit, self._saves_checkpoint = limit, False
         if self.args.should_save:
+            for name in (REPORT_FILE, CARD_FILE):  # the folder of the run shows how far it is
+                with atomic_path(Path(run_folder, name)) as temporary:
+                    shutil.copyfile(folder / name, temporary)
             rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
 
-    def _replace_checkpoint(self, folder: Path, save) -> None:
+    @contextmanager
+    def _new_checkpoint(self, folder: Path) -> Iterator[None]:
+        """A place for a checkpoint, which is marked as whole on success and removed on failure."""
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off here, or of an earlier one
         self.accelerator.wait_for_everyone()
         try:
-            save()
+            yield
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 names = [*files_in(folder), *self.write_card(folder)]
