@@ -78,7 +78,7 @@ class Run:
     def _setup(self) -> dict[str, Any]:
         mask = self.training.get("mask") or {"info": {}}
         history = self.training.get("log_history")
-        peaks = self.training.get("peak_memory_bytes", {})
+        peaks = self.training.get("cost", {}).get("peak_memory_bytes", {})
         return {
             "objective": self.training.get("objective"),
             "base_model": self.training.get("base_model", self.evaluation.get("base_model")),
