@@ -4,10 +4,12 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ REFERENCE_FILE = "wagle_reference.safetensors"  # what a model said of the rows 
 
 _TEMPORARY = ".wagle-tmp-"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-# How safetensors, tokenizers and torch say it, whose errors are no `OSError`
-_DISK_WORDS = ("os error 28", "os error 122", "os error 27", "os error 5)", "No space left", "PytorchStreamWriter")
+# How safetensors and tokenizers say it, then torch, whose errors are no `OSError`
+_DISK_WORDS = ("os error 28", "os error 122", "os error 27", "os error 5)", "No space left")
+_DISK_WORDS += ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 @contextmanager
@@ -30,16 +33,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     What was written is on the disk when the name appears. What processes left that were killed here is removed.
     """
     path = Path(path)
-    remove_strays(path.parent)
-    with writing(path), _locked(lambda: _new_file(path)) as temporary:
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; these are for others too
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), _temporary(path.parent, partial(Path.touch, exist_ok=False), path.suffix) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
 
 
 @contextmanager
@@ -51,81 +49,121 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"'{path}' exists and is not an empty folder; choose another, nothing is overwritten.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_strays(path.parent)
-    with writing(path), _locked(lambda: tempfile.mkdtemp(dir=path.parent, prefix=_TEMPORARY)) as temporary:
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            for part in (*temporary.rglob("*"), temporary):
-                sync(part)
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with writing(path), temporary_folder(path.parent) as temporary:
+        yield temporary
+        for part in (*temporary.rglob("*"), temporary):
+            sync(part)
+        os.replace(temporary, path)
+        sync(path.parent)
 
 
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`, of the same name in every process, to write files in that are then moved out."""
+    """A temporary folder in `folder`, which is made if need be, to write files in that then [`land`]."""
     folder.mkdir(parents=True, exist_ok=True)
-    remove_strays(folder)
-    stage = folder / f"{_TEMPORARY}save"
+    with writing(folder), temporary_folder(folder) as stage:
+        yield stage
 
-    def make() -> str:
-        stage.mkdir()
-        return str(stage)
 
-    with writing(folder), _locked(make):
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+def land(stage: Path, folder: Path, names: Iterable[str]) -> None:
+    """
+    Have files take their places together, over what was there. Neither a full disk nor a signal comes between them.
+
+    Args:
+        stage (`pathlib.Path`): A [`staging_folder`] of `folder`.
+        folder (`pathlib.Path`): Where they go.
+        names (iterable of `str`): The files, the one that speaks of the others last; `/` separates folders within.
+    """
+    names = list(names)
+    for name in names:
+        sync(stage / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _move(stage, folder, names)
+    except KeyboardInterrupt:
+        _move(stage, folder, names)
+        raise
+    for place in {(folder / name).parent for name in names}:
+        sync(place)
+
+
+def _move(stage: Path, folder: Path, names: list[str]) -> None:
+    for name in names:
+        with suppress(FileNotFoundError):  # moved already
+            os.replace(stage / name, folder / name)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder at once: there is no moment at which it holds a part of its files."""
+    with temporary_folder(folder.parent) as temporary:
+        os.replace(folder, temporary / folder.name)
 
 
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A folder in `folder`, for files that are needed for a while."""
-    remove_strays(folder)
-    with _locked(lambda: tempfile.mkdtemp(dir=folder, prefix=_TEMPORARY)) as temporary:
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _new_file(path: Path) -> str:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
-    os.close(handle)
-    return name
+    with _temporary(folder, Path.mkdir) as temporary:
+        yield temporary
 
 
 @contextmanager
-def _locked(make: Callable[[], str]) -> Iterator[Path]:
-    """A new file or folder, held by a lock that the system drops with this process, however that ends."""
+def _temporary(folder: Path, make: Callable[[Path], None], suffix: str = "") -> Iterator[Path]:
+    """
+    A file or folder under a name of its own, removed at the end. Until then it is held by a lock that the system drops
+    with this process, however that ends.
+    """
+    remove_strays(folder)
     while True:
-        name = make()
-        descriptor = os.open(name, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: then nobody removes strays either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.exists(name):  # else taken for a stray before the lock was there
-            break
-        os.close(descriptor)
+        path = folder / f"{_TEMPORARY}{secrets.token_hex(8)}{suffix}"
+        try:
+            make(path)
+            descriptor = _locked(path)
+            if descriptor is None:
+                continue
+            try:
+                yield path
+                return
+            finally:
+                os.close(descriptor)
+        finally:
+            try:
+                _remove(path)
+            except KeyboardInterrupt:
+                _remove(path)
+                raise
+
+
+def _locked(path: Path) -> int | None:
+    """Descriptor of a lock; `None` if another process took `path` for a stray before the lock was there."""
     try:
-        yield Path(name)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: then nobody removes strays either
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if path.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def remove_strays(folder: Path) -> None:
-    """Remove what [`atomic_path`] and [`atomic_folder`] were writing in a folder when their process was killed."""
+    """Remove what [`atomic_path`] and the others were writing in a folder when their process was killed."""
     for stray in folder.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):  # in use by another process, or gone
             descriptor = os.open(stray, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+                _remove(stray)
             finally:
                 os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -139,30 +177,30 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """What libraries raise where a disk is full, broken or read-only is one `OSError` that names `path`."""
+    """
+    What libraries raise where a disk is full, broken or read-only is one `OSError` that names `path`. Of several within
+    each other the outermost is what the user knows: others may be of temporary names.
+    """
     try:
         yield
     except Exception as error:
-        if isinstance(error, _CannotWrite) or not _is_of_disk(error):
+        if not _is_of_disk(error):
             raise
-        reason = (isinstance(error, OSError) and error.strerror) or "No space left on the disk, or it is broken"
-        raise _CannotWrite(f"Cannot write '{path}': {reason}. What was whole before still is.") from error
+        raise _CannotWrite(
+            path, getattr(error, "strerror", None) or "No space left on the disk, or it is broken"
+        ) from error
 
 
 class _CannotWrite(OSError):
-    """Names a path already."""
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(f"Cannot write '{path}': {reason}. What was whole before still is.")
+        self.strerror = reason
 
 
 def _is_of_disk(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_ERRORS
-    return any(words in str(error) for words in _DISK_WORDS)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    return isinstance(error, _CannotWrite) or any(words in str(error) for words in _DISK_WORDS)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> Path:
