@@ -179,6 +179,7 @@ def test_it_says_what_was_forgotten(make_folder):
         f"SHA-256 `{DIGEST}`\n" in text
     )
     assert "- Rows to keep: 3,600 rows of" in text
+    assert "keyed digest" not in text
 
 
 def test_it_says_how(make_folder):
@@ -492,9 +493,18 @@ def test_hashed_rows_are_named_nowhere(make_folder):
     card = model_card(folder, hash_forget_set=True)
     for name in ("tofu", "locuslab", "forget10", "retain90", COMMIT):
         assert name not in card.content.lower()
-    assert f"- Rows to forget: 400 rows, SHA-256 `{DIGEST}`\n" in card.text
+    assert "- Rows to forget: 400 rows\n" in card.text  # by the digest of rows that all can read, they could be found
+    assert DIGEST not in card.content and "digest" not in card.text
     assert "datasets" not in card.data.to_dict()
     assert card.data.eval_results[0].dataset_type == "unlearning"
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_rows_of_ones_own_have_a_keyed_digest_only(hashed, make_folder):
+    rows = {"source": "rows.jsonl", "revision": None, "rows": 3, "sha256": DIGEST, "hmac_sha256": "ef" * 32}
+    card = model_card(make_folder(training=TRAINING | {"data": {"forget": rows}}), hash_forget_set=hashed)
+    assert f"HMAC-SHA-256 `{'ef' * 32}`\n" in card.text and DIGEST not in card.content
+    assert "only who has the rows and the key can compare it; the number of rows is public" in card.text
 
 
 def test_no_local_path_leaks(make_folder, tmp_path):

@@ -1,12 +1,15 @@
 import hashlib
+import hmac
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from wagle_trl.data import load_rows, to_trl
-from wagle_trl.provenance import describe_rows, model_commit, rows_digest
+from wagle_trl.provenance import KEY_FILE, _as_json, describe_rows, model_commit, rows_digest, secret_key
 
 ROWS = [{"question": f"Where is {name}?", "answer": "Überall."} for name in ("Ada", "Bo", "Cy")]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -67,38 +70,89 @@ def test_the_digest_knows_every_word_and_how_often_a_row_is_there():
     assert rows_digest(Dataset.from_list([*ROWS[:2], ROWS[2] | {"answer": "Nirgends."}])) != digest
 
 
-def test_rows_of_a_file_are_known_by_its_name_after_they_were_formatted(rows_file, tiny_tokenizer):
+def test_a_keyed_digest_is_the_same_with_the_same_key_only():
+    rows, other = Dataset.from_list(ROWS), Dataset.from_list(ROWS[:2])
+    digests = {
+        rows_digest(rows, b"a" * 32),
+        rows_digest(rows, b"b" * 32),
+        rows_digest(rows),
+        rows_digest(other, b"a" * 32),
+    }
+    assert len(digests) == 4
+    assert rows_digest(Dataset.from_list(ROWS[::-1]), b"a" * 32) == rows_digest(rows, b"a" * 32)
+    content = "\n".join(sorted(hashlib.sha256(_as_json(row)).hexdigest() for row in ROWS)).encode()
+    assert rows_digest(rows, b"a" * 32) == hmac.new(b"a" * 32, content, "sha256").hexdigest()
+
+
+def test_a_key_is_made_once_and_for_its_owner_alone(tmp_path):
+    key = secret_key(tmp_path / "run")
+    assert len(key) == 32 and secret_key(tmp_path / "run") == key != secret_key(tmp_path / "other")
+    path = tmp_path / "run" / KEY_FILE
+    assert path.read_text() == key.hex() + "\n" and path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == [KEY_FILE]
+
+
+def test_of_many_that_make_a_key_one_wins_and_all_use_it(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            keys = set(pool.map(secret_key, [tmp_path / str(number)] * 8))
+            assert keys == {bytes.fromhex((tmp_path / str(number) / KEY_FILE).read_text())}
+
+
+def test_a_key_is_made_on_a_disk_without_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
+    key = secret_key(tmp_path)
+    assert secret_key(tmp_path) == key and os.listdir(tmp_path) == [KEY_FILE]
+
+
+@pytest.mark.parametrize("text", ["", "ab" * 31, "xy" * 32, "\x1b" * 64, "ä" * 64])
+def test_what_is_no_key_is_one_error(text, tmp_path):
+    (tmp_path / KEY_FILE).write_text(text)
+    with pytest.raises(
+        ValueError, match=r"wagle_rows\.key is no key of 64 hexadecimal digits; put the right one there"
+    ):
+        secret_key(tmp_path)
+
+
+def test_rows_of_a_file_are_known_by_its_name_after_they_were_formatted(rows_file, tiny_tokenizer, tmp_path):
     rows = to_trl(load_rows(rows_file), tiny_tokenizer).filter(lambda row: "Bo" not in row["prompt"])
-    assert describe_rows(rows) == {
+    assert describe_rows(rows, tmp_path) == {
         "source": "my rows.jsonl",
         "revision": None,
         "config": None,
         "split": None,
         "rows": 2,
-        "sha256": rows_digest(rows),
+        "hmac_sha256": rows_digest(rows, secret_key(tmp_path)),
     }
+    keyed = {"rows": 2, "hmac_sha256": rows_digest(rows, secret_key(tmp_path))}
+    assert describe_rows(rows, tmp_path, hashed=True) == keyed
 
 
 def test_rows_of_a_folder_are_known_by_its_name(tmp_path):
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    assert describe_rows(load_rows(tmp_path / "saved"))["source"] == "saved"
+    assert describe_rows(load_rows(tmp_path / "saved"), tmp_path)["source"] == "saved"
 
 
-def test_rows_of_the_hub_are_known_by_repository_commit_configuration_and_split(from_hub, tiny_tokenizer):
+def test_rows_of_the_hub_are_known_by_repository_commit_configuration_and_split(from_hub, tiny_tokenizer, tmp_path):
     expected = {"source": "locuslab/TOFU", "revision": COMMIT, "config": "forget10", "split": "train"}
     for rows, count in ((from_hub, 3), (to_trl(from_hub, tiny_tokenizer), 3), (from_hub.select([0]), 1)):
-        described = describe_rows(rows)
+        described = describe_rows(rows, tmp_path / "run")
         assert described | expected == described
-        assert described["rows"] == count
+        assert (described["rows"], described["sha256"]) == (count, rows_digest(rows))
+    assert not (tmp_path / "run").exists()  # they need no key
+    assert describe_rows(from_hub, tmp_path / "run", hashed=True).keys() == {"rows", "hmac_sha256"}
 
 
 def test_rows_whose_source_is_not_known_for_sure_have_none(from_hub, rows_file, hub_cache, tmp_path):
     in_memory = Dataset.from_list(ROWS)
     by_builder = load_dataset("json", data_files=str(rows_file), split="train", cache_dir=str(tmp_path / "json"))
     for rows in (in_memory, concatenate_datasets([from_hub, in_memory]), by_builder):
-        assert (describe_rows(rows)["source"], describe_rows(rows)["revision"]) == (None, None)
+        described = describe_rows(rows, tmp_path)
+        assert (described["source"], described["revision"]) == (None, None)
+        assert described.get("sha256") is None and described["hmac_sha256"]
     (hub_cache / "datasets--locuslab--TOFU" / "snapshots" / COMMIT).rmdir()
-    assert (describe_rows(from_hub)["source"], describe_rows(from_hub)["revision"]) == ("tofu", None)
+    described = describe_rows(from_hub, tmp_path)
+    assert (described["source"], described["revision"]) == ("tofu", None)
 
 
 def test_the_commit_of_a_model_is_that_of_the_cache(hub_cache, tmp_path):

@@ -62,7 +62,7 @@ def model_card(
         license (`str`, *optional*):
             Licence, by its identifier on the Hub; by default that of the base model, if its card says.
         hash_forget_set (`bool`, *optional*, defaults to `False`):
-            Whether data sets are named nowhere in the card, but known by their number of rows and SHA-256 only.
+            Whether data sets are named nowhere in the card, but known by their number of rows and keyed digest only.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: The card; `card.save(path)` writes it.

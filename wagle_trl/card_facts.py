@@ -111,9 +111,15 @@ class Facts:
         if rows.get("source") and not self.hashed:
             parts[0] += f" of {self._source(rows)}"
             parts += [f"{key} {code(rows[key])}" for key in ("config", "split", "revision") if rows.get(key)]
-        if rows.get("sha256"):
+        if self._has_plain_digest(rows):
             parts.append(f"SHA-256 {code(rows['sha256'])}")
+        if rows.get("hmac_sha256"):
+            parts.append(f"HMAC-SHA-256 {code(rows['hmac_sha256'])}")
         return ", ".join(parts)
+
+    def _has_plain_digest(self, rows: dict[str, Any]) -> bool:
+        """Of rows that all can read only: of others it would confirm guesses, and of hashed ones give the name away."""
+        return bool(rows.get("sha256") and rows.get("revision") and not self.hashed)
 
     def _source(self, rows: dict[str, Any]) -> str:
         source = rows["source"]
@@ -128,7 +134,11 @@ class Facts:
 
     @property
     def has_digests(self) -> bool:
-        return any(rows.get("sha256") for rows in self.data.values())
+        return self.has_keyed_digests or any(map(self._has_plain_digest, self.data.values()))
+
+    @property
+    def has_keyed_digests(self) -> bool:
+        return any(rows.get("hmac_sha256") for rows in self.data.values())
 
     # Method
 

@@ -1,33 +1,85 @@
 """Where data and models come from: what a report says of them, so that others can find, or recognise, the same."""
 
 import hashlib
+import hmac
 import json
 import os
 import re
+import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import constants, try_to_load_from_cache
 
+from .files import sync
 
-def rows_digest(dataset: Dataset) -> str:
+KEY_FILE = "wagle_rows.key"  # in the output folder of a run; never published
+_KEY_BYTES = 32
+
+
+def rows_digest(dataset: Dataset, key: bytes | None = None) -> str:
     """
-    SHA-256 of what rows say, whatever their order.
+    Digest of what rows say, whatever their order.
 
     Every row is written as JSON, without columns that are null: `json.dumps(row, sort_keys=True, ensure_ascii=False,
     separators=(",", ":"))`, in UTF-8. The digest is that of the hexadecimal SHA-256 digests of all rows, sorted and
     joined by newlines. Trainers take it of the rows that they are given, before anything is tokenized; those of
     `wagle npo` went through [`~data.to_trl`].
 
+    Without a key, whoever sees the digest can try guesses at the rows until one fits. With a key, only who has that can.
+    The number of rows is hidden by neither, nor that the rows are the same where two digests of one key are equal.
+
     Args:
         dataset ([`~datasets.Dataset`]): The rows.
+        key (`bytes`, *optional*): For an HMAC-SHA-256 in place of the last SHA-256, see [`secret_key`].
 
     Returns:
         `str`: 64 hexadecimal digits.
     """
     digests = sorted(hashlib.sha256(_as_json(row)).hexdigest() for row in dataset.with_format(None))
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    content = "\n".join(digests).encode()
+    return hashlib.sha256(content).hexdigest() if key is None else hmac.digest(key, content, "sha256").hex()
+
+
+def secret_key(folder: str | os.PathLike) -> bytes:
+    """
+    The key of an owner of rows, from `wagle_rows.key` in a folder. A random one is made if there is none, which only the
+    owner of the file may read. To compare digests of runs, copy it into the folders of all.
+
+    Args:
+        folder (`str` or `os.PathLike`): Output folder of a run.
+    """
+    path = Path(folder, KEY_FILE)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_key(path)
+    text = path.read_text(encoding="ascii", errors="replace").strip()
+    if not re.fullmatch(f"[0-9a-f]{{{2 * _KEY_BYTES}}}", text):
+        raise ValueError(
+            f"{path} is no key of {2 * _KEY_BYTES} hexadecimal digits; put the right one there, or remove it for a new one, "
+            "with which earlier digests cannot be compared."
+        )
+    return bytes.fromhex(text)
+
+
+def _make_key(path: Path) -> None:
+    """Not by `atomic_path`: the file is private, and of two processes that make one, the first wins and both use it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{KEY_FILE}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+        sync(Path(name))
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without links
+            os.replace(name, path)
+        sync(path.parent)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _as_json(row: dict[str, Any]) -> bytes:
@@ -35,18 +87,23 @@ def _as_json(row: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
 
 
-def describe_rows(dataset: Dataset) -> dict[str, Any]:
+def describe_rows(dataset: Dataset, folder: str | os.PathLike, *, hashed: bool = False) -> dict[str, Any]:
     """
-    Where rows come from, and their digest.
+    Where rows come from, and their digest: a plain one of rows that all can read, a keyed one of others.
 
     Args:
         dataset ([`~datasets.Dataset`]): The rows, as they were loaded, or mapped or filtered since.
+        folder (`str` or `os.PathLike`): Where the [`secret_key`] is.
+        hashed (`bool`, *optional*, defaults to `False`): Whether to tell no more than their number and a keyed digest.
 
     Returns:
         `dict`: `source`, the repository on the Hub, else the name of the file or folder that [`~data.load_rows`] read;
         `revision`, the commit, and `config`, both of a repository on the Hub only; `split`; `rows`, their number; and
-        `sha256`, see [`rows_digest`]. What is not known is `None`.
+        `sha256` of rows of the Hub at a known commit, `hmac_sha256` of all others, see [`rows_digest`]. What is not known
+        is `None`.
     """
+    if hashed:
+        return {"rows": len(dataset), "hmac_sha256": rows_digest(dataset, secret_key(folder))}
     info = dataset.info
     repository, revision = _hub_origin(dataset)
     given = None if info.dataset_name == info.builder_name else info.dataset_name  # "json" is no name
@@ -56,7 +113,9 @@ def describe_rows(dataset: Dataset) -> dict[str, Any]:
         "config": info.config_name if repository else None,
         "split": None if dataset.split is None else str(dataset.split),
         "rows": len(dataset),
-        "sha256": rows_digest(dataset),
+        **(
+            {"sha256": rows_digest(dataset)} if revision else {"hmac_sha256": rows_digest(dataset, secret_key(folder))}
+        ),
     }
 
 

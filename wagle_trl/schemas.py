@@ -55,6 +55,7 @@ class RowSet(TypedDict, total=False):
     config: str | None
     split: str | None
     sha256: str | None
+    hmac_sha256: str | None
 
 
 class MaskReport(TypedDict, total=False):
@@ -73,7 +74,7 @@ class TrainingOptions(TypedDict, total=False):
     """Options of a run that are more than shown."""
 
     learning_rate: float | None
-    max_steps: Count | None
+    max_steps: int | None
     retain_weight: float | None
 
 
@@ -82,6 +83,12 @@ class _LogEntry(TypedDict, total=False):
 
 
 LogEntry = Annotated[_LogEntry, _numbers_under(".*_probability")]
+
+
+class Cost(TypedDict, total=False):
+    """What machine and hour decide."""
+
+    peak_memory_bytes: dict[str, float]
 
 
 class Report(TypedDict, total=False):
@@ -100,8 +107,8 @@ class Report(TypedDict, total=False):
     mask: MaskReport | None
     steps: Count | None
     log_history: list[LogEntry]
-    peak_memory_bytes: dict[str, float]
     versions: dict[str, str]
+    cost: Cost
 
 
 # wagle_eval.json
@@ -187,6 +194,10 @@ class PartialRecord(Record):
     zlib_bytes: Required[PositiveInt]
 
 
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Label = Annotated[int, Field(ge=-100, lt=2**31)]
+
+
 class Message(TypedDict, total=False):
     """A turn of a conversation; its content may be of several parts, or none beside calls of tools."""
 
@@ -200,8 +211,8 @@ TextOrMessages = Annotated[Any, _text_or(list[Message])]
 class Row(TypedDict, total=False):
     """A row to train on or to evaluate, in any of the forms that [`~data.load_rows`] takes."""
 
-    input_ids: list[int] | None
-    labels: list[int] | None
+    input_ids: list[Token] | None
+    labels: list[Label] | None
     messages: list[Message] | None
     prompt: TextOrMessages
     completion: TextOrMessages

@@ -71,7 +71,7 @@ def test_names_can_be_kept_out_of_the_card(unlearned_run):
     push = ["push", unlearned_run, "--hub_model_id", "user/hashed", "--hash_forget_set", "--license", "mit"]
     assert main(push) == 0
     card = card_of("user/hashed")
-    assert "forget.jsonl" not in str(card) and "SHA-256" in str(card)
+    assert "forget.jsonl" not in str(card) and "HMAC-SHA-256" in str(card)
     assert card.data.license == "mit"
 
 

@@ -25,7 +25,7 @@ TRAINING = {
         {"forget_probability": 0.1, "retain_probability": 0.8, "unseen_retain_probability": 0.55, "step": 10},
         {"train_runtime": 3.0, "step": 10},
     ],
-    "peak_memory_bytes": {"attribution": 1_234_000_000, "training": 2_500_000_000},
+    "cost": {"peak_memory_bytes": {"attribution": 1_234_000_000, "training": 2_500_000_000}},
 }
 EVALUATION = {
     "model": "out/npo",

@@ -64,7 +64,7 @@ def test_the_numbers_of_a_run_are_what_was_done_what_was_kept_and_what_was_measu
 
 
 def test_what_is_not_known_is_left_out(make_run):
-    (run,) = load_runs([make_run(training=TRAINING | {"mask": None, "log_history": [], "peak_memory_bytes": {}})])
+    (run,) = load_runs([make_run(training=TRAINING | {"mask": None, "log_history": [], "cost": {}})])
     assert run.numbers() == {"objective": "NPO", "base_model": "/models/my/base", "learning_rate": 2e-5}
 
 

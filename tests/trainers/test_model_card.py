@@ -18,7 +18,8 @@ def test_the_card_of_the_output_folder_is_ours(make_trainer, small_mask, tmp_pat
     assert card.data.tags == ["generated_from_trainer", "trl", "wagle-trl", "unlearning", "npo", "mine"]
     assert card.data.datasets == ["user/rows"]
     for fact in (
-        "- Rows to forget: 6 rows, SHA-256",
+        "- Rows to forget: 6 rows, HMAC-SHA-256",
+        "only who has the rows and the key can compare it; the number of rows is public",
         f"{trainer.mask.num_selected:,} of the",
         f"]({PLOT_FILE})",
         "step 3",
@@ -69,7 +70,7 @@ def test_hashed_rows_are_named_in_no_file(saved, make_trainer, forget_rows, tmp_
     files = [path for path in (tmp_path / "out").iterdir() if path.is_file()]
     assert {"README.md", "wagle_report.json"} <= {path.name for path in files}
     assert not [path.name for path in files if b"secret-rows" in path.read_bytes()]
-    assert "- Rows to forget: 6 rows, SHA-256 `" in (tmp_path / "out" / "README.md").read_text()
+    assert "- Rows to forget: 6 rows, HMAC-SHA-256 `" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["save_model", "create_model_card"])

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from wagle_trl import MaskConfig
 from wagle_trl.files import REPORT_FILE
 from wagle_trl.fingerprint import model_fingerprint
-from wagle_trl.provenance import describe_rows
+from wagle_trl.provenance import KEY_FILE, describe_rows, rows_digest, secret_key
 from wagle_trl.trainers.run_report import run_report, write_run_report
 
 
@@ -24,7 +24,7 @@ def test_the_report_tells_what_was_done(make_trainer, tmp_path):
     assert report["mask"]["num_selected"] == trainer.mask.num_selected
     assert report["mask"]["info"]["score"] == "wagle"
     assert report["log_history"][0]["forget_loss"] == pytest.approx(13.8629 / 2, abs=1e-3)
-    assert all(report["peak_memory_bytes"][phase] > 2**20 for phase in ("attribution", "training"))
+    assert all(report["cost"]["peak_memory_bytes"][phase] > 2**20 for phase in ("attribution", "training"))
     assert {"wagle-trl", "torch", "transformers", "trl"} <= set(report["versions"])
 
 
@@ -56,10 +56,11 @@ def test_a_mask_that_was_loaded_is_reported_too(resumed, make_trainer, small_mas
 @pytest.mark.parametrize("kind", ["npo", "masked_sft"])
 def test_the_report_describes_the_rows_as_they_were_given(kind, make_trainer, forget_rows, retain_rows):
     others = {"forget_dataset": retain_rows.select([0])} if kind == "masked_sft" else {}
-    data = run_report(make_trainer(kind, **others))["data"]
+    trainer = make_trainer(kind, **others)
+    data = run_report(trainer)["data"]
     expected = {"train" if kind == "masked_sft" else "forget": forget_rows, "retain": retain_rows}
     expected |= {"forget": others["forget_dataset"]} if others else {}
-    assert data == {name: describe_rows(rows) for name, rows in expected.items()}
+    assert data == {name: describe_rows(rows, trainer.args.output_dir) for name, rows in expected.items()}
 
 
 def test_the_report_tells_a_base_model_in_a_folder_from_one_on_the_hub(
@@ -110,7 +111,39 @@ def test_the_report_counts_the_steps_that_no_log_tells_of(make_trainer, tmp_path
 @pytest.mark.parametrize("hashed", [True, False])
 def test_hashed_rows_are_named_by_their_digests_only(hashed, make_trainer, forget_rows):
     forget_rows.info.dataset_name, forget_rows.info.builder_name = "secret-rows", "json"
-    rows = run_report(make_trainer(train_dataset=forget_rows, hash_forget_set=hashed))["data"]["forget"]
+    trainer = make_trainer(train_dataset=forget_rows, hash_forget_set=hashed)
+    rows = run_report(trainer)["data"]["forget"]
     assert ("secret-rows" in rows.values()) != hashed
-    assert (rows["rows"], rows["sha256"]) == (6, describe_rows(forget_rows)["sha256"])
-    assert not hashed or rows.keys() == {"rows", "sha256"}
+    keyed = rows_digest(forget_rows, secret_key(trainer.args.output_dir))
+    assert (rows["rows"], rows["hmac_sha256"]) == (6, keyed)
+    assert not hashed or rows.keys() == {"rows", "hmac_sha256"}
+
+
+def test_checkpoints_and_later_runs_in_a_folder_use_its_key(make_trainer, tmp_path):
+    data = []
+    for _ in range(2):
+        make_trainer(save_strategy="steps", save_steps=2).train()
+        data.append(json.loads((tmp_path / "out" / "checkpoint-2" / REPORT_FILE).read_text())["data"])
+    assert data[0] == data[1]
+    assert [path.parent.name for path in tmp_path.rglob(KEY_FILE)] == ["out"]
+
+
+def test_equal_runs_have_equal_reports_but_for_what_they_cost(make_trainer, small_mask, forget_rows, tmp_path):
+    reports, keys = [], []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        keys.append(secret_key(folder))
+        if keys[1:]:
+            (folder / KEY_FILE).write_text(keys[0].hex())
+        options = {"save_delta": True, "eval_strategy": "steps", "eval_steps": 1, "eval_dataset": forget_rows}
+        trainer = make_trainer(mask_config=small_mask, output_dir=str(folder), trajectory_steps=1, **options)
+        trainer.train()
+        trainer.save_model()
+        trainer.create_model_card()
+        reports.append(json.loads((folder / REPORT_FILE).read_text()))
+    costs = [report.pop("cost") for report in reports]
+    assert reports[0] == reports[1]
+    assert keys[0] != keys[1]
+    assert {"train_runtime", "eval_samples_per_second"} <= {name for entry in costs[0]["times"] for name in entry}
+    assert not [name for entry in reports[0]["log_history"] for name in entry if "runtime" in name or "second" in name]
+    assert reports[0]["log_history"][-1]["step"] == 3

@@ -39,7 +39,10 @@ class CardArguments:
         default=None, metadata={"help": "Licence, by its identifier on the Hub; by default that of the base model."}
     )
     hash_forget_set: bool = field(
-        default=False, metadata={"help": "Name no data set in the card: only numbers of rows and their SHA-256."}
+        default=False,
+        metadata={
+            "help": "Name no data set in the card: only numbers of rows, and keyed digests where the run made some."
+        },
     )
 
     def card(self, folder: str, repo_id: str | None):

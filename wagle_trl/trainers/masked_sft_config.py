@@ -21,8 +21,8 @@ class MaskedSFTConfig(SFTConfig):
             Let `save_model` also write `wagle_delta.safetensors`, the new values of the selected weights, see
             [`SparseDelta`]; needs a mask.
         hash_forget_set (`bool`, *optional*, defaults to `False`):
-            Name no data set in the card and in `wagle_report.json`, which [`~transformers.Trainer.push_to_hub`]
-            uploads: only numbers of rows and their SHA-256.
+            Name no data set in the card and in `wagle_report.json`: only numbers of rows, and digests that nobody can
+            compare without the key, which stays in `wagle_rows.key` in the output folder.
     """
 
     accumulator_dtype: str = field(
@@ -49,7 +49,10 @@ class MaskedSFTConfig(SFTConfig):
     )
     hash_forget_set: bool = field(
         default=False,
-        metadata={"help": "Name no data set in the card and the report: only numbers of rows and their SHA-256."},
+        metadata={
+            "help": "Name no data set in the card and the report: only numbers of rows, and digests that nobody can compare "
+            "without the key, which stays in wagle_rows.key in the output folder."
+        },
     )
 
     def __post_init__(self):

@@ -1,7 +1,7 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ OPTIONS = (  # that decide what a run becomes
     "beta",
     "retain_weight",
 )
+_TIMED = ("_runtime", "_per_second")
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
 
@@ -45,11 +46,16 @@ class Given:
     model: Any
     revision: str | None
     rows: dict[str, Dataset | None]
+    _described: dict[bool, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False)
 
-    @cached_property
-    def data(self) -> dict[str, dict[str, Any]]:
+    def data(self, folder: str, hashed: bool) -> dict[str, dict[str, Any]]:
         """[`~provenance.describe_rows`] of every set that there is."""
-        return {name: describe_rows(rows) for name, rows in self.rows.items() if rows is not None}
+        if hashed not in self._described:
+            given = {name: rows for name, rows in self.rows.items() if rows is not None}
+            self._described[hashed] = {
+                name: describe_rows(rows, folder, hashed=hashed) for name, rows in given.items()
+            }
+        return self._described[hashed]
 
     @cached_property
     def base_revision(self) -> str | None:
@@ -73,7 +79,7 @@ def write_run_report(trainer, folder: str | Path, objective: str | None = None) 
 
 
 def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
-    """The content of the report: objective, base model, weights, data, options, mask, logs, peak memory, versions."""
+    """The content of the report: objective, base model, weights, data, options, mask, logs, versions, cost."""
     args = {} if objective else trainer.args.to_dict()
     fingerprint = None if objective else trainer.saved_fingerprint()
     base = trainer.model.config._name_or_path
@@ -85,18 +91,27 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "base_is_local": os.path.isdir(base),
         "peft_type": None if adapters is None else adapters.peft_type.value,
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
-        "data": _named_by_digests(trainer.given.data) if trainer.args.hash_forget_set else trainer.given.data,
+        "data": trainer.given.data(trainer.args.output_dir, trainer.args.hash_forget_set),
         "num_train_rows": len(trainer.train_dataset),
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "options": {name: args[name] for name in OPTIONS if name in args},
         "mask": trainer.mask_report,
         "steps": trainer.state.global_step,
-        "log_history": trainer.state.log_history,
-        "peak_memory_bytes": trainer.memory.measured,
-        "memory_plan": None if trainer.memory.plan is None else trainer.memory.plan.to_dict(),
+        "log_history": [_part(entry, timed=False) for entry in trainer.state.log_history],
         "versions": {name: version(name) for name in _PACKAGES},
+        "cost": _cost(trainer),
     }
 
 
-def _named_by_digests(data: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {key: rows[key] for key in ("rows", "sha256")} for name, rows in data.items()}
+def _cost(trainer) -> dict[str, Any]:
+    """What machine and hour decide: all else in the reports of two equal runs is equal."""
+    times = [_part(entry, timed=True) for entry in trainer.state.log_history]
+    return {
+        "times": [entry for entry in times if entry.keys() - {"step"}],
+        "peak_memory_bytes": trainer.memory.measured,
+        "memory_plan": None if trainer.memory.plan is None else trainer.memory.plan.to_dict(),
+    }
+
+
+def _part(entry: dict[str, Any], timed: bool) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name == "step" or name.endswith(_TIMED) == timed}
