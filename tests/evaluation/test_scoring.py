@@ -19,20 +19,20 @@ class TestAnswerLosses:
         for row, loss, count in zip(tokenized, losses, counts):
             with torch.no_grad():
                 expected = model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
-            assert loss == pytest.approx(expected.item(), abs=1e-5)
+            assert loss == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
             assert count == sum(label != -100 for label in row["labels"])
 
     @pytest.mark.parametrize("batch_size", [2, 3, 16])
     def test_the_batch_size_does_not_matter(self, model, tokenizer, tokenized, batch_size):
         one_by_one = answer_losses(model, tokenized, 1, tokenizer.pad_token_id)
         batched = answer_losses(model, tokenized, batch_size, tokenizer.pad_token_id)
-        assert batched[0] == pytest.approx(one_by_one[0], abs=1e-5)
+        assert batched[0] == pytest.approx(one_by_one[0], rel=1e-5, abs=1e-5)
         assert batched[1] == one_by_one[1]
 
     def test_results_come_in_the_order_of_the_rows(self, model, tokenizer, tokenized):
         forward, _ = answer_losses(model, tokenized, 2, tokenizer.pad_token_id)
         backward, _ = answer_losses(model, tokenized[::-1], 2, tokenizer.pad_token_id)
-        assert backward[::-1] == pytest.approx(forward, abs=1e-5)
+        assert backward[::-1] == pytest.approx(forward, rel=1e-5, abs=1e-5)
 
     def test_the_padding_token_does_not_matter(self, model, tokenizer, tokenized):
         with_pad, _ = answer_losses(model, tokenized, 3, tokenizer.pad_token_id)
@@ -50,7 +50,9 @@ class TestAnswerLosses:
         with torch.no_grad():
             logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].double()
         expected = cross_entropy(logits, torch.tensor(row["labels"][1:])).item()
-        assert answer_losses(model, [row], 1, tokenizer.pad_token_id)[0][0] == pytest.approx(expected, abs=1e-5)
+        assert answer_losses(model, [row], 1, tokenizer.pad_token_id)[0][0] == pytest.approx(
+            expected, rel=1e-5, abs=1e-5
+        )
 
     @pytest.mark.parametrize("training", [True, False])
     def test_the_mode_is_restored_and_no_gradient_is_left(self, model, tokenizer, tokenized, training):
@@ -116,8 +118,8 @@ class TestTokenScores:
         one_by_one = answer_scores(model, tokenized, 1, tokenizer.pad_token_id)
         batched = answer_scores(model, tokenized, batch_size, tokenizer.pad_token_id)
         for first, second in zip(one_by_one, batched, strict=True):
-            assert second.log_probs == pytest.approx(first.log_probs, abs=1e-5)
-            assert second.z_scores == pytest.approx(first.z_scores, abs=1e-5)
+            assert second.log_probs == pytest.approx(first.log_probs, rel=1e-5, abs=1e-5)
+            assert second.z_scores == pytest.approx(first.z_scores, rel=1e-5, abs=1e-5)
             assert second.correct == first.correct
 
     def test_a_token_is_right_where_greedy_decoding_produces_it(self, memorized_model, tokenizer, tokenized):

@@ -32,7 +32,9 @@ def evaluate(model, tokenizer, sets=SETS, options=OPTIONS, **kwargs):
 
 
 def as_approximate(record):
-    return {key: pytest.approx(v, abs=1e-5) if isinstance(v, float | list) else v for key, v in record.items()}
+    return {
+        key: pytest.approx(v, rel=1e-5, abs=1e-5) if isinstance(v, float | list) else v for key, v in record.items()
+    }
 
 
 class TestSets:
@@ -54,7 +56,7 @@ class TestSets:
             for size in (1, 16)
         )
         assert one == [as_approximate(record) for record in many]
-        assert summarize_all(one) == pytest.approx(summarize_all(many), abs=1e-5)
+        assert summarize_all(one) == pytest.approx(summarize_all(many), rel=1e-5, abs=1e-5)
 
     @pytest.mark.parametrize(
         ("names", "expected"),

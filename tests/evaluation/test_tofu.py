@@ -45,10 +45,10 @@ class TestEvaluateRows:
         (gt, paraphrased, *perturbed), (num_gt, _, *num_perturbed) = answer_losses(
             model, tokenized, 1, tokenizer.pad_token_id
         )
-        assert record["avg_gt_loss"] == pytest.approx(gt, abs=1e-5)
+        assert record["avg_gt_loss"] == pytest.approx(gt, rel=1e-5, abs=1e-5)
         assert record["gt_loss"] == pytest.approx(gt * num_gt, abs=1e-3)
-        assert record["avg_paraphrased_loss"] == pytest.approx(paraphrased, abs=1e-5)
-        assert record["average_perturb_loss"] == pytest.approx(perturbed, abs=1e-5)
+        assert record["avg_paraphrased_loss"] == pytest.approx(paraphrased, rel=1e-5, abs=1e-5)
+        assert record["average_perturb_loss"] == pytest.approx(perturbed, rel=1e-5, abs=1e-5)
         assert record["num_token_perturb"] == num_perturbed
         assert record["truth_ratio"] == pytest.approx(math.exp(paraphrased - sum(perturbed) / 3), rel=1e-4)
 
@@ -98,8 +98,10 @@ class TestEvaluateRows:
         tokens = tokenize_row(ROWS[0], tokenizer)
         (score,) = answer_scores(model, [tokens], 1, tokenizer.pad_token_id)
         half = len(score.log_probs) // 2
-        assert record["min_k"] == pytest.approx(sum(sorted(score.log_probs)[:half]) / half, abs=1e-5)
-        assert record["min_k_plus_plus"] == pytest.approx(sum(sorted(score.z_scores)[:half]) / half, abs=1e-5)
+        assert record["min_k"] == pytest.approx(sum(sorted(score.log_probs)[:half]) / half, rel=1e-5, abs=1e-5)
+        assert record["min_k_plus_plus"] == pytest.approx(
+            sum(sorted(score.z_scores)[:half]) / half, rel=1e-5, abs=1e-5
+        )
         assert record["exact_memorization"] == sum(score.correct) / len(score.correct)
         assert record["mia_k"] == 0.5
         assert record["zlib_bytes"] == len(zlib.compress(ROWS[0]["answer"].encode()))
@@ -136,7 +138,7 @@ class TestEvaluateRows:
         (record,) = evaluate_rows(model, tokenizer, [row], "world_facts", generate=False, progress=False)
         tokenized = tokenize_row({"prompt": "Bo writes", "completion": " plays."}, tokenizer)
         losses, _ = answer_losses(model, [tokenized], 1, tokenizer.pad_token_id)
-        assert record["average_perturb_loss"] == pytest.approx(losses, abs=1e-5)
+        assert record["average_perturb_loss"] == pytest.approx(losses, rel=1e-5, abs=1e-5)
 
     def test_plain_text_has_no_prompt_and_no_rouge(self, model, tokenizer):
         (record,) = evaluate_rows(model, tokenizer, [{"text": "Ada lives in a house."}], "retain", progress=False)
