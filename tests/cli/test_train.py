@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,3 +200,15 @@ def test_rows_that_tofu_does_not_bring_go_with_it(options, tmp_path, write_jsonl
     write_jsonl("full", rows)
     forget, retain = FineTuningData(forget="forget01", tofu_dir=str(tmp_path), **options).rows()
     assert (len(forget), len(retain)) == (40, 1)
+
+
+def test_a_run_of_local_files_asks_the_hub_for_nothing_and_tells_it_nothing(saved_model, data, quick, hub):
+    """TRL would tell it of every trainer that is made."""
+    environment = os.environ | hub.environment
+    for variable in ("HF_HUB_DISABLE_TELEMETRY", "CI"):
+        environment.pop(variable, None)
+    command = [sys.executable, "-c", "import sys; from wagle_trl.cli.main import main; sys.exit(main())"]
+    command += ["npo", "--model_name_or_path", saved_model, *data, *quick]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert hub.requests == []
