@@ -18,6 +18,7 @@ from wagle_trl.checkpoint import Checkpoint
 from wagle_trl.delta import weights_fingerprint
 from wagle_trl.folders import delta_between
 from wagle_trl.hub import base_of, checkpoint_of
+from wagle_trl.manifest import Manifest
 from wagle_trl.publish import publish
 
 from .deltas import same_weights, unlearned
@@ -253,6 +254,38 @@ def test_weights_that_stay_in_earlier_commits_are_named(run):
     assert publish(run, "user/model", CARD, what="delta").replaced == []
     stale_values(run)
     assert publish(run, "user/model", CARD, what="delta").replaced == ["wagle_delta.safetensors"]
+
+
+def add_mask(run):
+    Manifest.of(run, ["model.safetensors"]).write(run)
+
+
+def other_mask(run):
+    Manifest.of(run, ["model.safetensors", "wagle_mask.safetensors"]).write(run)
+    stale_mask(run)
+
+
+def other_weights(run):
+    Manifest.of(run, ["model.safetensors", "wagle_mask.safetensors"]).write(run)
+    stale_values(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "whats"),
+    [(add_mask, ("model", "mask", "delta")), (other_mask, ("model", "mask")), (other_weights, ("model",))],
+)
+def test_what_the_manifest_knows_as_of_another_run_is_not_published(change, whats, run, hub):
+    change(run)
+    for what in whats:
+        with pytest.raises(ValueError, match=r"by wagle_manifest\.json it is of another run than the files beside it"):
+            publish(run, f"user/{what}", CARD, what=what)
+        assert f"user/{what}" not in hub.repositories
+
+
+def test_a_delta_made_after_the_run_is_published(run):
+    Manifest.of(run, ["model.safetensors", "wagle_mask.safetensors"]).write(run)
+    publish(run, "user/delta", CARD, what="delta")
+    assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
 
 
 def test_a_model_without_a_mask_takes_the_place_of_one_with_a_mask(run):

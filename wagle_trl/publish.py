@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.hf_api import RepoFile
 
-from .delta import SparseDelta
+from .delta import DELTA_FILE, SparseDelta
 from .files import CARD_FILE
+from .manifest import check_of_one_run
 from .mask import MASK_FILE, WeightMask
 from .model_files import ADAPTER_CONFIG, WEIGHTS, is_like, names_without
 from .report import PLOT_FILE
@@ -68,6 +69,7 @@ def publish(
     with TemporaryDirectory(prefix="wagle-push-") as temporary:
         stage = Path(temporary)
         STAGES[what](folder, stage, base_model)
+        check_of_one_run(folder, _weights_and_mask(folder, stage))
         card.save(stage / CARD_FILE)
         left_out = names_without(folder, {path.name for path in stage.iterdir()})
         api = HfApi(token=token)
@@ -110,6 +112,12 @@ def commit(
     changed = [change.path_in_repo for change in new if _is_changed(change, old.get(change.path_in_repo))]
     no_weights = (".json", MASK_FILE)
     return made, [name for name in [*gone, *changed] if is_like(name, WEIGHTS) and not name.endswith(no_weights)]
+
+
+def _weights_and_mask(folder: Path, stage: Path) -> list[str]:
+    """What of a folder must be of one run; deltas may be made later, and are compared with weights and mask themselves."""
+    staged = {path.name for path in stage.iterdir() if is_like(path.name, (*WEIGHTS, ADAPTER_CONFIG))} - {DELTA_FILE}
+    return sorted(staged | ({MASK_FILE} if (folder / MASK_FILE).exists() else set()))
 
 
 def _files_at(api: HfApi, repo_id: str, revision: str | None, place: str) -> list[RepoFile]:
