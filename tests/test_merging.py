@@ -150,6 +150,23 @@ def test_a_request_is_revoked_by_merging_the_others_again(tiny_model, tmp_path):
         assert torch.equal(weights[only], base.get_parameter(name)[only])
 
 
+def test_mask_picture_and_delta_appear_together(tmp_path, monkeypatch):
+    merged = merge_deltas([random_delta(seed) for seed in range(2)])
+    folder = merged.save(tmp_path / "merged")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "wagle_delta.safetensors",
+        "wagle_mask.png",
+        "wagle_mask.safetensors",
+    ]
+    assert SparseDelta.load(folder).mask == WeightMask.load(folder) == merged.delta.mask
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
+        merged.save(folder)
+    monkeypatch.setattr(SparseDelta, "save", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        merged.save(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
 @pytest.mark.parametrize(
     ("deltas", "weights", "message"),
     [

@@ -1,8 +1,10 @@
 """Several forget requests against one base: their deltas merged into one; merged again without one, that is revoked."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ from tqdm.auto import tqdm
 
 from .coding import bits_at, positions_of
 from .delta import SparseDelta
+from .files import atomic_folder
 from .mask import WeightMask
+from .report import PLOT_FILE, plot_mask
 from .tensor_file import bit_patterns
 
 
@@ -28,6 +32,22 @@ class Merged:
     delta: SparseDelta
     shared: dict[str, int]
     conflicts: dict[str, int]
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """
+        Write the delta, its mask, and a picture of that.
+
+        Args:
+            folder (`str` or `os.PathLike`): Folder that does not exist yet, or is empty. It appears when all is written.
+
+        Returns:
+            `pathlib.Path`: `folder`.
+        """
+        with atomic_folder(folder) as temporary:
+            self.delta.mask.save(temporary)
+            plot_mask(self.delta.mask, temporary / PLOT_FILE)
+            self.delta.save(temporary)
+        return Path(folder)
 
 
 @dataclass

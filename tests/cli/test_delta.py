@@ -77,7 +77,7 @@ def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tm
     for name, parameter in expected.named_parameters():
         parameter.data[second.dense(name)] = winner.get_parameter(name)[second.dense(name)]
     assert same_weights(loaded(made), expected)
-    assert main(["merge", *requests, "--weights", "1", "3", "--output_dir", merged]) == 0
+    assert main(["merge", *requests, "--weights", "1", "3", "--output_dir", str(tmp_path / "means")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"for {shared:,} they differ: their weighted mean is taken." in out
 
@@ -92,15 +92,17 @@ def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tm
         (["apply", "{0}", "--output_dir", "made"], "No delta at {0}/wagle_delta.safetensors"),
         (["undo", "{0}", "{0}", "--output_dir", "made"], "No delta at"),
         (["merge", "{0}", "{1}"], "No delta at"),
+        (["merge", "{0}/kept", "--output_dir", "{1}"], "exists and is not an empty folder; choose another"),
         (["delta", "{base}", "{base}"], "No mask file at"),
         (["delta", "{0}", "{1}", "--output_dir", "new/folder"], "weights outside the mask differ from"),
         (["delta", "{base}", "{0}", "--undo"], "--undo needs --output_dir: old values hold what was forgotten"),
         (["delta", "{base}", "{0}", "--output_dir", "base/config.json/x"], "Cannot write to output_dir"),
     ],
-    ids=["no output", "apply", "undo", "merge", "no mask", "other base", "old values", "no place"],
+    ids=["no output", "apply", "undo", "merge", "not empty", "no mask", "other base", "old values", "no place"],
 )
 def test_bad_input_is_one_line_and_writes_nothing(argv, message, saved_model, requests, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert main(["delta", saved_model, requests[0], "--output_dir", f"{requests[0]}/kept"]) == 0
     before = sorted(tmp_path.rglob("*"))
     assert main([text.format(*requests, base=saved_model) for text in argv]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wagle")]

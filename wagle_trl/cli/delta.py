@@ -9,13 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from ..checkpoint import Checkpoint
-from ..delta import SparseDelta
+from ..delta import DELTA_FILE, SparseDelta
 from ..files import check_writable
 from ..folders import apply_to_folder, delta_between, undo_to_folder
 from ..hub import base_of, checkpoint_of, require_base
 from ..mask import WeightMask, layer_of
 from ..merging import Merged, merge_deltas
-from ..report import PLOT_FILE, plot_mask
 from .output import Output, key_value_table
 from .parser import WagleParser
 from .verify import BASE_REVISION_HELP, revision_of_base
@@ -67,7 +66,10 @@ class DeltaArguments:
 class MergeArguments:
     """How to merge, and where the delta goes."""
 
-    output_dir: str = field(default="wagle-merged", metadata={"help": "Folder for the merged delta and its mask."})
+    output_dir: str = field(
+        default="wagle-merged",
+        metadata={"help": "Folder to make for the merged delta and its mask; nothing is overwritten."},
+    )
     weights: list[float] | None = field(
         default=None,
         metadata={
@@ -138,9 +140,8 @@ def _merge(argv: list[str]) -> Output:
     deltas = [SparseDelta.from_pretrained(name) for name in names.deltas]
     _check_place(args.output_dir)
     merged = merge_deltas(deltas, args.weights)
-    merged.delta.mask.save(args.output_dir)
-    plot_mask(merged.delta.mask, Path(args.output_dir, PLOT_FILE))
-    output = _written(merged.delta, args.output_dir, os.path.getsize(merged.delta.save(args.output_dir)))
+    size = os.path.getsize(merged.save(args.output_dir) / DELTA_FILE)
+    output = _written(merged.delta, args.output_dir, size)
     counts = {"shared": sum(merged.shared.values()), "conflicts": sum(merged.conflicts.values())}
     output.content |= counts | {"conflicts_by_parameter": {k: v for k, v in merged.conflicts.items() if v}}
     rule = "the last delta wins" if args.weights is None else "their weighted mean is taken"
