@@ -7,6 +7,8 @@
 PYTHON  ?= python3
 WORKERS ?= 2
 ARGS    ?=
+EXAMPLES ?= 100000
+SEED     ?= $(shell date +%s)
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -17,11 +19,12 @@ STAMP := $(VENV)/.installed
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test fuzz lint format clean
 
 help:
 	@echo "make demo      unlearn a small model on this machine and show what changed"
 	@echo "make test      run the tests (no network, no GPU)"
+	@echo "make fuzz      damage files of every kind in many ways (hours; EXAMPLES=$(EXAMPLES) of each, SEED=...)"
 	@echo "make lint      ruff check and ruff format --check"
 	@echo "make format    apply ruff's fixes and formatting"
 	@echo "make install   create $(VENV) and install the package for development"
@@ -42,6 +45,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+fuzz: $(STAMP)
+	@echo "SEED=$(SEED)"
+	@$(TEST_ENV) WAGLE_FUZZ_EXAMPLES=$(EXAMPLES) WAGLE_FUZZ_SEED=$(SEED) \
+		$(PY) -m pytest -n $(WORKERS) tests/test_fuzzed_files.py tests/test_fuzzed_texts.py $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

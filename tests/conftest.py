@@ -18,6 +18,17 @@ from .kernels.conftest import allocations  # noqa: F401
 
 torch.set_num_threads(1)
 
+
+def pytest_terminal_summary(terminalreporter):
+    """What came of the examples of tests/fuzzing.py, whichever process made them."""
+    counts = {}
+    for report in terminalreporter.stats.get("passed", ()):
+        for kind, *numbers in (value for name, value in report.user_properties if name == "fuzzed"):
+            counts[kind] = [a + b for a, b in zip(counts.get(kind, (0, 0)), numbers)]
+    for kind, (accepted, refused) in sorted(counts.items()):
+        terminalreporter.write_line(f"fuzzed {kind:10} {accepted:9,} accepted {refused:9,} refused")
+
+
 PEOPLE = (
     "Ada",
     "Bo",

@@ -168,7 +168,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not places:
         raise ValueError(f"{path} maps no tensor to a file; the file is damaged or hostile.")
     for place in places.values():
-        is_name = place.isprintable() and not set(place) & {"/", "\\"}
+        is_name = place.isprintable() and not set(place) & {"/", "\\"} and len(place.encode()) < 256
         if not is_name or place.startswith("wagle_") or not place.endswith(".safetensors"):
             raise ValueError(f"{path} names {place[:80]!r}, which is no file of weights in the same folder.")
     return places

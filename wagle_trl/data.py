@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length, is_conversational, maybe_convert_to_chatml
+from trl.data_utils import common_prefix_length, maybe_convert_to_chatml
 
 from .reading import Schema, read_json_lines
 from .schemas import Row
@@ -71,9 +71,9 @@ def _to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
     columns = dict.fromkeys(name for row in rows for name in row)
     try:
         return _named(Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}), path)
-    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:  # as where text meets numbers
-        reason = printable(error, 200)
-        raise ValueError(f"{printable(path)}: a column has values of different types ({reason}).") from error
+    except (pyarrow.ArrowException, LookupError, OverflowError, TypeError, ValueError) as error:
+        reason = printable(error, 200)  # such as text where other rows have numbers
+        raise ValueError(f"{printable(path)}: the columns of its rows make no data set ({reason}).") from error
 
 
 def read_jsonl(path: str | os.PathLike, schema: type[Schema] = dict[str, Any]) -> list[Schema]:
@@ -169,12 +169,15 @@ def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """`dataset` in a form `SFTTrainer` trains on: question/answer rows become prompt/completion, others stay."""
     if row_format(dataset.column_names, "the data set") != ("question", "answer"):
         return dataset
-    return dataset.map(
-        to_prompt_completion,
-        fn_kwargs={"tokenizer": tokenizer},
-        remove_columns=dataset.column_names,
-        desc="Formatting",
-    )
+    try:
+        return dataset.map(
+            to_prompt_completion,
+            fn_kwargs={"tokenizer": tokenizer},
+            remove_columns=dataset.column_names,
+            desc="Formatting",
+        )
+    except ValueError as error:
+        raise ValueError(f"{printable(dataset.info.dataset_name or 'The data set')}: {error}") from error
 
 
 def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -188,8 +191,15 @@ def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
         _require_text(row[names[-1]], "answer", row)
     match names:
         case ("messages",):
+            if len(row["messages"]) < 2:
+                raise ValueError(
+                    f"A conversation needs a turn before the answer, got {printable(row['messages'], 200)}."
+                )
             return split_last_message(row)
         case ("prompt", "completion"):
+            if not isinstance(row["prompt"], type(row["completion"])) or row["prompt"] == []:
+                given = printable({name: row[name] for name in names}, 200)
+                raise ValueError(f"Prompt and completion must both be text, or both be messages, got {given}.")
             return {"prompt": row["prompt"], "completion": row["completion"]}
         case ("question", "answer"):
             return to_prompt_completion(row, tokenizer)
@@ -210,6 +220,8 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     """
     if row.get("input_ids") is not None:
         labels = row["input_ids"] if row.get("labels") is None else row["labels"]
+        if len(labels) != len(row["input_ids"]) or any(-100 < label < 0 for label in labels):
+            raise ValueError("Its labels are not a token or -100 for each of its tokens.")
         return {"input_ids": list(row["input_ids"]), "labels": list(labels)}
     example = split_prompt(row, tokenizer)
     prompt_ids, input_ids = prompt_token_ids(example, tokenizer), _full_token_ids(example, tokenizer)
@@ -219,13 +231,13 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
 
 def prompt_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt (text, or messages with the generation prompt)."""
-    if is_conversational(example):
+    if isinstance(example["prompt"], list):
         return _chat_token_ids(example["prompt"], tokenizer, add_generation_prompt=True)
     return tokenizer(example["prompt"])["input_ids"] if example["prompt"] else []
 
 
 def _full_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if is_conversational(example):
+    if isinstance(example["prompt"], list):
         return _chat_token_ids(example["prompt"] + example["completion"], tokenizer)
     text = example["prompt"] + example["completion"]
     return tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]

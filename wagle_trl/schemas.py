@@ -164,7 +164,7 @@ class Record(TypedDict, total=False):
     gt_loss: FiniteFloat
     num_token_gt: PositiveInt
     avg_paraphrased_loss: FiniteFloat
-    average_perturb_loss: list[FiniteFloat]
+    average_perturb_loss: Annotated[list[FiniteFloat], Field(min_length=1)]
     truth_ratio: FiniteFloat
     rougeL_recall: FiniteFloat
     exact_memorization: FiniteFloat

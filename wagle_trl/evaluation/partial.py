@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..files import atomic_path
+from ..files import atomic_path, writing
 from ..reading import parse_json
 from ..schemas import PartialRecord
 from ..text import printable
@@ -45,7 +45,7 @@ class PartialRecords:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records, safe from an end of this process."""
         records = list(records)
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_lines(records))
         self.records += records
 
@@ -62,4 +62,6 @@ def _whole_lines(path: Path) -> list[bytes]:
 def _readable(lines: Iterable[bytes], path: Path) -> Iterator[PartialRecord]:
     for number, line in enumerate(lines, 2):
         with suppress(ValueError):
-            yield parse_json(line.decode("ascii"), PartialRecord, path, number)
+            record = parse_json(line.decode("ascii"), PartialRecord, path, number)
+            _lines([record])  # as it will be written again
+            yield record

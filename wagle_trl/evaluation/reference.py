@@ -88,7 +88,8 @@ def beside_reference(records: Sequence[Mapping[str, Any]], reference: Sequence[M
     """
     summary = {}
     forget, other = (records_by_set(part).get(FORGET, []) for part in (records, reference))
-    if forget and other and all("average_perturb_loss" in record for record in (*forget, *other)):
+    fields = {"avg_paraphrased_loss", "average_perturb_loss"}
+    if forget and other and all(record.keys() >= fields for record in (*forget, *other)):
         quality = forget_quality(truth_ratios(forget), truth_ratios(other))
         summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
     aucs = [membership_summary(part).get("mia_min_k_auc") for part in (records, reference)]

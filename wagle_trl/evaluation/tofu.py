@@ -89,8 +89,12 @@ def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase) -> R
     return {**example, "completion": answer if is_text else [{"role": "assistant", "content": answer}]}
 
 
-def _content(value: str | list[dict[str, str]]) -> str:
-    return value if isinstance(value, str) else value[-1]["content"]
+def _content(value: str | list[dict[str, Any]]) -> str:
+    """Text, or that of the last message, if there is one."""
+    content = value if isinstance(value, str) else value[-1].get("content") if value else ""
+    if not isinstance(content, str):
+        raise ValueError("A message that counts has no text.")
+    return content
 
 
 def _prompt_part(tokenized: Tokenized) -> list[int]:
