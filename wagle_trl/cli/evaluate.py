@@ -17,7 +17,7 @@ from ..evaluation.reference import read_reference
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
-from ..files import EVALUATION_FILE, check_writable, write_json
+from ..files import EVALUATION_FILE, check_writable, land, staging_folder, write_json
 from ..fingerprint import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
@@ -102,20 +102,20 @@ def run(argv: list[str], command: str) -> Output:
     check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
     folder = Path(args.output_dir)
     records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
-    write_records(records, folder / RECORDS_FILE)
     summary = summarize_all(records, reference)
     if base is not None:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
         del base  # the attacks need its memory
     head = _head(args, options, model_args, model)
-    write_json(folder / EVALUATION_FILE, head | summary)
+    _save(folder, RECORDS_FILE, records, head | summary)
     if attacks.attack:
         head["options"] |= asdict(attacks)
         summary["attacks"] = {}
     for variant, result in _attacked(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER):
         summary["attacks"][variant] = result.summary
-        write_json(folder / EVALUATION_FILE, head | summary)  # after each: the next may run out of memory
+        # After each: the next may run out of memory
+        _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, head | summary)
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
     return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
@@ -155,11 +155,19 @@ def _attacked(
     attacks: AttackConfig,
     folder: Path,
 ) -> Iterator[tuple[str, AttackResult]]:
-    """Every attack and what came of it; the records go to a folder each."""
+    """Every attack and what came of it; what it has done so far is kept in a folder each."""
     with tqdm(attacks.variants, desc="Attacks", disable=not attacks.attack) as bar:
         for variant in bar:
             bar.set_postfix_str(variant)
             (folder / variant).mkdir(parents=True, exist_ok=True)
             result = evaluate_attack(model, tokenizer, sets, variant, attacks, options, folder=folder / variant)
-            write_records(result.records, folder / variant / RECORDS_FILE)
             yield variant, result
+
+
+def _save(folder: Path, name: str, records: list[dict[str, Any]], evaluation: dict[str, Any]) -> None:
+    """Write records, and the evaluation that they are of, in one."""
+    with staging_folder(folder) as stage:
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        write_records(records, stage / name)
+        write_json(stage / EVALUATION_FILE, evaluation)
+        land(stage, folder, [name, EVALUATION_FILE])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import atomic_path
+from ..files import land, staging_folder
 from ..report import plot_masks
 from .figures import plot_relearning, plot_trajectories
 from .runs import LEVELS, Run
@@ -52,12 +52,13 @@ def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[
     Returns:
         `tuple[list[pathlib.Path], list[TextTable]]`: The files written, `report.md` first, and the tables in it.
     """
-    sections = _sections(runs, folder)
-    path = folder / DOCUMENT_FILE
-    with atomic_path(path) as temporary:
+    with staging_folder(folder) as stage:
+        sections = _sections(runs, stage)
         text = "\n".join(filter(None, (section.to_markdown() for section in sections)))
-        temporary.write_text(f"# Unlearning runs\n\n{text}", encoding="utf-8")
-    files = [path, *(section.figure for section in sections if section.figure)]
+        (stage / DOCUMENT_FILE).write_text(f"# Unlearning runs\n\n{text}", encoding="utf-8")
+        figures = [section.figure.name for section in sections if section.figure]
+        land(stage, folder, [*figures, DOCUMENT_FILE])
+    files = [folder / name for name in (DOCUMENT_FILE, *figures)]
     return files, [table for section in sections for table in section.tables]
 
 
