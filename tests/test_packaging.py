@@ -1,18 +1,25 @@
 """What is installed, and that the repository's own folders shadow nothing."""
 
+import ast
 import configparser
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OUTPUTS = ("build", "cache", "demo-output", "dist", "outputs")  # of commands, as .gitignore has them
 
 
 def test_kernels_is_no_package():
@@ -71,6 +78,80 @@ def test_wheel_holds_every_file_of(wheel, package, home):
     files = {path.relative_to(home).as_posix() for path in (home / package).rglob("*") if path.suffix in kinds}
     files.add(f"{package}/py.typed")
     assert files <= set(wheel.namelist()), sorted(files - set(wheel.namelist()))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """Names in the source distribution, without its own folder."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", ".hypothesis", *OUTPUTS)
+    shutil.copytree(ROOT, source / "tree", ignore=ignored)
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source / "tree", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def test_sdist_holds_every_file_that_the_tests_of_it_need(sdist):
+    folders = [ROOT / name for name in (".ci", "benchmarks", "examples", "kernels", "tests", "wagle_trl")]
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    paths += [path for path in ROOT.iterdir() if not path.name.startswith(".")]
+    files = {path.relative_to(ROOT) for path in paths if path.is_file() and path.suffix != ".pyc"}
+    left_out = {file.as_posix() for file in files if not file.is_relative_to("benchmarks/cache")} - sdist
+    assert not left_out
+    assert not [name for name in sdist if name.endswith(".pyc") or name.startswith(OUTPUTS)]
+
+
+LOWER_BOUNDS_OF_TRANSFORMERS_5_17 = {
+    "huggingface-hub": "1.5.0",
+    "numpy": "1.17",
+    "pyyaml": "5.1",
+    "safetensors": "0.8.0",
+    "tokenizers": "0.23.1",
+    "tqdm": "4.60",
+}
+# Below, a file of data executes code (CVE-2023-47248), an option does (CVE-2024-34062)
+HOLES = {"pyarrow": "14.0.1", "tqdm": "4.66.3"}
+
+
+def lower_bounds(requirements):
+    """Lower bound of every requirement that is no extra; `None` where it has none."""
+    parsed = [requirement for requirement in map(Requirement, requirements) if "extra" not in str(requirement.marker)]
+    return {
+        canonicalize_name(requirement.name): next(
+            (Version(part.version) for part in requirement.specifier if part.operator in (">=", ">")), None
+        )
+        for requirement in parsed
+    }
+
+
+def test_every_dependency_has_a_lower_bound_that_is_no_lower_than_it_can_be():
+    ours = lower_bounds(PROJECT["dependencies"])
+    assert None not in ours.values()
+    known = {name: Version(version) for name, version in LOWER_BOUNDS_OF_TRANSFORMERS_5_17.items()}
+    needed = [known, {name: Version(version) for name, version in HOLES.items()}]
+    assert ours["transformers"] == Version("5.17")
+    if ours["trl"] == Version(version("trl")):
+        needed.append(lower_bounds(requires("trl")))
+    too_low = [(name, bound) for bounds in needed for name, bound in bounds.items() if bound and name in ours]
+    assert [(name, bound) for name, bound in too_low if ours[name] < bound] == []
+
+
+def test_what_is_imported_is_a_dependency():
+    """Of a dependency of a dependency, nobody says that it stays."""
+    declared = lower_bounds(PROJECT["dependencies"]).keys() | {"wagle-trl"}
+    owners = packages_distributions()
+    files = [path for folder in ("wagle_trl", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"wagle_kernels", "wagle_trl"}
+    missing = {name for name in modules if declared.isdisjoint(map(canonicalize_name, owners.get(name, ())))}
+    assert missing <= {"bitsandbytes", "pydantic_core"}  # optional; pydantic asks for one version of it
 
 
 def test_wheel_metadata(wheel):
