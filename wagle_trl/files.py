@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -65,29 +65,32 @@ def staging_folder(folder: Path) -> Iterator[Path]:
         yield stage
 
 
-def land(stage: Path, folder: Path, names: Iterable[str]) -> None:
+def land(stage: Path, folder: Path, names: Sequence[str], instead_of: Iterable[str] = ()) -> None:
     """
     Have files take their places together, over what was there. Neither a full disk nor a signal comes between them.
 
     Args:
         stage (`pathlib.Path`): A [`staging_folder`] of `folder`.
         folder (`pathlib.Path`): Where they go.
-        names (iterable of `str`): The files, the one that speaks of the others last; `/` separates folders within.
+        names (`list[str]`): The files, the one that speaks of the others last; `/` separates folders within.
+        instead_of (iterable of `str`, *optional*): Files of the folder that go when these come.
     """
-    names = list(names)
+    gone = list(instead_of)
     for name in names:
         sync(stage / name)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     try:
-        _move(stage, folder, names)
+        _move(stage, folder, names, gone)
     except KeyboardInterrupt:
-        _move(stage, folder, names)
+        _move(stage, folder, names, gone)
         raise
     for place in {(folder / name).parent for name in names}:
         sync(place)
 
 
-def _move(stage: Path, folder: Path, names: list[str]) -> None:
+def _move(stage: Path, folder: Path, names: Sequence[str], gone: Sequence[str]) -> None:
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
     for name in names:
         with suppress(FileNotFoundError):  # moved already
             os.replace(stage / name, folder / name)

@@ -13,7 +13,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
-from .files import sync, write_json
+from .files import land, sync, write_json
 from .reading import read_json
 
 MANIFEST_FILE = "wagle_manifest.json"
@@ -88,6 +88,21 @@ class Manifest:
             list(pool.map(sync, [folder / name for name in self.files]))
         for place in {(folder / name).parent for name in self.files}:
             sync(place)
+        return self._save(folder)
+
+    def land(self, stage: Path, folder: Path, instead_of: Iterable[str] = ()) -> None:
+        """
+        Have its files take their places in a folder, and the manifest after them.
+
+        Args:
+            stage (`pathlib.Path`): A [`~files.staging_folder`] of `folder`. Files that it lacks are in `folder` already.
+            folder (`pathlib.Path`): Where they go.
+            instead_of (iterable of `str`, *optional*): Files of the folder that go when these come.
+        """
+        self._save(stage)
+        land(stage, folder, [*(name for name in self.files if (stage / name).is_file()), MANIFEST_FILE], instead_of)
+
+    def _save(self, folder: Path) -> Path:
         return write_json(folder / MANIFEST_FILE, {"format_version": FORMAT_VERSION, **asdict(self)})
 
     def with_files(self, folder: Path, names: Iterable[str]) -> "Manifest":

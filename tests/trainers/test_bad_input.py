@@ -297,5 +297,5 @@ def test_errors_come_before_attribution(make_trainer, monkeypatch, forget_rows, 
     ):
         with pytest.raises(ValueError):
             make_trainer(**arguments)
-    with pytest.raises(ValueError, match="No checkpoint to resume from"):
+    with pytest.raises(ValueError, match="No whole checkpoint to resume from"):
         make_trainer(mask_config=MaskConfig()).train(resume_from_checkpoint=True)

@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             return _show(_run(command, argv, as_json), as_json)
     except KeyboardInterrupt as stop:
         is_terminated = isinstance(stop, _Terminated)
+        _close_bars()
         print(f"wagle {command}: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr)
         return 143 if is_terminated else 130
     except Exception as error:
@@ -130,8 +131,17 @@ def _explain(command: str, error: Exception) -> int:
     is_foreseen = isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError))
     advice = "run again with --debug for the traceback"
     said = f"error: {text}" if is_foreseen else f"unexpected {type(error).__name__}: {text}; {advice}"
+    _close_bars()
     print(printable(f"wagle {command}: {said}", _LONGEST), file=sys.stderr)
     return 2 if is_foreseen else EX_SOFTWARE
+
+
+def _close_bars() -> None:
+    """Have what is said next begin a line: bars that are broken off stay open, and so does their line."""
+    from tqdm import tqdm
+
+    for bar in list(tqdm._instances):
+        bar.close()
 
 
 def _show(output: Output, as_json: bool) -> int:

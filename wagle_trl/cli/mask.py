@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from ..files import REPORT_FILE
+from ..files import REPORT_FILE, staging_folder
 from ..manifest import Manifest
 from ..mask import MASK_FILE
 from ..report import PLOT_FILE, plot_mask, report_tables
@@ -21,8 +21,10 @@ def run(argv: list[str], command: str) -> Output:
     trainer = build_trainer(NPOTrainer, data_args, training_args, model_args, mask_config=mask_config)
     mask = trainer.compute_mask()
     folder = Path(training_args.output_dir)
-    plot_mask(mask, folder / PLOT_FILE)
-    write_run_report(trainer, str(folder), objective="mask")
-    Manifest.of(folder, [MASK_FILE, PLOT_FILE, REPORT_FILE]).write(folder)
+    with staging_folder(folder) as stage:
+        mask.save(stage)
+        plot_mask(mask, stage / PLOT_FILE)
+        write_run_report(trainer, stage, objective="mask")
+        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).land(stage, folder)
     report = trainer.mask_report
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

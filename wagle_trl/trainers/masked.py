@@ -15,9 +15,9 @@ from trl import SFTConfig, SFTTrainer
 from ..attribution import compute_mask
 from ..data import pin_date
 from ..delta import SparseDelta, weights_fingerprint
-from ..files import CARD_FILE, REPORT_FILE, check_writable
+from ..files import CARD_FILE, EVALUATION_FILE, REPORT_FILE, check_writable, staging_folder
 from ..fingerprint import model_fingerprint
-from ..mask import WeightMask
+from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..optimizer import MaskedAdamW
 from ..report import PLOT_FILE, mask_report, plot_mask
@@ -41,7 +41,7 @@ from .moved import MovedShare
 from .publishing import HubPushes
 from .resuming import check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
 from .run_report import Given, write_run_report
-from .whole_saves import WholeSaves, update_manifest
+from .whole_saves import WholeSaves, add_to_save, holds_save, lend
 
 
 class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
@@ -239,7 +239,7 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
             self.mask = self.mask.to(self.args.device)
             for bits in self.mask.bits.values():
                 torch.distributed.broadcast(bits, src=0)
-        if self.args.should_save:
+        if self.args.should_save and not holds_save(Path(self.args.output_dir)):
             self.mask.save(self.args.output_dir)
         return self.mask
 
@@ -308,11 +308,20 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
-        # A picture that is there may be of another run
-        if self.mask is not None and (self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists()):
-            plot_mask(self.mask, folder / PLOT_FILE)
+        if self._saves_checkpoint:  # that has a card and a report of its own
+            if self.mask is not None and not holds_save(folder):
+                self._draw_mask(folder, folder)
+            return
+        with staging_folder(folder) as stage:
+            if self.mask is not None:
+                self._draw_mask(folder, stage)
+            lend(folder, stage, [PLOT_FILE, MASK_FILE, EVALUATION_FILE])
+            write_run_report(self, stage)
+            write_card(self, stage, model_name, dataset_name, tags)
+            add_to_save(stage, folder, [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])])
+
+    def _draw_mask(self, folder: Path, place: Path) -> None:
+        """Have a picture of the mask in `place`, if `folder` has none; one that is there may be of another run."""
+        if self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists():
+            plot_mask(self.mask, place / PLOT_FILE)
             self._drawn_mask = self.mask
-        if not self._saves_checkpoint:  # that has a card and a report of its own
-            write_run_report(self, folder)
-            write_card(self, folder, model_name, dataset_name, tags)
-            update_manifest(folder, [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])])

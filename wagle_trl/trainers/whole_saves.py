@@ -3,16 +3,27 @@
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..files import CARD_FILE, REPORT_FILE, atomic_path, staging_folder, writing
-from ..manifest import Manifest, files_in
+from ..files import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    REPORT_FILE,
+    atomic_path,
+    remove_folder,
+    staging_folder,
+    temporary_folder,
+    writing,
+)
+from ..manifest import MANIFEST_FILE, Manifest, files_in
 from ..reading import read_json
+from ..report import PLOT_FILE
+from ..staging import keep
 
 
 class WholeSaves:
@@ -21,7 +32,7 @@ class WholeSaves:
 
     A checkpoint gets its manifest when all of it is on the disk, and older ones are removed only then. What `save_model`
     writes takes its places in the folder when all of it is there; files that an earlier save left there, and that speak of
-    other weights, are removed.
+    other weights, are removed then. Until then an earlier run stays in the folder as it is.
     """
 
     _saves_checkpoint = False
@@ -65,11 +76,10 @@ class WholeSaves:
 
     def _land(self, stage: Path, folder: Path) -> None:
         fingerprint, names = _reported_fingerprint(stage), files_in(stage)
-        kept = _without_superseded(folder, names, fingerprint)
-        for name in names:
-            (folder / name).parent.mkdir(exist_ok=True)
-            os.replace(stage / name, folder / name)
-        Manifest.of(folder, {*names, *kept, *self.write_card(folder)}, fingerprint).write(folder)
+        kept, superseded = _earlier_files(folder, [*names, CARD_FILE], fingerprint)
+        lend(folder, stage, {*kept, EVALUATION_FILE, PLOT_FILE} - superseded)
+        names += self.write_card(stage)
+        Manifest.of(stage, {*names, *kept}, fingerprint).land(stage, folder, instead_of=superseded)
 
     def _save_checkpoint(self, model, trial) -> None:
         run_folder = self._get_output_dir(trial=trial)
@@ -82,56 +92,86 @@ class WholeSaves:
         finally:
             self.args.save_total_limit, self._saves_checkpoint = limit, False
         if self.args.should_save:
-            for name in (REPORT_FILE, CARD_FILE):  # the folder of the run shows how far it is
-                with atomic_path(Path(run_folder, name)) as temporary:
-                    shutil.copyfile(folder / name, temporary)
-            rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
+            if not holds_save(Path(run_folder)):  # then it shows how far the run is
+                for name in (REPORT_FILE, CARD_FILE):
+                    with atomic_path(Path(run_folder, name)) as temporary:
+                        shutil.copyfile(folder / name, temporary)
+            _rotate(run_folder, limit, self.state.best_model_checkpoint)
 
     @contextmanager
     def _new_checkpoint(self, folder: Path) -> Iterator[None]:
-        """A place for a checkpoint, which is marked as whole on success and removed on failure."""
-        if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off here, or of an earlier one
-        self.accelerator.wait_for_everyone()
-        try:
+        """A place for a checkpoint, which is marked as whole on success; on failure it is as it was."""
+        if not self.args.should_save:
+            self.accelerator.wait_for_everyone()
             yield
             self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                names = [*files_in(folder), *self.write_card(folder)]
-                Manifest.of(folder, set(names), _reported_fingerprint(folder), **self.facts()).write(folder)
-        except BaseException:
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(folder.parent) as aside:
+            before = aside / "before"  # of a run that was cut off here, or of an earlier one
+            try:
+                if folder.exists():
+                    os.replace(folder, before)
+                self.accelerator.wait_for_everyone()
+                yield
+                self.accelerator.wait_for_everyone()
+                names = {*files_in(folder), *self.write_card(folder)}
+                Manifest.of(folder, names, _reported_fingerprint(folder), **self.facts()).write(folder)
+            except BaseException:
+                if folder.exists():
+                    os.replace(folder, aside / "failed")
+                if before.exists():
+                    os.replace(before, folder)
+                raise
 
 
-def update_manifest(folder: Path, names: list[str]) -> None:
-    """Note files, a report among them, that were written into a folder after the others, or without any."""
-    before, fingerprint = Manifest.read(folder), _reported_fingerprint(folder)
+def holds_save(folder: Path) -> bool:
+    """Whether there is a whole save in the folder of a run, whose files then stay together until the next."""
+    return (folder / MANIFEST_FILE).exists()
+
+
+def lend(folder: Path, stage: Path, names: Iterable[str]) -> None:
+    """Have files of a folder in a stage, too, as far as they are there, for a card that is made of them."""
+    for name in names:
+        if (folder / name).is_file() and not (stage / name).exists():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            keep(folder / name, stage / name)
+
+
+def add_to_save(stage: Path, folder: Path, names: list[str]) -> None:
+    """Have files, a report among them, take their places beside those of a save of the same weights."""
+    before, fingerprint = Manifest.read(folder), _reported_fingerprint(stage)
     if before is None or before.fingerprint != fingerprint:  # of another run
         before = Manifest({}, fingerprint)
-    before.with_files(folder, names).write(folder)
+    before.with_files(stage, names).land(stage, folder)
+
+
+def _rotate(run_folder: str, limit: int | None, best: str | None) -> None:
+    """Remove older checkpoints, as [`~transformers.trainer_utils.rotate_checkpoints`] does, but each at once."""
+    if limit is None or limit <= 0:
+        return
+    checkpoints = sort_checkpoints(run_folder, use_mtime=True, best_model_checkpoint=best)
+    stay = {checkpoints[-1], checkpoints[-1] if best is None else str(Path(best))}
+    for checkpoint in checkpoints[: -max(limit, len(stay))]:
+        remove_folder(Path(checkpoint))
 
 
 def _reported_fingerprint(folder: Path) -> str | None:
     return read_json(folder / REPORT_FILE, dict).get("fingerprint")
 
 
-def _without_superseded(folder: Path, names: list[str], fingerprint: str | None) -> list[str]:
+def _earlier_files(folder: Path, names: list[str], fingerprint: str | None) -> tuple[set[str], set[str]]:
     """
-    Files of the save before that stay: all of them if the weights are the same. Otherwise they are removed, such as a mask
-    or a delta, but for what is no more as it was saved.
+    Other files of the save before: those that stay, as the weights are the same, and those that go, such as a mask or a
+    delta. What is no more as it was saved is neither.
     """
     try:
         before = Manifest.read(folder)
     except ValueError:
         before = None  # damaged; the new one takes its place
     if before is None:
-        return []
+        return set(), set()
     others = before.files.keys() - set(names)
     unchanged = others - before.changed(folder, others).keys()
-    if fingerprint is not None and before.fingerprint == fingerprint:
-        return sorted(unchanged)
-    for name in unchanged:
-        (folder / name).unlink()
-    return []
+    is_same = fingerprint is not None and before.fingerprint == fingerprint
+    return (unchanged, set()) if is_same else (set(), unchanged)
