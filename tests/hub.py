@@ -241,7 +241,7 @@ def create_repo(hub: "Hub", request: Request) -> Response:
     url = {"url": f"{hub.url}/{repo}", "name": repo}
     if repo in hub.repositories:
         return Response.of({"error": "You already created this model repo"} | url, 409)
-    hub.repositories[repo] = Repository(repo, private=asked.get("visibility") == "private")
+    hub.repositories[repo] = Repository(repo, private=asked.get("private") or asked.get("visibility") == "private")
     return Response.of(url)
 
 

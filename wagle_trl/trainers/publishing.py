@@ -66,7 +66,9 @@ class HubPushes:
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:  # the trainer was made without `push_to_hub`
-            self.init_hf_repo(token=token, private=private)
+            if private is not None:  # `init_hf_repo` takes it from transformers 5.23 on
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
