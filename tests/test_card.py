@@ -9,11 +9,14 @@ import yaml
 from huggingface_hub import ModelCard
 
 from wagle_trl import card as card_module
-from wagle_trl.card import base_licence, model_card
+from wagle_trl.card import base_licence, model_card, read_card
 from wagle_trl.delta import SparseDelta
 from wagle_trl.mask import WeightMask
 from wagle_trl.merging import merge_deltas
 from wagle_trl.report import mask_report
+
+from .fuzzing import check_lines
+from .hostile import check_error
 
 COMMIT, DIGEST = "0123456789abcdef0123456789abcdef01234567", "ab" * 32
 TOFU = {"source": "locuslab/TOFU", "revision": COMMIT, "split": "train", "sha256": DIGEST}
@@ -585,3 +588,42 @@ def test_the_folder_names_the_model_where_nothing_else_does(make_folder, monkeyp
     monkeypatch.chdir(folder)
     assert model_card(os.curdir).text.startswith("\n# my\\_run\n")
     assert Path(folder, "README.md").exists() is False
+
+
+# Text of others
+
+HOSTILE = "[/x](y)|`*a*` <b>\n---\n# {{ 7 * 7 }} \x1b[2J\u202e\u200b"
+
+
+def test_text_of_files_is_shown_as_text(make_folder, tmp_path):
+    training = TRAINING | {
+        "objective": HOSTILE,
+        "base_model": HOSTILE,
+        "data": {HOSTILE: {"rows": 3, "source": HOSTILE, "split": HOSTILE, "sha256": HOSTILE}},
+        "options": {HOSTILE: HOSTILE, "max_steps": None},
+        "versions": {HOSTILE: HOSTILE},
+    }
+    evaluation = {f"{HOSTILE}_prob": 0.5, "attacks": {HOSTILE: {"forget_prob": 0.5}}}
+    card = model_card(make_folder(training=training, evaluation=evaluation))
+    check_lines(str(card))
+    assert "49" not in card.text and "<b>" not in re.sub("`[^`]*`", "", card.text.replace(r"\<", ""))
+    assert re.findall(r"^#+ .*$", card.text, re.MULTILINE)[0] == "# run"
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["---\n1: 2\n---\n", "---\na: [\n---\n", "---\na: !!int ''\n---\n", "---\n[1]\n---\n", "---\na: \x1b\n---\n"],
+)
+def test_a_card_of_ones_own_that_is_none_is_named(text, tmp_path):
+    (tmp_path / "mine.md").write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.md is no model card: ") as caught:
+        read_card(tmp_path / "mine.md")
+    check_error(caught.value)
+    (tmp_path / "README.md").write_text(text)
+    assert base_licence(str(tmp_path)) == {}
+
+
+def test_a_card_of_ones_own_is_read(tmp_path):
+    (tmp_path / "mine.md").write_text("---\nlicense: mit\n---\nHello", encoding="utf-8-sig")
+    assert read_card(tmp_path / "mine.md").data.license == "mit"

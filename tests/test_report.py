@@ -9,9 +9,11 @@ from PIL import Image
 from rich.console import Console
 
 from wagle_kernels import ScoreSpec
-from wagle_trl.mask import WeightMask
+from wagle_trl.mask import MASK_FILE, WeightMask
 from wagle_trl.report import draw_masks, mask_report, plot_mask, plot_masks, report_tables, rival_overlaps
 from wagle_trl.selection import Scored, select
+
+from .fuzzing import check_shown
 
 SHAPES = {f"model.layers.{i}.{part}.weight": (20, 9) for i in range(3) for part in ("mlp.up_proj", "self_attn.q_proj")}
 SHAPES["model.norm.weight"] = (11,)
@@ -156,3 +158,23 @@ def test_masks_share_one_scale_of_colours(mask):
     first, second, _ = draw_masks([("a", mask), ("b", full)]).axes
     assert first.images[0].norm.vmax == second.images[0].norm.vmax == 1.0
     assert first.images[0].get_array().max() < 1.0
+
+
+@pytest.mark.parametrize("score", ["[/x]", r"$\frac$", "$", "\x1b[2J\u202e", "_", "x" * 500, "a\nb"], ids=ascii)
+def test_a_score_of_a_hostile_name_is_drawn_and_shown_like_any_other(score, tmp_path):
+    masks = {name: torch.ones(2, 3) for name in ("model.layers.0.$\\frac$.weight", "b" * 900, "[/x]")}
+    mask = WeightMask.from_dense(masks, {"score": score})
+    figure = draw_masks([(score, mask)])
+    title, count = figure.axes[0].get_title().split("\n")
+    assert title.isprintable() and len(title) < 80 and count == "18 of 18 weights"
+    assert plot_mask(mask, tmp_path / "mask.png").stat().st_size > 1000
+    check_shown(*report_tables(mask_report(mask)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("jaccard", "[1]"), ("jaccard", '{"a": "b"}'), ("versions", "{"), ("versions", '{"a": 1}')]
+)
+def test_a_mask_whose_information_has_another_shape_is_refused(name, text, tmp_path):
+    path = WeightMask.from_dense({"a": torch.ones(3)}, {name: text}).save(tmp_path)
+    with pytest.raises(ValueError, match=f"{MASK_FILE}: {name}"):
+        WeightMask.load(path)

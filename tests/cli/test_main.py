@@ -3,6 +3,7 @@ import json
 import pytest
 
 from wagle_trl.cli.main import COMMANDS, main
+from wagle_trl.cli.output import Output, key_value_table
 
 
 def test_without_a_command_the_usage_is_shown_and_the_exit_code_is_2(capsys):
@@ -114,3 +115,45 @@ def test_an_unexpected_error_is_one_line_and_never_looks_like_a_failed_check(bro
     assert capsys.readouterr().err == expected
     with pytest.raises(KeyError):
         main(["env", "--debug"])
+
+
+HOSTILE = "\x1b[2J[/x]\u202e\ud800\r"
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyError])
+def test_an_error_commands_no_terminal_and_is_one_short_line(error, broken_env, capsys):
+    broken_env(error(f"the file {HOSTILE} {'x' * 10**5} {HOSTILE} mend it"))
+    main(["env"])
+    text = capsys.readouterr().err
+    assert text.endswith("\n") and text[:-1].isprintable() and len(text) <= 800
+    assert "the file" in text and "mend it" in text and r"\x1b[2J[/x]" in text
+
+
+def test_what_a_command_shows_commands_no_terminal(monkeypatch, capsys):
+    tables = [key_value_table(HOSTILE, {HOSTILE: HOSTILE, "list": [HOSTILE]}), f"one {HOSTILE}\ntwo"]
+    monkeypatch.setattr("wagle_trl.cli.env.run", lambda argv, command: Output({}, tables))
+    assert main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines) and lines[-1] == "two"
+    assert r"\x1b[2J[/x]\u202e" in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"log_history": {"a": 1}}, "wagle_report.json: 'log_history' should be a list, got an object."),
+        ({"log_history": [{"loss": 1}]}, "wagle_report.json: 'log_history[0].step' is missing."),
+        ({"options": [1]}, "wagle_report.json: 'options' should be an object, got a list."),
+        ({"mask": {"density": "much"}}, "wagle_report.json: 'mask.num_selected' is missing."),
+        ([1], "wagle_report.json: the content should be an object, got a list."),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "card"])
+def test_a_report_of_another_shape_is_one_line(command, content, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wagle_report.json").write_text(json.dumps(content))
+    assert main([command, "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"wagle {command}: error: run/{message}"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["wagle_report.json"]

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,3 +98,30 @@ def test_an_interrupted_plot_leaves_the_old_one(runs, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         plot_relearning(runs[::-1], path)
     assert path.read_bytes() == before
+
+
+HOSTILE = [r"$\frac$", r"$x$ $\frac{$", "\x1b[2J\u202e", "_hidden", "x" * 5000, "中文"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_hostile_name_is_a_label_like_any_other(name, make_run, axes, tmp_path):
+    history = [{"step": i, "forget_probability": 1 - i, f"{name}_probability": 0.5} for i in range(2)]
+    (run,) = load_runs([make_run(training={"log_history": history}, evaluation=EVALUATION)])
+    run = replace(run, label=name)
+    plot_trajectories([run], tmp_path / "t.png")
+    (legend,) = axes()[0].figure.legends
+    (label,) = (text.get_text() for text in legend.get_texts())
+    assert label.isprintable() and 0 < len(label) < 80
+    plot_relearning([run], tmp_path / "r.png")
+
+
+def test_a_run_that_watched_the_forget_rows_alone_has_no_trade_off(make_run, axes, tmp_path):
+    history = [{"step": i, "forget_probability": 1 - i} for i in range(2)]
+    plot_trajectories(load_runs([make_run(training={"log_history": history})]), tmp_path / "t.png")
+    over_steps, trade_off = axes()
+    assert len(over_steps.lines) == 1 and len(trade_off.lines) == 2  # the levels
+
+
+def test_an_attack_without_its_curve_is_left_out(make_run, tmp_path):
+    runs = load_runs([make_run(evaluation={"attacks": {"relearn": {"forget_prob": 0.5}}})])
+    assert plot_relearning(runs, tmp_path / "r.png") is None

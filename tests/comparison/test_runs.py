@@ -107,3 +107,36 @@ def test_a_folder_that_is_no_run_is_named(file, text, message, tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"No run at .*missing': the folder does not exist"):
         load_runs([str(tmp_path / "missing")])
+
+
+BAD_CONTENT = {
+    "numbers as text": ("wagle_eval.json", {"forget_prob": "0.1"}, "'forget_prob' should be a number, got \"0.1\""),
+    "attacks as a list": ("wagle_eval.json", {"attacks": ["relearn"]}, "'attacks' should be an object, got a list"),
+    "a curve of numbers": ("wagle_eval.json", {"attacks": {"relearn": {"curve": [1]}}}, "'attacks.relearn.curve[0]'"),
+    "a history of text": ("wagle_report.json", {"log_history": "long"}, "'log_history' should be a list"),
+    "a mask of numbers": ("wagle_report.json", {"mask": 3}, "'mask' should be an object, got 3"),
+    "peaks as a list": (
+        "wagle_report.json",
+        {"cost": {"peak_memory_bytes": [1]}},
+        "'cost.peak_memory_bytes' should be",
+    ),
+    "a rate as text": (
+        "wagle_report.json",
+        {"options": {"learning_rate": "1"}},
+        "'options.learning_rate' should be a number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "message"), BAD_CONTENT.values(), ids=BAD_CONTENT)
+def test_a_file_of_another_shape_is_refused_with_its_field(file, content, message, tmp_path):
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError) as caught:
+        load_runs([str(tmp_path)])
+    assert str(caught.value).startswith(f"{tmp_path / file}: {message}")
+
+
+def test_losses_that_are_no_numbers_any_more_are_read(make_run):
+    history = [{"loss": float("nan"), "forget_probability": float("nan"), "step": 1}]
+    (run,) = load_runs([make_run(training={"log_history": history})])
+    assert run.numbers()["steps"] == 1

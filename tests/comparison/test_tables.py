@@ -14,7 +14,8 @@ from wagle_trl.comparison.tables import (
     setup_table,
 )
 
-from .conftest import EVALUATION
+from ..fuzzing import check_markdown, check_shown
+from .conftest import EVALUATION, TRAINING
 
 
 def cells(table):
@@ -127,3 +128,18 @@ def test_headings_of_metrics_say_all_and_those_of_sets_come_first():
         ("model_utility", "model utility"),
         ("kl_to_base_retain", "KL(base ‖ model): retain (nats)"),
     ]
+
+
+HOSTILE = "[/x]|`*a*` <b> $x$\n# \x1b[2J\u202e"
+
+
+def test_text_of_files_means_nothing_to_markdown_or_the_terminal(make_run):
+    training = TRAINING | {"objective": HOSTILE, "base_model": HOSTILE}
+    evaluation = EVALUATION | {f"{HOSTILE}_prob": 0.5, "attacks": {HOSTILE: {"forget_prob": 0.5, "rounding": HOSTILE}}}
+    runs = load_runs([make_run(training=training, evaluation=evaluation)])
+    for table in [setup_table(runs), *evaluation_tables(runs), *attack_tables(runs)]:
+        text = table.to_markdown()
+        check_markdown(text)
+        assert len(text.splitlines()) == 2 + len(table.cells)
+        check_shown(table.to_rich())
+    assert r"\[/x\]\|\`\*a\*\` \<b\> \$x\$ \# \\x1b\[2J\\u202e" in setup_table(runs).to_markdown()
