@@ -78,6 +78,17 @@ def test_a_saved_mask_is_used_as_it_is(saved_model, data, quick, tmp_path, capsy
     assert WeightMask.load(tmp_path / "out") == WeightMask.load(folder)
 
 
+def test_a_run_ends_well_whatever_its_mask_calls_itself(saved_model, data, quick, tmp_path, capsys):
+    hostile = "[/x]$\\frac$\x1b[2J\u202e"
+    masks = {name: torch.rand(value.shape) < 0.1 for name, value in weights(saved_model).items() if "mlp" in name}
+    WeightMask.from_dense(masks, {"score": hostile, "base_model": hostile}).save(tmp_path)
+    assert main(["npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err + (tmp_path / "out" / "README.md").read_text()
+    assert r"[/x]$\frac$\x1b[2J\u202e" in captured.out
+    assert "\x1b[2J" not in shown and "\u202e" not in shown
+
+
 def test_mask_none_trains_all_weights(saved_model, data, quick, tmp_path, capsys):
     run_json(capsys, "npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", "none")
     assert not (tmp_path / "out" / "wagle_mask.safetensors").exists()
