@@ -1,6 +1,7 @@
 """Adapters in `wagle eval`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,3 +47,26 @@ def test_adapters_are_compared_with_a_base_and_quantized_like_any_model(adapter,
     total = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(saved_model).parameters())
     assert content["weights_changed"] == pytest.approx(up_proj / total, rel=0.01)
     assert len({values["forget_prob"] for values in (content, *content["attacks"].values())}) == 3
+
+
+BAD_CONFIGS = {
+    "number as text": ("eval", "config.json", {"hidden_size": "32"}),
+    "list for a name": ("eval", "config.json", {"model_type": ["llama"]}),
+    "heads that do not fit": ("plan", "config.json", {"num_attention_heads": 7}),
+    "number of layers as text": ("plan", "config.json", {"num_hidden_layers": "many"}),
+    "adapters of no kind": ("eval", "adapter_config.json", {"peft_type": 3, "base_model_name_or_path": "base"}),
+    "adapters of a list": ("eval", "adapter_config.json", {"base_model_name_or_path": ["base"]}),
+}
+
+
+@pytest.mark.parametrize(("command", "file", "content"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_a_config_of_another_shape_is_one_line_that_names_the_model(
+    command, file, content, saved_model, data, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = Path(saved_model, file)
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | content))
+    options = {"eval": data, "plan": ["--gpu", "24GB", "--max_length", "64"]}[command]
+    assert main([command, "--model_name_or_path", saved_model, *options]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"wagle {command}: error: Cannot load '{saved_model}': ") and len(line) < 800

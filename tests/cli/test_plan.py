@@ -97,4 +97,4 @@ def test_without_a_gpu_one_must_be_named(options, capsys, monkeypatch):
 
 def test_a_model_that_is_not_there_is_one_line(capsys):
     assert main(["plan", "--model_name_or_path", "nowhere/at-all", "--gpu", "24GB"]) == 2
-    assert "Cannot load the config of 'nowhere/at-all'" in capsys.readouterr().err
+    assert "Cannot load 'nowhere/at-all'" in capsys.readouterr().err

@@ -1,14 +1,18 @@
 """Options that several commands share, and what they load."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from datasets import Dataset
+from huggingface_hub.errors import HTTPError
+from torch import OutOfMemoryError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..data import load_rows, load_tofu, to_trl
 from ..mask_config import MaskConfig
+from ..text import printable
 
 
 def asks_for_tofu(options, own: Sequence[str]) -> bool:
@@ -166,12 +170,22 @@ def require_model(model_args) -> str:
 def load_tokenizer(model_args, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of the model."""
     name = require_model(model_args)
-    try:
+    with loading(name):
         return AutoTokenizer.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
         )
-    except OSError as error:  # not every message of transformers names the model
-        raise ValueError(f"Cannot load '{name}': {error}") from error
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Whatever libraries raise for a model whose files are not as they should be is one `ValueError` that names it."""
+    try:
+        yield
+    except (ImportError, OutOfMemoryError, HTTPError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"Cannot load '{name}': {kind}{printable(error)}") from error
 
 
 def model_init_kwargs(model_args: WagleModelConfig, training_args, masked: bool) -> dict:

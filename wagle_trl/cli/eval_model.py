@@ -11,7 +11,7 @@ from transformers.utils import find_adapter_config_file
 from ..checkpoint import Checkpoint
 from ..manifest import MANIFEST_FILE, check_of_one_run
 from ..model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .arguments import require_model
+from .arguments import loading, require_model
 
 
 @dataclass
@@ -88,6 +88,7 @@ class EvalModel:
             "attn_implementation": self.attn_implementation,
             "trust_remote_code": self.trust_remote_code,
         }
-        if find_adapter_config_file(name, revision=revision) is None:
-            return AutoModelForCausalLM.from_pretrained(name, **options)
-        return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
+        with loading(name):
+            if find_adapter_config_file(name, revision=revision) is None:
+                return AutoModelForCausalLM.from_pretrained(name, **options)
+            return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()

@@ -18,7 +18,7 @@ from ..mask import WeightMask
 from ..planner import Planner, Setup, plan_table
 from ..reading import read_yaml
 from ..simulation import losses_on_gpu
-from .arguments import require_model
+from .arguments import loading, require_model
 from .output import Output
 from .parser import config_file, parse
 from .train import TRAINERS, option_types
@@ -100,12 +100,10 @@ def _load_config(model_args, training_args) -> PreTrainedConfig:
     name = require_model(model_args)
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("wagle plan is of full-weight runs; leave out use_peft, load_in_4bit and load_in_8bit.")
-    try:
+    with loading(name):
         return AutoConfig.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
         )
-    except OSError as error:  # not every message of transformers names the model
-        raise ValueError(f"Cannot load the config of '{name}': {error}") from error
 
 
 def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype: str) -> nn.Module:
