@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from wagle_trl.card import model_card
 from wagle_trl.checkpoint import Checkpoint
+from wagle_trl.cli.arguments import loading
 from wagle_trl.cli.parser import WagleParser
 from wagle_trl.cli.train import option_types
 from wagle_trl.comparison.document import write_document
@@ -233,14 +235,17 @@ def config(folder):
     (base / "config.json").write_bytes(as_json(CONFIG))
     path = changed / "config.json"
 
-    def read():
+    def read(loaded):
         for before, after in ((base, Checkpoint(changed).folder), (changed, base)):
             for key, values in config_changes(before, after).items():
                 check_lines(" ".join((key, *values)))
+        if loaded:
+            with loading(str(changed)):
+                AutoConfig.from_pretrained(changed)
 
     def example(random):
         path.write_bytes(changed_json(CONFIG, random))
-        return is_accepted(read, path)
+        return is_accepted(lambda: read(drawn(random, 0.05)), changed)
 
     return example
 
