@@ -97,6 +97,7 @@ BROKEN = {
     "half a key": (b'{"\\udc80": 1}', "is half a character"),
     "deep": (b"[" * 10**5, "it nests too deep"),
     "a little too deep": (b'{"x": ' + b"[" * 100 + b"]" * 100 + b"}", "it nests too deep"),
+    "zero byte in a name": (b'{"x": 1, "own": [{"a\\u0000": 1}]}', "a name holds a zero byte"),
     "endless number": (b'{"x": ' + b"1" * 10**4 + b"}", "a number has 10,000 digits"),
     "zero bytes": (b"\0" * 100, "line 1 is not readable as JSON"),
 }

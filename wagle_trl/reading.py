@@ -86,8 +86,8 @@ def parse_json(text: str, schema: type[Schema], path: str | os.PathLike, line: i
     start = line or 1
     try:
         content = json.loads(text, parse_int=_bounded_int if _MANY_DIGITS.search(text) else None)
-        if text.count("[") + text.count("{") > _MAX_DEPTH:
-            _check_depth(content)
+        if text.count("[") + text.count("{") > _MAX_DEPTH or r"\u0000" in text:
+            _check_depth_and_names(content)
     except json.JSONDecodeError as error:
         place = _place(path, start + error.lineno - 1)
         raise ValueError(f"{place} is not readable as JSON ({error.msg}); it is damaged or hostile.") from error
@@ -109,11 +109,13 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def _check_depth(content: Any) -> None:
+def _check_depth_and_names(content: Any) -> None:
     level = [[content]]
     for _ in range(_MAX_DEPTH):
         inner = (value for part in level for value in (part.values() if isinstance(part, dict) else part))
         level = [value for value in inner if isinstance(value, dict | list)]
+        if any("\0" in name for part in level if isinstance(part, dict) for name in part):
+            raise ValueError("a name holds a zero byte")  # which ends it for pyarrow
     if level:
         raise RecursionError
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
@@ -12,6 +13,7 @@ from trl import ModelConfig
 
 from ..data import load_rows, load_tofu, to_trl
 from ..mask_config import MaskConfig
+from ..tensor_file import TensorFile
 from ..text import printable
 
 
@@ -164,6 +166,8 @@ def require_model(model_args) -> str:
     """Name or path of the model; a `ValueError` if there is none."""
     if model_args.model_name_or_path is None:
         raise ValueError("No model: give --model_name_or_path a Hub name or a folder.")
+    for path in Path(model_args.model_name_or_path).glob("*.safetensors"):
+        TensorFile(path)  # transformers would show the names in it as they are, whatever they command
     return model_args.model_name_or_path
 
 
@@ -185,7 +189,7 @@ def loading(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ValueError(f"Cannot load '{name}': {kind}{printable(error)}") from error
+        raise ValueError(f"Cannot load '{printable(name, 200)}': {kind}{printable(error, 400)}") from error
 
 
 def model_init_kwargs(model_args: WagleModelConfig, training_args, masked: bool) -> dict:
