@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from transformers import LlamaConfig, MixtralConfig, Qwen2Config
+from transformers import LlamaConfig, MixtralConfig, Qwen2Config, RobertaConfig
 
 from wagle_trl.config_changes import config_changes, other_files
 
@@ -138,3 +138,18 @@ def test_other_files_that_differ_are_listed(folders):
     (base / "generation_config.json").write_text("not")
     (unlearned / "generation_config.json").write_text("JSON")
     assert "generation_config.json" in other_files(base, unlearned)
+
+
+def test_the_padding_token_counts_where_positions_start_behind_it(folders):
+    roberta = RobertaConfig(num_hidden_layers=1, pad_token_id=1)
+    assert config_changes(*folders(roberta, pad_token_id=20)) == {"pad_token_id": ("1", "20")}
+
+
+def test_other_code_makes_another_model(folders):
+    base, unlearned = folders(LLAMA, auto_map={"AutoModel": "modeling_x.Model"})
+    shutil.copy(unlearned / "config.json", base)
+    for folder in (base, unlearned):
+        (folder / "modeling_x.py").write_text("one = 1")
+    assert not config_changes(base, unlearned)
+    (unlearned / "modeling_x.py").write_text("one = 2")
+    assert config_changes(base, unlearned) == {"auto_map": ('"code of the base"', '["modeling_x.py"]')}

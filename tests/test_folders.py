@@ -226,3 +226,19 @@ def one_pair(saved, tmp_path):
     base, model, mask = saved(torch.bfloat16, torch.bfloat16, num_hidden_layers=1)
     delta = delta_between(base, model, mask, undo=True, progress=False)
     return base.folder, model.folder, SparseDelta.load(delta.save(tmp_path / "delta"))
+
+
+def test_a_base_with_a_tensor_that_the_delta_does_not_know_is_another(saved, tmp_path):
+    base, model, mask = saved(tie_word_embeddings=True)
+    delta = delta_between(base, model, mask, progress=False)
+    untied = loaded(base.folder)
+    weights = dict(base) | {"lm_head.weight": base["model.embed_tokens.weight"] + 1}  # which transformers then unties
+    untied.save_pretrained(tmp_path / "untied")
+    save_file(weights, tmp_path / "untied" / "model.safetensors", {"format": "pt"})
+    for use in (apply_to_folder, export_adapter):
+        with pytest.raises(ValueError, match=r"untied' holds 'lm_head\.weight', which the delta's base does not have"):
+            use(delta, Checkpoint(tmp_path / "untied"), tmp_path / "made")
+    untied.lm_head.weight = torch.nn.Parameter(weights["lm_head.weight"])
+    with pytest.raises(ValueError, match=r"for another base: that has no lm_head\.weight"):
+        delta.apply(untied)
+    assert not (tmp_path / "made").exists()

@@ -1,5 +1,6 @@
 """What of a run's folder is taken, and that links do not lead out of it."""
 
+import json
 import os
 
 import pytest
@@ -111,3 +112,14 @@ def test_what_is_kept_outlives_its_source_on_any_disk(run, tmp_path, monkeypatch
         assert place.read_bytes() == source.read_bytes() and not place.is_symlink()
     link(run / "config.json", tmp_path / "lent")
     assert (tmp_path / "lent").is_symlink()
+
+
+def test_no_config_says_in_which_folder_a_model_or_its_tokenizer_was(run, stage):
+    private = {"_name_or_path": "/home/ada/base", "tokenizer_file": "/home/ada/tokenizer.json", "kept": 1}
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(content | private))
+    stage_model(run, stage, None)
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "ada" not in (stage / name).read_text() and json.loads((stage / name).read_text())["kept"] == 1
+        assert "ada" in (run / name).read_text()

@@ -179,6 +179,34 @@ def test_the_config_declares_the_dtype_of_the_files(config, passes, pair):
     assert (result.passed, not result.loaded_as) == (passes, passes)
 
 
+SWAPPED = {"dtype": "float32", "extra": {"dtype": "float16"}}, {"dtype": "float16", "extra": {"dtype": "float32"}}
+
+
+def test_it_matters_where_a_config_declares_a_dtype(pair):
+    folders = [checkpoint.folder for checkpoint in pair(weights(), weights())]
+    for folder, config in zip(folders, SWAPPED):
+        (folder / "config.json").write_text(json.dumps(config))
+    assert verify(*map(Checkpoint, folders), mask_of(3), progress=False).loaded_as.keys() == weights().keys()
+
+
+def test_where_no_dtype_is_declared_all_weights_are_of_one(pair):
+    mixed = weights() | {UP: weights()[UP].bfloat16()}
+    folders = [checkpoint.folder for checkpoint in pair(mixed, mixed)]
+    assert verify(*map(Checkpoint, folders), mask_of(3), progress=False).passed  # both are loaded alike
+    (folders[0] / "config.json").write_text('{"dtype": "float32"}')
+    assert not verify(*map(Checkpoint, folders), mask_of(3), progress=False).passed
+
+
+def test_an_index_declares_a_dtype_too(pair):
+    base, unlearned = pair(weights(), weights())
+    (unlearned.folder / "model.safetensors").rename(unlearned.folder / "model-00001-of-00001.safetensors")
+    places = dict.fromkeys(weights(), "model-00001-of-00001.safetensors")
+    for declared, passes in (({}, True), ({"dtype": "float32"}, True), ({"dtype": "float16"}, False)):
+        index = {"metadata": declared, "weight_map": places}
+        (unlearned.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert verify(base, Checkpoint(unlearned.folder), mask_of(3), progress=False).passed == passes
+
+
 def test_norms_kept_in_another_dtype_than_the_config_declares_pass_where_the_base_is_loaded_alike(pair):
     mixed = weights(torch.bfloat16) | {"model.norm.weight": torch.ones(3)}
     base, unlearned = pair(mixed, mixed)
@@ -211,7 +239,7 @@ def test_counts_are_those_of_dense_tensors_whatever_the_pieces(numel, piece, see
     assert result.total.moved == int((selected & moved).sum())
     assert result.total.outside == int((~selected & moved).sum())
     assert result.total.selected == int(selected.sum())
-    change = (after.float() - before.float()).abs()
+    change = (after.double() - before.double()).abs()
     assert result.total.total_change == pytest.approx(float(change.double().sum()))
     assert result.total.max_change == (float(change.max()) if numel else 0.0)
 

@@ -19,6 +19,8 @@ from .reading import read_json
 from .schemas import Config, WeightIndex
 from .tensor_file import TensorFile, write_tensors
 
+_FORMAT = {"format": "pt"}  # all that transformers reads of a file's metadata; the rest may name its owner's folders
+
 
 class Checkpoint(Mapping[str, Tensor]):
     """
@@ -35,7 +37,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.files = _files_of_weights(self.folder)
         self._places = {name: place for place, file in self.files.items() for name in file}
         self._config = read_json(self.folder / CONFIG_NAME, Config) if (self.folder / CONFIG_NAME).is_file() else {}
-        if "transformers_weights" in self._config or (self.folder / ADAPTER_CONFIG).exists():
+        if self._config.get("transformers_weights") or (self.folder / ADAPTER_CONFIG).exists():
             raise ValueError(
                 f"'{self.folder}' has transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' in its "
                 f"{CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
@@ -70,9 +72,20 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._file(name).read(name, start, stop)
 
     @property
-    def declared_dtypes(self) -> set[str]:
-        """Dtypes that the config, and configs within it, ask transformers to load the weights in; mostly one."""
-        return set(_declared_dtypes(self._config))
+    def load_dtypes(self) -> dict[str, str]:
+        """
+        What decides in which dtype transformers loads the weights: by its place the dtypes that the config, configs within
+        it, and the index declare, mostly one; where none is declared, the dtypes of the weights.
+        """
+        declared = dict(_declared_dtypes(self._config))
+        if SAFETENSORS_SINGLE_FILE not in self.files:
+            index = read_json(self.folder / SAFETENSORS_INDEX_FILE, WeightIndex)
+            declared |= {f"index.{key}": value for key, value in _declared_dtypes(index.get("metadata") or {})}
+        if not declared.keys() & {"dtype", "torch_dtype"}:
+            dtypes = {name: self.dtype(name) for name in sorted(self) if self.dtype(name).is_floating_point}
+            same = len(set(dtypes.values())) == 1
+            declared["weights"] = str(next(iter(dtypes.values()))).removeprefix("torch.") if same else str(dtypes)
+        return declared
 
     def _file(self, name: str) -> TensorFile:
         return self.files[self._places[name]]
@@ -105,7 +118,7 @@ class Checkpoint(Mapping[str, Tensor]):
             for place, file in self.files.items():
                 specs = {name: (dtypes.get(name, file.dtype(name)), file.shape(name)) for name in file}
                 made = partial(_made, file, change)
-                write_tensors(temporary / place, specs, made, file.metadata, progress=f"Writing {place}")
+                write_tensors(temporary / place, specs, made, _FORMAT, progress=f"Writing {place}")
             then(temporary)
         return Path(folder)
 
@@ -135,12 +148,12 @@ def _made(file: TensorFile, change: Callable[[str, Tensor], Tensor], name: str) 
     return change(name, file[name])
 
 
-def _declared_dtypes(config: Mapping[str, Any]) -> Iterator[str]:
+def _declared_dtypes(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
     for key, value in config.items():
         if key in ("dtype", "torch_dtype") and value is not None:  # the latter before transformers 5
-            yield str(value).removeprefix("torch.")
+            yield f"{place}{key}", str(value).removeprefix("torch.")
         elif isinstance(value, dict):
-            yield from _declared_dtypes(value)
+            yield from _declared_dtypes(value, f"{place}{key}.")
 
 
 def _files_of_weights(folder: Path) -> dict[str, TensorFile]:

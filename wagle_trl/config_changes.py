@@ -16,7 +16,7 @@ from .schemas import Config
 _ABSENT = object()
 _MAX_SHOWN = 80
 _PLAIN_NUMBER = 2**24
-# Saving, loading and TRL's trainers set these; none changes what the weights compute
+# Saving, loading and TRL's trainers set these; none changes what the weights compute, but see `_COUNT_FROM_PADDING`
 _FREE_KEYS = {
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -31,6 +31,19 @@ _FREE_KEYS = {
     "torch_dtype",
     "transformers_version",
     "use_cache",
+}
+# Of these, positions start behind the number of the padding token; of others it changes nothing that is not masked
+_COUNT_FROM_PADDING = {
+    *(
+        "camembert",
+        "data2vec-text",
+        "roberta",
+        "roberta-prelayernorm",
+        "trocr",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ),
 }
 _OTHER_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 _OF_TRAINING = ("wagle_", "trainer_state", ".")
@@ -56,6 +69,10 @@ def config_changes(base: Path, unlearned: Path) -> dict[str, tuple[str, str]]:
         # transformers takes these out of a config: code that it may fetch from the Hub to compute with
         kernels = {key: change for key, change in changes.items() if key.endswith("_implementation")}
         changes = dict(_differences(*full)) | kernels
+    if str(after.get("model_type")) in _COUNT_FROM_PADDING and before.get("pad_token_id") != after.get("pad_token_id"):
+        changes["pad_token_id"] = before.get("pad_token_id", _ABSENT), after.get("pad_token_id", _ABSENT)
+    if "auto_map" in after and (code := [name for name in other_files(base, unlearned) if name.endswith(".py")]):
+        changes["auto_map"] = "code of the base", code
     return {_shown(key): (_shown_value(old), _shown_value(new)) for key, (old, new) in changes.items()}
 
 

@@ -131,6 +131,8 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
             `torch.nn.Module`: `model`.
         """
         weights = self._checked_weights(model)
+        if others := saved_weights(model).keys() - self.dtypes.keys():  # which the fingerprint does not see
+            raise ValueError(f"The delta is for another base: that has no {few(others)}.")
         self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
         return self._put(model, self.new)
 

@@ -12,7 +12,7 @@ from .delta import SparseDelta
 from .fingerprint import fingerprint
 from .mask import WeightMask
 from .selected import put, take
-from .tensor_file import LazyTensors, few
+from .tensor_file import LazyTensors, bit_patterns, few
 from .verification import verify
 
 
@@ -114,6 +114,12 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
 def check_base(delta: SparseDelta, base: Checkpoint) -> None:
     """A `ValueError` unless every weight of a checkpoint is that of the delta's base, rounded to the delta's dtypes."""
     _check_shapes(delta, base)
+    for name in base.keys() - delta.dtypes.keys():  # which the fingerprint does not see, and transformers would load
+        if not any(_is_copy(base, name, other) for other in delta.dtypes):
+            raise ValueError(
+                f"'{base.folder}' holds '{name}', which the delta's base does not have; if it is the same model, load it with "
+                "transformers and save it again."
+            )
     delta.check_fingerprint(base_fingerprint(delta.dtypes, base))
 
 
@@ -127,9 +133,14 @@ def _check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
 def _check_no_repeats(delta: SparseDelta, base: Checkpoint) -> None:
     """Tied weights that a file holds twice would stay tied in name only: transformers ties what is equal."""
     for name in base.keys() - delta.dtypes.keys():
-        for changed, shape in delta.mask.shapes.items():
-            if base.shape(name) == shape and torch.equal(base[name], base[changed]):
+        for changed in delta.mask.shapes:
+            if _is_copy(base, name, changed):
                 raise ValueError(
                     f"'{base.folder}' holds '{changed}' a second time, as '{name}', and the delta changes the first alone; "
                     "load the base with transformers and save it again, which keeps one of them."
                 )
+
+
+def _is_copy(base: Checkpoint, name: str, other: str) -> bool:
+    is_alike = base.shape(name) == base.shape(other) and base.dtype(name) == base.dtype(other)
+    return is_alike and torch.equal(bit_patterns(base[name]), bit_patterns(base[other]))

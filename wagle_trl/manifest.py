@@ -64,8 +64,13 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path, names: Iterable[str], fingerprint: str | None = None, **facts: Any) -> "Manifest":
-        """That of files as they are now."""
-        return cls(_entries(folder, names), fingerprint, facts)
+        """That of files as they are now, on the disk."""
+        names = list(names)
+        with ThreadPoolExecutor(_THREADS) as pool:  # the disk is at work while they are hashed
+            synced = pool.map(sync, [folder / name for name in names])
+            entries = _entries(folder, names)
+            list(synced)  # raises what came up
+        return cls(entries, fingerprint, facts)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
@@ -84,8 +89,6 @@ class Manifest:
 
     def write(self, folder: Path) -> Path:
         """Mark a folder as whole: its files are on the disk, then the manifest is."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(sync, [folder / name for name in self.files]))
         for place in {(folder / name).parent for name in self.files}:
             sync(place)
         return self._save(folder)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 
@@ -21,6 +22,17 @@ from .report import PLOT_FILE, plot_mask
 from .schemas import AdapterConfig
 from .selected import take
 from .verification import check_mask
+
+# Keys under which transformers before version 5 wrote where a model or a tokenizer was loaded from
+_PATHS = {
+    "_name_or_path",
+    "merges_file",
+    "name_or_path",
+    "special_tokens_map_file",
+    "spm_file",
+    "tokenizer_file",
+    "vocab_file",
+}
 
 Link = Callable[[Path, Path], None]
 
@@ -56,10 +68,21 @@ def stage_model(
     for path in [*files_beside_weights(folder), *(_adapter_files if is_adapter else _weights_of)(folder)]:
         check_at_home(path)
         add(path, stage / path.name)
+    for path in stage.glob("*.json"):
+        if path.name.endswith("config.json") and path.name != ADAPTER_CONFIG:
+            _drop_paths(path)
     if is_adapter:
         _name_base_of_adapters(folder, stage / ADAPTER_CONFIG, base_model, needs_base)
     if (folder / MASK_FILE).is_file():
         stage_mask(folder, stage, base_model)
+
+
+def _drop_paths(path: Path) -> None:
+    """Replace a config that says in which folder it was by one that does not."""
+    content = read_json(path, dict[str, Any])
+    public = {key: value for key, value in content.items() if key not in _PATHS}
+    if public.keys() != content.keys():
+        write_json(path, public)
 
 
 def _weights_of(folder: Path) -> list[Path]:

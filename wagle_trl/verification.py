@@ -211,14 +211,14 @@ def _compare(before: Tensor, after: Tensor, allowed: Tensor | None) -> Movement:
 
 
 def _loaded_as(base: Checkpoint, unlearned: Checkpoint) -> dict[str, tuple[str, str]]:
-    """See [`Verification`]. Transformers loads all floats in the dtype of the config, where that declares one."""
-    declared = unlearned.declared_dtypes
-    found = {}
+    """See [`Verification`]. Transformers loads all floats in one dtype, but for such as norms that it keeps in fp32."""
+    declared, found = unlearned.load_dtypes, {}
+    is_like_base = declared == base.load_dtypes
     for name in unlearned:
         dtype = unlearned.dtype(name)
-        is_alike = dtype == base.dtype(name) and declared == base.declared_dtypes  # such as norms kept in fp32
-        if dtype.is_floating_point and declared - {dtype_name(dtype)} and not is_alike:
-            found[name] = dtype_name(dtype), ", ".join(sorted(declared))
+        is_alike = is_like_base and dtype == base.dtype(name)
+        if dtype.is_floating_point and set(declared.values()) - {dtype_name(dtype)} and not is_alike:
+            found[name] = dtype_name(dtype), ", ".join(sorted(set(declared.values())))
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from wagle_trl import WeightMask
 from wagle_trl.cli.arguments import FineTuningData, UnlearningData
@@ -223,3 +223,13 @@ def test_a_run_of_local_files_asks_the_hub_for_nothing_and_tells_it_nothing(save
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert hub.requests == []
+
+
+def test_a_name_in_a_model_that_commands_the_terminal_is_refused_before_it_is_shown(
+    saved_model, data, quick, tmp_path, capfd
+):
+    weights = load_file(Path(saved_model, "model.safetensors"))
+    save_file(weights | {"\x1b[31mEVIL": torch.zeros(1)}, Path(saved_model, "model.safetensors"), {"format": "pt"})
+    assert main(["npo", "--model_name_or_path", saved_model, *data, *quick]) == 2
+    shown = "".join(capfd.readouterr())
+    assert "model.safetensors: '\\x1b[31mEVIL' is no name of a tensor" in shown and "\x1b[31mEVIL" not in shown

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from wagle_trl import MaskConfig, NPOTrainer, WeightMask
-from wagle_trl.trainers.resuming import whole_manifest
+from wagle_trl.manifest import Manifest
+from wagle_trl.trainers.resuming import newest_whole_checkpoint, whole_manifest
 
 # 6 forget rows, 2 to a step: 3 steps an epoch, so checkpoint-2 is mid-epoch and the run goes on into the third
 OPTIONS = dict(
@@ -281,3 +282,44 @@ def test_no_checkpoint_to_resume_from_is_an_error(make_trainer, small_mask, tmp_
         trainer.train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match=r"No checkpoint at '.*checkpoint-9': the folder does not exist"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
+
+
+@pytest.mark.parametrize("name", ["scaler.pt", "pytorch_model.bin", "rng_state_0.pth", "global_step2/state.pt"])
+def test_a_file_that_was_not_saved_with_the_checkpoint_is_refused(name, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "model").write_text("weights")
+    Manifest.of(tmp_path / "checkpoint-2", ["model"]).write(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "wagle_eval.json").write_text("{}")
+    (tmp_path / "checkpoint-²").mkdir()
+    (tmp_path / "checkpoint-old-3").mkdir()
+    assert newest_whole_checkpoint(str(tmp_path)).name == "checkpoint-2"
+    (tmp_path / "checkpoint-2" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "checkpoint-2" / name).write_text("left by another run")
+    with pytest.raises(ValueError, match=f"holds '{name}', which was not saved with the checkpoint; move it away"):
+        whole_manifest(tmp_path / "checkpoint-2")
+
+
+def test_a_delta_is_of_the_base_that_the_checkpoint_started_from(make_trainer, tiny_model, tmp_path):
+    masks = {name: torch.ones(p.shape) for name, p in tiny_model().named_parameters() if "layers" in name}
+    options = OPTIONS | {"mask": WeightMask.from_dense(masks), "save_delta": True}  # a mask that says of no base
+    make_trainer(**options | {"max_steps": 2}).train()
+    trainer = make_trainer(model=tiny_model(seed=9), **options)
+    with pytest.raises(ValueError, match=r"The model is not the base that '.*checkpoint-2' started from; pass that"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_options_that_are_no_loss_are_compared_too_and_no_path_is_kept(trained, make_trainer, small_mask, caplog):
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS | {"data_seed": 7, "adam_beta1": 0.5, "max_steps": 3})
+    with caplog.at_level("WARNING", "wagle_trl"):
+        trainer.train(resume_from_checkpoint=str(trained))
+    assert "data_seed None -> 7" in caplog.text and "adam_beta1 0.9 -> 0.5" in caplog.text
+    assert str(trained.parent) not in (trained / "wagle_manifest.json").read_text()
+
+
+def test_a_checkpoint_that_was_being_replaced_by_a_killed_process_is_put_back(trained, make_trainer, small_mask):
+    whole_manifest(trained)
+    trained.rename(trained.with_name(".replaced-checkpoint-2"))
+    trained.mkdir()
+    (trained / "model.safetensors").write_text("half of the new one")
+    assert newest_whole_checkpoint(str(trained.parent)) == trained
+    assert not list(trained.parent.glob(".replaced-*"))

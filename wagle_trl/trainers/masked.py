@@ -39,7 +39,7 @@ from .memory import MemoryWatch, fused_sample_losses
 from .model_card import write_card
 from .moved import MovedShare
 from .publishing import HubPushes
-from .resuming import check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
+from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
 from .run_report import Given, write_run_report
 from .whole_saves import WholeSaves, add_to_save, holds_save, lend
 
@@ -200,6 +200,8 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
         if self.args.save_delta and self._base_fingerprint is None:
             check_is_base(self.model, self.mask)
             self._base_fingerprint = weights_fingerprint(self.model)
+            if checkpoint is not None:
+                check_base_of(Path(checkpoint), self._base_fingerprint)
 
     @property
     def mask_report(self) -> dict | None:

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -12,15 +13,20 @@ from transformers.utils import logging
 from trl import SFTConfig
 from typing_extensions import TypedDict
 
-from ..manifest import MANIFEST_FILE, Manifest
+from ..manifest import MANIFEST_FILE, Manifest, files_in
 from ..mask import MASK_FILE, WeightMask
 from ..mask_config import MaskConfig
 from ..reading import checked
 from ..text import printable
 from .run_report import OPTIONS
+from .whole_saves import restore_replaced
 
 logger = logging.get_logger(__name__)
 
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)")
+_OF_EVALUATION = ("wagle_", "attacks/")  # what `wagle eval` may have written beside a checkpoint
+# Options that decide nothing of what a run becomes
+_UNSAID = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32", "trajectory_")
 _COLUMNS = {"input_ids", "labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
 _OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
 _NO_STATE = "it has no optimizer state (save_only_model); load it as a model instead"
@@ -30,6 +36,7 @@ class _Facts(TypedDict):
     objective: str
     rows: dict[str, str]
     mask_config: dict[str, Any] | None
+    base_fingerprint: NotRequired[str | None]
     options: dict[str, Any]
 
 
@@ -40,10 +47,10 @@ def newest_whole_checkpoint(output_dir: str) -> Path:
     Args:
         output_dir (`str`): Output folder of the run; a `ValueError` if it has none. Those after it are named in a warning.
     """
-    folders = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
-    ]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    restore_replaced(Path(output_dir))
+    steps = {path: _CHECKPOINT.fullmatch(path.name) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    folders = {path: int(match[1]) for path, match in steps.items() if match}
+    for folder in sorted(folders, key=folders.__getitem__, reverse=True):
         try:
             whole_manifest(folder)
         except ValueError as error:
@@ -66,6 +73,9 @@ def whole_manifest(folder: Path) -> Manifest:
         name, reason = next(iter(changed.items()))
         more = f", and {len(changed) - 1} more files" if len(changed) > 1 else ""
         raise ValueError(f"'{folder}' is no whole checkpoint: '{name}' {reason}{more}.")
+    others = [name for name in files_in(folder) if name not in manifest.files and not name.startswith(_OF_EVALUATION)]
+    if others:  # a trainer would load weights and states among them
+        raise ValueError(f"'{folder}' holds '{others[0]}', which was not saved with the checkpoint; move it away.")
     return manifest
 
 
@@ -78,13 +88,19 @@ def run_facts(trainer) -> dict[str, Any]:
     """
     args = trainer.args.to_dict()
     of_others = {field.name for field in dataclasses.fields(SFTConfig)}
-    own = [field.name for field in dataclasses.fields(trainer.args) if field.name not in of_others]
+    own = {*OPTIONS, *(field.name for field in dataclasses.fields(trainer.args) if field.name not in of_others)}
     rows = {trainer.train_set: trainer.train_dataset, "retain": trainer.retain_dataset}
     return {
         "objective": trainer._name,
         "rows": {name: rows_key(dataset) for name, dataset in rows.items() if dataset is not None},
         "mask_config": None if trainer.mask_config is None else _of_mask(trainer.mask_config),
-        "options": {name: _plain(args[name]) for name in dict.fromkeys((*OPTIONS, *own)) if name in args},
+        "base_fingerprint": trainer._base_fingerprint,
+        # Of other options no text: it may be a path, and checkpoints are pushed
+        "options": {
+            name: _plain(value)
+            for name, value in args.items()
+            if not name.startswith(_UNSAID) and (name in own or isinstance(value, bool | int | float | None))
+        },
     }
 
 
@@ -156,3 +172,12 @@ def _check_mask(trainer, folder: Path, manifest: Manifest, saved: dict[str, Any]
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
     changed = [name for name in now if name in saved and saved[name] != now[name]]
     return ", ".join(f"{name} {saved[name]} -> {now[name]}" for name in changed)
+
+
+def check_base_of(folder: Path, fingerprint: str) -> None:
+    """A `ValueError` if a checkpoint that will give a delta started from other weights than those of `fingerprint`."""
+    saved = checked(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
+    if saved not in (None, fingerprint):
+        raise ValueError(
+            f"The model is not the base that '{folder}' started from; pass that, or the delta would be of another base."
+        )

@@ -4,7 +4,7 @@ import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from ..files import (
     atomic_path,
     remove_folder,
     staging_folder,
-    temporary_folder,
     writing,
 )
 from ..manifest import MANIFEST_FILE, Manifest, files_in
 from ..reading import read_json
 from ..report import PLOT_FILE
 from ..staging import keep
+
+_REPLACED = ".replaced-"
 
 
 class WholeSaves:
@@ -107,22 +108,34 @@ class WholeSaves:
             self.accelerator.wait_for_everyone()
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder.parent) as aside:
-            before = aside / "before"  # of a run that was cut off here, or of an earlier one
-            try:
-                if folder.exists():
-                    os.replace(folder, before)
-                self.accelerator.wait_for_everyone()
-                yield
-                self.accelerator.wait_for_everyone()
-                names = {*files_in(folder), *self.write_card(folder)}
-                Manifest.of(folder, names, _reported_fingerprint(folder), **self.facts()).write(folder)
-            except BaseException:
-                if folder.exists():
-                    os.replace(folder, aside / "failed")
-                if before.exists():
-                    os.replace(before, folder)
-                raise
+        restore_replaced(folder.parent)
+        before = folder.with_name(f"{_REPLACED}{folder.name}")  # of a run that was cut off here, or of an earlier one
+        try:
+            if folder.exists():
+                os.replace(folder, before)
+            self.accelerator.wait_for_everyone()
+            yield
+            self.accelerator.wait_for_everyone()
+            names = {*files_in(folder), *self.write_card(folder)}
+            Manifest.of(folder, names, _reported_fingerprint(folder), **self.facts()).write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            if before.exists():
+                os.replace(before, folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def restore_replaced(run_folder: Path) -> None:
+    """Put checkpoints back that were to be replaced when their process was killed, unless the new one is whole."""
+    for before in run_folder.glob(f"{_REPLACED}*"):
+        place = before.with_name(before.name.removeprefix(_REPLACED))
+        with suppress(FileNotFoundError):  # another process does the same
+            if (place / MANIFEST_FILE).exists():
+                shutil.rmtree(before, ignore_errors=True)
+            else:
+                shutil.rmtree(place, ignore_errors=True)
+                os.replace(before, place)
 
 
 def holds_save(folder: Path) -> bool:
