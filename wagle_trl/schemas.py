@@ -226,10 +226,11 @@ class Row(TypedDict, total=False):
 # Of transformers, PEFT and safetensors
 
 
-class WeightIndex(TypedDict):
+class WeightIndex(TypedDict, total=False):
     """`model.safetensors.index.json`."""
 
-    weight_map: dict[str, str]
+    metadata: dict[str, Any] | None
+    weight_map: Required[dict[str, str]]
 
 
 class AdapterConfig(TypedDict, total=False):
