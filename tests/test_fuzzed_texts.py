@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from wagle_trl.card import model_card
 from wagle_trl.checkpoint import Checkpoint
+from wagle_trl.cli import verify
 from wagle_trl.cli.arguments import loading
 from wagle_trl.cli.parser import WagleParser
 from wagle_trl.cli.train import option_types
@@ -222,6 +223,7 @@ def index(folder):
     def read():
         checkpoint = Checkpoint(path.parent)
         assert all(checkpoint[name].shape == checkpoint.shape(name) for name in checkpoint)
+        check_lines(ascii(checkpoint.load_dtypes))
 
     def example(random):
         path.write_bytes(changed_json(sound, random))
@@ -233,6 +235,7 @@ def index(folder):
 def config(folder):
     base, changed = model_folder(folder / "base"), model_folder(folder / "changed")
     (base / "config.json").write_bytes(as_json(CONFIG))
+    mask_of_five().save(changed)
     path = changed / "config.json"
 
     def read(loaded):
@@ -240,6 +243,7 @@ def config(folder):
             for key, values in config_changes(before, after).items():
                 check_lines(" ".join((key, *values)))
         if loaded:
+            check_shown(*verify.run([str(base), str(changed)], "verify").tables)
             with loading(str(changed)):
                 AutoConfig.from_pretrained(changed)
 
