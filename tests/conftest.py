@@ -95,7 +95,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer):
     """
     Factory of small Llamas: `tiny_model(seed=0, dtype=torch.float32, **config)`.

@@ -74,7 +74,10 @@ ENTRY = {"size": 7, "sha256": "0" * 64}
 HOSTILE = {
     "no object": ([], "should be an object"),
     "no files": ({"format_version": 1}, "'files' is missing"),
-    "size as text": ({"format_version": 1, "files": {"model": ENTRY | {"size": "7"}}}, r"'files\.model\.size' should be a whole number"),
+    "size as text": (
+        {"format_version": 1, "files": {"model": ENTRY | {"size": "7"}}},
+        r"'files\.model\.size' should be a whole number",
+    ),
     "a file elsewhere": ({"format_version": 1, "files": {"../key": ENTRY}}, r"names '\.\./key', which is no file in"),
     "a file at the root": ({"format_version": 1, "files": {"/etc/passwd": ENTRY}}, "which is no file in its folder"),
     "a name that commands": (

@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.hf_api import RepoFile
 
 from .delta import DELTA_FILE, SparseDelta
-from .files import CARD_FILE
+from .files import CARD_FILE, writing
 from .manifest import check_of_one_run
 from .mask import MASK_FILE, WeightMask
 from .model_files import ADAPTER_CONFIG, WEIGHTS, is_like, names_without
@@ -66,7 +66,7 @@ def publish(
         [`Published`]: The commit, and what it replaced and left out.
     """
     folder = Path(folder)
-    with TemporaryDirectory(prefix="wagle-push-") as temporary:
+    with TemporaryDirectory(prefix="wagle-push-") as temporary, writing(temporary):
         stage = Path(temporary)
         STAGES[what](folder, stage, base_model)
         check_of_one_run(folder, _weights_and_mask(folder, stage))

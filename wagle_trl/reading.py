@@ -174,14 +174,13 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node() or yaml.MappingNode("", [])
-        if isinstance(root, yaml.MappingNode) and _size(root, {}) <= _MAX_YAML_NODES:
-            loader.flatten_mapping(root)  # what `<<` brings in
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError("it holds no mapping of names to values, such as `learning_rate: 1e-5`")
+        if _size(root, {}) > _MAX_YAML_NODES:
+            raise ValueError(f"it stands for more than {_MAX_YAML_NODES:,} values")
+        loader.flatten_mapping(root)  # what `<<` brings in
     except _BAD_VALUES as error:
         raise _not_yaml(error, path, _line(error, text)) from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{_place(path)} holds no mapping of names to values, such as `learning_rate: 1e-5`.")
-    if _size(root, {}) > _MAX_YAML_NODES:
-        raise ValueError(f"{_place(path)} stands for more than {_MAX_YAML_NODES:,} values; it is damaged or hostile.")
     return {_name(key, path): _value(loader, value, path, key.start_mark.line + 1) for key, value in root.value}
 
 
@@ -213,7 +212,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, path: str | os.PathLike, li
 def _not_yaml(error: Exception, path: str | os.PathLike, line: int | None) -> ValueError:
     reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
     text = "it nests too deep" if isinstance(error, RecursionError) else printable(reason, 200)
-    return ValueError(f"{_place(path, line)} is not readable as YAML ({text}).")
+    return ValueError(f"{_place(path, line)} is not readable as options in YAML ({text}).")
 
 
 def _line(error: Exception, text: str) -> int | None:

@@ -58,7 +58,7 @@ REFUSED = {
     "text for a number": ("rate: fast", "invalid float value: 'fast'"),
     "unknown name": ("speed: 3", "unknown arguments: --speed 3"),
     "name of the parser's own": ("self: 3", "self"),
-    "syntax": ("rate: 1\nsteps: [", "line 2 is not readable as YAML"),
+    "syntax": ("rate: 1\nsteps: [", "line 2 is not readable as options in YAML"),
     "hostile name": ('"\\e[2J": 3', "unknown arguments"),
 }
 

@@ -6,6 +6,7 @@ import transformers
 from datasets.utils.logging import disable_progress_bar
 
 from ..demo.run import run_demo
+from ..files import writing
 from .output import Output
 from .parser import parse
 
@@ -22,7 +23,8 @@ def run(argv: list[str], command: str) -> Output:
     (args,) = parse([DemoArguments], argv, command)
     disable_progress_bar()  # of formatting a few hundred rows; training and evaluation keep theirs
     transformers.logging.set_verbosity_error()
-    rows, tables = run_demo(args.output_dir, args.seed)
+    with writing(args.output_dir):
+        rows, tables = run_demo(args.output_dir, args.seed)
     closing = (
         f"Written to {args.output_dir}/: the unlearned model, wagle_mask.safetensors, wagle_mask.png, report.json; "
         f"base/ and the data for your own runs:\nwagle npo --model_name_or_path {args.output_dir}/base "

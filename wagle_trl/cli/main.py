@@ -97,6 +97,7 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
     def terminate(number: int, frame) -> None:
         if os.getpid() != process:  # a worker that was forked from here: it has nothing to clean up
             os._exit(128 + number)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # it may end workers, too, which torch would call an error
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..card import model_card, read_card
-from ..files import CARD_FILE, atomic_path
+from ..files import CARD_FILE, land, staging_folder
 from ..hub_file import full_name
+from ..manifest import Manifest
 from ..publish import earlier_weights, publish
 from .output import Output, key_value_table
 from .parser import WagleParser
@@ -107,8 +108,13 @@ def _card(argv: list[str]) -> Output:
     parser = WagleParser([CardArguments], prog="wagle card", allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", help=f"Output folder of a run; gets the card as {CARD_FILE}.")
     about, names = parser.parse_args_and_config(argv)
-    path = Path(names.folder, CARD_FILE)
-    card = about.card(names.folder, None)
-    with atomic_path(path) as temporary:
-        card.save(temporary)
+    folder = Path(names.folder)
+    path = folder / CARD_FILE
+    card, save = about.card(names.folder, None), Manifest.read(folder)
+    with staging_folder(folder) as stage:
+        card.save(stage / CARD_FILE)
+        if save is None:
+            land(stage, folder, [CARD_FILE])
+        else:
+            save.with_files(stage, [CARD_FILE]).land(stage, folder)
     return Output({"card": str(path), "text": str(card)}, [f"Written: {path}"])

@@ -1,0 +1,130 @@
+"""SIGTERM and Ctrl-C at any change of a file, or in training: one line, nothing half, and the command runs again."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+from ..disks import in_a_process, is_change
+from .writers import (
+    NEW_FOLDERS,
+    TRAINERS,
+    WRITERS,
+    arguments,
+    call,
+    check_what_is_left,
+    contents,
+    make_inputs,
+    succeed,
+)
+
+pytestmark = pytest.mark.slow  # some minutes: each command is run again and again
+
+MOMENTS = [pytest.param(5, id="some"), pytest.param(10**6, id="all")]
+CODES = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tiny_model, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder, tiny_model(), tiny_tokenizer)
+    return folder
+
+
+class Changes:
+    """Counts the changes of files in a folder, from 0, and sends this process a signal before one of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.expect(None, None)
+        sys.addaudithook(self._watch)
+
+    def expect(self, number: int | None, with_signal: int | None) -> None:
+        self._numbers, self._number, self._signal = itertools.count(), number, with_signal
+
+    @property
+    def count(self) -> int:
+        return next(self._numbers)
+
+    def _watch(self, event: str, args: tuple) -> None:
+        if is_change(event, args, self.folder) and next(self._numbers) == self._number:
+            os.kill(os.getpid(), self._signal)
+
+
+def start(disk: Path, command: str, inputs: Path) -> None:
+    shutil.rmtree(disk, ignore_errors=True)
+    disk.mkdir()
+    if source := WRITERS[command].starts_from:
+        shutil.copytree(inputs / source, disk / source)
+
+
+@pytest.mark.parametrize("moments", MOMENTS)
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [*((command, signal.SIGTERM) for command in WRITERS), ("npo", signal.SIGINT), ("eval", signal.SIGINT)],
+)
+def test_a_signal_is_one_line_and_leaves_nothing_half(command, number, moments, inputs, tmp_path):
+    disk = tmp_path / "disk"
+    argv, (code, word) = arguments(WRITERS[command].line, inputs, disk), CODES[number]
+
+    def work() -> None:
+        changes = Changes(disk)
+        start(disk, command, inputs)
+        changes.expect(None, None)
+        succeed(argv)
+        count, complete = changes.count, contents(disk).keys()
+        for moment in range(0, count, -(-count // moments)):
+            changes.expect(None, None)
+            start(disk, command, inputs)
+            before = contents(disk)
+            changes.expect(moment, number)
+            found, lines, err = call(argv)
+            changes.expect(None, None)
+            assert (found, lines) == (code, [f"wagle {argv[0]}: {word}"]) and "Traceback" not in err, (
+                f"{moment}: {err}"
+            )
+            check_what_is_left(disk, before, command)
+            if command in NEW_FOLDERS and (disk / "out").exists():
+                assert contents(disk).keys() == complete
+                shutil.rmtree(disk / "out")
+        is_resumed = command in TRAINERS and any(disk.glob("out/checkpoint-*"))
+        succeed([*argv, "--resume_from_checkpoint", "true"] if is_resumed else argv)
+
+    in_a_process(work)
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("everybody", [False, True], ids=["alone", "with its workers"])
+def test_a_signal_in_training_ends_workers_without_a_word(number, everybody, inputs, tmp_path, monkeypatch, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    argv = arguments(WRITERS["npo"].line, inputs, disk)
+    step, steps = Trainer.training_step, itertools.count(1)
+
+    def signalled(*args, **options):
+        if next(steps) == 2:  # from without: workers tell who sends it
+            target = f"-{os.getpid()}" if everybody else str(os.getpid())
+            subprocess.run(["kill", f"-{int(number)}", "--", target], start_new_session=True, check=True)
+        return step(*args, **options)
+
+    def work() -> None:
+        os.setpgid(0, 0)
+        found, lines, err = call([*argv, "--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true"])
+        code, word = CODES[number]
+        assert (found, lines) == (code, [f"wagle npo: {word}"]) and "Traceback" not in err, err
+        check_what_is_left(disk, {}, "npo")
+        assert any(disk.glob("out/checkpoint-1"))
+        time.sleep(0.5)
+        signal.raise_signal(signal.SIGCHLD)  # as workers do when they end
+
+    monkeypatch.setattr(Trainer, "training_step", signalled)
+    capfd.readouterr()
+    in_a_process(work)
+    assert capfd.readouterr() == ("", "")
