@@ -32,7 +32,7 @@ NAMES = ["", "a", "b", "set", "score", "step", "info", "env", "new:b", "gaps:b",
 TEXTS = [
     *NAMES,
     *("0.5", "NaN", "null", "true", "F32", "BF16", "F99", "float16", "../x", "x.safetensors", "/etc/passwd", "\0"),
-    *(CLEAR_SCREEN, "\x9b31m", "\u202eb", "\ud800", "\u200b", "a\nb", "a\r", "é中🙂", "x" * 3_000, "y" * 900),
+    *(CLEAR_SCREEN, "\x9b31m", "\u202eb", "\ud800", "\u200b", "a\nb", "a\r", "é中🙂", "x" * 3_000, "y" * 390),
     *("[/x]", "[b]", ":smile:", "$\\frac$", "$", "_a", "|", "`", "**", "<b>", "[a](b)", "---", "{{ 7 * 7 }}", "{%"),
     *("{", '{"trust_remote_code": true}', "yes", "[1, 2]", "1e-5", "9" * 400),
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .files import atomic_path
+from .text import printable
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,7 +32,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_DIMENSIONS = 64
-_MAX_NAME = 1000
+_MAX_NAME = 400
 
 
 def bit_patterns(values: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def is_shape(shape: object) -> bool:
 
 def few(names: Iterable[str], limit: int = 3) -> str:
     """The first names, and how many more there are, for a message."""
-    names = sorted(names)
+    names = sorted(printable(name, 100) for name in names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
