@@ -117,6 +117,18 @@ class TestResume:
         assert evaluate(model, tokenizer, folder=tmp_path) == whole
         assert again.batches == 0
 
+    def test_a_damaged_record_is_scored_again_and_the_evaluation_goes_on(
+        self, model, tokenizer, tmp_path, monkeypatch, caplog
+    ):
+        whole = evaluate(model, tokenizer, folder=tmp_path)
+        path = tmp_path / PARTIAL_FILE
+        head, first, *others = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([head, first.replace('"index"', '"inde'), *others]))
+        scored = Scored(monkeypatch)
+        assert evaluate(model, tokenizer, folder=tmp_path) == whole
+        assert scored.batches == 1
+        assert f"{path}: 1 damaged records dropped, they are evaluated again." in caplog.messages
+
     def test_an_interruption_within_a_batch_loses_that_batch_alone(self, model, tokenizer, tmp_path, monkeypatch):
         answers = tofu.generate_answers
         calls = iter([answers, answers])
