@@ -69,10 +69,9 @@ class Facts:
     def base_id(self) -> str | None:
         """The base model on the Hub."""
         info, training, name = self.mask["info"] if self.mask else {}, self.run.training, self.base_name or ""
+        is_local = None if info.get("base_model") == name else os.path.isdir(name)
         if training.get("base_model") == name:
             is_local = training.get("base_is_local")
-        else:
-            is_local = None if info.get("base_model") == name else os.path.isdir(name)
         return public_info(info | {"base_model": name}, self.base_model, is_local).get("base_model") or None
 
     @property
@@ -256,8 +255,7 @@ class Facts:
             return {}
         columns = {"before": self.before.measured()} if self.before else {}
         columns["after"] = self.run.measured()
-        for attack, content in self.run.attacks.items():
-            columns[one_line(words(attack_label(attack, content)))] = self.run.measured(attack)
+        columns |= {one_line(words(attack_label(a, c))): self.run.measured(a) for a, c in self.run.attacks.items()}
         return {name: {k: v for k, v in numbers.items() if math.isfinite(v)} for name, numbers in columns.items()}
 
     @property
@@ -276,11 +274,9 @@ class Facts:
         """Table of the evaluation: a line a metric."""
         if not self.measured:
             return ""
+        columns = self.measured.values()
         lines = [
-            [
-                plain(m.heading[:1].upper() + m.heading[1:]),
-                *(m.text(n[m.key]) if m.key in n else "" for n in self.measured.values()),
-            ]
+            [plain(m.heading[:1].upper() + m.heading[1:]), *(m.text(n[m.key]) if m.key in n else "" for n in columns)]
             for m in self.metrics
         ]
         return markdown_table([["", *map(plain, self.measured)], *lines], [False, *(True for _ in self.measured)])
@@ -299,7 +295,6 @@ class Facts:
     def versions(self) -> str:
         """Table of library versions."""
         of_mask = self.mask["info"].get("versions", "{}") if self.mask else "{}"
-        of_mask = parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
-        recorded = self.run.training.get("versions") or of_mask
+        recorded = self.run.training.get("versions") or parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
         lines = [[plain(name), plain(version)] for name, version in recorded.items()]
         return markdown_table([["library", "version"], *lines], [False, False]) if lines else ""
