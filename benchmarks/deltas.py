@@ -2,14 +2,16 @@
 
 The weights are random, in bf16 and in the shapes of a Llama; a share of those in the layers, chosen at random, moved.
 Each command runs in a process of its own, in turn, after one unmeasured run that fills the page cache; seconds and peak
-resident memory are of the whole process, the start of Python included.
+resident memory are of the whole process, the start of Python included. With `--before CHECKOUT`, the same of another
+checkout of this repository, command by command in turn with this one.
 
-    python -m benchmarks deltas
+    python -m benchmarks deltas --before ../before
 """
 
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -23,7 +25,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import wagle_kernels
-from benchmarks.environment import write_result
+from benchmarks.environment import ROOT, write_result
 from wagle_trl.delta import SparseDelta
 from wagle_trl.mask import WeightMask
 from wagle_trl.tensor_file import LazyTensors, write_tensors
@@ -39,11 +41,11 @@ DENSITIES = (0.001, 0.01, 0.05, 0.1, 0.5)
 DENSITY = 0.05  # of the pair
 COMMANDS = {
     "start": ("verify", "--help"),
-    "verify": ("verify", "base", "unlearned"),
-    "delta": ("delta", "base", "unlearned", "--undo", "--output_dir", "delta"),
-    "apply": ("apply", "delta", "base", "--output_dir", "made"),
+    "verify": ("verify", "../base", "../unlearned"),
+    "delta": ("delta", "../base", "../unlearned", "--undo", "--output_dir", "delta"),
+    "apply": ("apply", "delta", "../base", "--output_dir", "made"),
     "undo": ("undo", "delta", "made", "--output_dir", "back"),
-    "adapter": ("adapter", "delta", "base", "--output_dir", "adapter"),
+    "adapter": ("adapter", "delta", "../base", "--output_dir", "adapter"),
 }
 RESULT = Path(__file__).parent / "results" / "deltas.json"
 
@@ -105,32 +107,48 @@ sys.exit(status)
 """
 
 
-def measure(folder: Path, *argv: str) -> dict[str, float]:
-    """Seconds and peak resident bytes of `wagle ARGV` in `folder`."""
+def measure(checkout: Path, folder: Path, *argv: str) -> dict[str, float]:
+    """Seconds and peak resident bytes of `wagle ARGV` in `folder`, by the code of a checkout."""
+    environment = os.environ | {"PYTHONPATH": f"{checkout}:{checkout / 'kernels'}", "HF_HUB_OFFLINE": "1"}
     begin = time.perf_counter()
     command = [sys.executable, "-c", _WAGLE, "peak.txt", *argv]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "peak_bytes": 1024 * int((folder / "peak.txt").read_text())}
 
 
-def measure_commands(folder: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Every command in turn; what apply and undo made is compared with what they should have made, and removed."""
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in COMMANDS}
+def measure_commands(
+    folder: Path, checkouts: dict[str, Path], rounds: int
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Every command of every checkout in turn; what apply and undo made is compared with what they should have made."""
+    results = {checkout: {name: [] for name in COMMANDS} for checkout in checkouts}
+    for checkout in checkouts:
+        (folder / checkout).mkdir()
     for number in range(rounds + 1):
         for name, argv in COMMANDS.items():
-            result = measure(folder, *argv)
-            if name == "adapter":
-                result["bytes"] = sum(path.stat().st_size for path in (folder / "adapter").iterdir())
-                shutil.rmtree(folder / "adapter")
-            if number:  # the first round fills the page cache
-                results[name].append(result)
-        for made, expected in (("made", "unlearned"), ("back", "base")):
-            same = subprocess.run(["cmp", f"{made}/model.safetensors", f"{expected}/model.safetensors"], cwd=folder)
-            if same.returncode:
-                raise RuntimeError(f"'{made}' is not '{expected}'.")
-            shutil.rmtree(folder / made)
+            for checkout, code in checkouts.items():
+                result = measure(code, folder / checkout, *argv)
+                if name == "adapter":
+                    result["bytes"] = sum(path.stat().st_size for path in (folder / checkout / "adapter").iterdir())
+                    shutil.rmtree(folder / checkout / "adapter")
+                if number:  # the first round fills the page cache
+                    results[checkout][name].append(result)
+        for checkout in checkouts:
+            for made, expected in (("made", "unlearned"), ("back", "base")):
+                files = [folder / checkout / made / "model.safetensors", folder / expected / "model.safetensors"]
+                if subprocess.run(["cmp", *map(str, files)]).returncode:
+                    raise RuntimeError(f"'{made}' is not '{expected}'.")
+                shutil.rmtree(folder / checkout / made)
     return results
+
+
+def medians_of(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for name, results in rounds.items()
+    }
 
 
 def sizes(folder: Path, layers: int) -> list[dict[str, Any]]:
@@ -154,18 +172,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--before", type=Path, help="another checkout to compare with")
+    parser.add_argument("--folder", type=Path, help="where models are written: on the disk to measure")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    with TemporaryDirectory(prefix="wagle-deltas-") as temporary:
+    checkouts = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
+    with TemporaryDirectory(prefix="wagle-deltas-", dir=args.folder) as temporary:
         folder = Path(temporary)
         write_pair(folder, args.layers)
-        rounds = measure_commands(folder, args.rounds)
+        rounds = measure_commands(folder, checkouts, args.rounds)
         size = (folder / "base" / "model.safetensors").stat().st_size
         rows = sizes(folder, args.layers)
-    medians = {
-        name: {key: statistics.median(result[key] for result in results) for key in results[0]}
-        for name, results in rounds.items()
-    }
+    medians = medians_of(rounds["now"])
     result = {
         "weights": sum(map(math.prod, shapes_of(args.layers).values())),
         "density": DENSITY,
@@ -173,10 +191,14 @@ def main() -> None:
         "verify_bytes_a_second": 2 * size / medians["verify"]["seconds"],
         "median": medians,
         "sizes": rows,
-        "rounds": rounds,
+        "rounds": rounds["now"],
     }
+    if args.before:
+        before = medians_of(rounds["before"])
+        result |= {"median_before": before, "rounds_before": rounds["before"]}
+        result["of_before"] = {name: medians[name]["seconds"] / before[name]["seconds"] for name in COMMANDS}
     write_result(args.output, result)
-    print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=2))
+    print(json.dumps({key: value for key, value in result.items() if not key.startswith("rounds")}, indent=2))
 
 
 if __name__ == "__main__":
