@@ -182,6 +182,7 @@ def bomb(levels):
 
 
 NO_OPTIONS = {
+    "the same name twice": ("a: 1\nb: 2\na: 3", "line 3: 'a' is there twice."),
     "syntax": ("a: 1\nb: [", "line 2 is not readable as options in YAML"),
     "indentation": ("a: 1\n b: 2", "line 2 is not readable as options in YAML"),
     "tab": ("a:\n\tb: 1", "line 2 is not readable as options in YAML"),

@@ -160,6 +160,7 @@ def _place(path: str | os.PathLike, line: int | None = None) -> str:
 # YAML
 
 # What PyYAML raises for values that are not of the kind that their tag says
+_TEXT_TAG = "tag:yaml.org,2002:str"
 _BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
 
@@ -178,9 +179,16 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
             raise ValueError("it holds no mapping of names to values, such as `learning_rate: 1e-5`")
         if _size(root, {}) > _MAX_YAML_NODES:
             raise ValueError(f"it stands for more than {_MAX_YAML_NODES:,} values")
+        keys = [key for key, _ in root.value]
         loader.flatten_mapping(root)  # what `<<` brings in
     except _BAD_VALUES as error:
         raise _not_yaml(error, path, _line(error, text)) from error
+    names = set()
+    for key in keys:
+        if (name := key.value if key.tag == _TEXT_TAG else None) in names:
+            place = _place(path, key.start_mark.line + 1)
+            raise ValueError(f"{place}: '{printable(name, _MAX_SHOWN)}' is there twice.")
+        names |= {name} - {None}
     return {_name(key, path): _value(loader, value, path, key.start_mark.line + 1) for key, value in root.value}
 
 
@@ -195,7 +203,7 @@ def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
 
 
 def _name(key: yaml.Node, path: str | os.PathLike) -> str:
-    if key.tag != "tag:yaml.org,2002:str":
+    if key.tag != _TEXT_TAG:
         place = _place(path, key.start_mark.line + 1)
         raise ValueError(f"{place}: a name of an option should be text, got {printable(key.value, _MAX_SHOWN)}.")
     return key.value

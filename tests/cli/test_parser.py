@@ -119,3 +119,17 @@ def test_a_file_that_trusts_code_of_others_says_so(text, key, write, capsys):
 def test_one_that_does_not_says_nothing(text, write, capsys):
     parse(option_types("npo"), ["--config", write(text), "--output_dir", "out"], "npo")
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('push_to_hub: true\nhub_model_id: "a/b\\e[2J"', "a/b\\x1b[2J"),
+        ("push_to_hub: 'yes'", "a repository of yours"),
+    ],
+)
+def test_a_file_that_has_the_model_uploaded_says_where(text, place, write, capsys):
+    path = write(text)
+    parse(option_types("npo"), ["--config", path, "--output_dir", "out"], "npo")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line == f"wagle npo: warning: {path} has the model uploaded to {place}."

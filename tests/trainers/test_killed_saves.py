@@ -62,9 +62,11 @@ class KilledAtSave(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == LAST and not self.kills:
-            self.kills = after_every_kill(
-                lambda: self.trainer._save_checkpoint(model, None), self.folder, self.examine
-            )
+            self.kills = after_every_kill(lambda: self.save(model), self.folder, self.examine)
+
+    def save(self, model):
+        self.trainer._save_checkpoint(model, None)
+        self.trainer.finish_saves()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -51,6 +51,9 @@ class WagleParser(TrlParser):
         for name, value in options.items():
             if name in kinds and not isinstance(value, str) and not _is_of(kinds[name], value):
                 raise ValueError(f"{place}: '{name}' cannot be {shown(value)} (see `{self.prog} --help`).")
+        if str(options.get("push_to_hub")).lower() in _YES:
+            goal = printable(options.get("hub_model_id") or "a repository of yours", 100)
+            print(f"{self.prog}: warning: {place} has the model uploaded to {goal}.", file=sys.stderr)
         for key in _trusting(options):
             said = f"{place} sets '{printable(key, 100)}': code that comes with a model will run on this machine."
             print(f"{self.prog}: warning: {said}", file=sys.stderr)

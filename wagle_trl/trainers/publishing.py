@@ -93,6 +93,7 @@ class HubPushes:
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
+        self.finish_saves()
         is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if is_pushing and not self.args.hub_always_push:
             return

@@ -3,11 +3,13 @@
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..files import (
@@ -31,12 +33,13 @@ class WholeSaves:
     """
     Goes before a [`~transformers.Trainer`] in the bases of a class.
 
-    A checkpoint gets its manifest when all of it is on the disk, and older ones are removed only then. What `save_model`
-    writes takes its places in the folder when all of it is there; files that an earlier save left there, and that speak of
-    other weights, are removed then. Until then an earlier run stays in the folder as it is.
+    A checkpoint gets its manifest when all of it is on the disk, and older ones are removed only then; training goes on
+    meanwhile. What `save_model` writes takes its places in the folder when all of it is there; files that an earlier save
+    left there, and that speak of other weights, are removed then. Until then an earlier run stays in the folder as it is.
     """
 
     _saves_checkpoint = False
+    _marking: Future[None] | None = None  # of the last checkpoint
 
     @abstractmethod
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
@@ -49,6 +52,22 @@ class WholeSaves:
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What resuming from a checkpoint depends on."""
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.finish_saves()
+
+    def _finalize_training(self, *args, **kwargs):
+        self.finish_saves()  # both remove checkpoints
+        return super()._finalize_training(*args, **kwargs)
+
+    def finish_saves(self) -> None:
+        """Wait until the last checkpoint is whole and on the disk; an `OSError` if it could not be."""
+        marking, self._marking = self._marking, None
+        if marking is not None:
+            marking.result()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]."""
@@ -83,6 +102,7 @@ class WholeSaves:
         Manifest.of(stage, {*names, *kept}, fingerprint).land(stage, folder, instead_of=superseded)
 
     def _save_checkpoint(self, model, trial) -> None:
+        self.finish_saves()
         run_folder = self._get_output_dir(trial=trial)
         folder = Path(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         # Transformers would remove older checkpoints before this one is whole
@@ -90,18 +110,21 @@ class WholeSaves:
         try:
             with writing(folder), self._new_checkpoint(folder):
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    self.write_card(folder)
         finally:
             self.args.save_total_limit, self._saves_checkpoint = limit, False
         if self.args.should_save:
-            if not holds_save(Path(run_folder)):  # then it shows how far the run is
-                for name in (REPORT_FILE, CARD_FILE):
-                    with atomic_path(Path(run_folder, name)) as temporary:
-                        shutil.copyfile(folder / name, temporary)
-            _rotate(run_folder, limit, self.state.best_model_checkpoint)
+            facts, best = self.facts(), self.state.best_model_checkpoint
+            self._marking = _in_background(lambda: _mark(folder, facts, limit, best))
+            if any(
+                type(callback).on_save is not TrainerCallback.on_save for callback in self.callback_handler.callbacks
+            ):
+                self.finish_saves()  # they look at what was saved
 
     @contextmanager
     def _new_checkpoint(self, folder: Path) -> Iterator[None]:
-        """A place for a checkpoint, which is marked as whole on success; on failure it is as it was."""
+        """A place for a checkpoint; on failure it is as it was."""
         if not self.args.should_save:
             self.accelerator.wait_for_everyone()
             yield
@@ -109,21 +132,47 @@ class WholeSaves:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         restore_replaced(folder.parent)
-        before = folder.with_name(f"{_REPLACED}{folder.name}")  # of a run that was cut off here, or of an earlier one
-        try:
+        with _restored_on_failure(folder):
             if folder.exists():
-                os.replace(folder, before)
+                os.replace(folder, _replaced(folder))
             self.accelerator.wait_for_everyone()
             yield
             self.accelerator.wait_for_everyone()
-            names = {*files_in(folder), *self.write_card(folder)}
-            Manifest.of(folder, names, _reported_fingerprint(folder), **self.facts()).write(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            if before.exists():
-                os.replace(before, folder)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
+
+
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    executor = ThreadPoolExecutor(1, thread_name_prefix="wagle-save")  # one each: a fork would lose a shared one's
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future
+
+
+def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | None) -> None:
+    """Have all of a checkpoint on the disk, then its manifest; then older checkpoints go."""
+    with writing(folder), _restored_on_failure(folder):
+        Manifest.of(folder, files_in(folder), _reported_fingerprint(folder), **facts).write(folder)
+    shutil.rmtree(_replaced(folder), ignore_errors=True)
+    if not holds_save(folder.parent):  # then it shows how far the run is
+        for name in (REPORT_FILE, CARD_FILE):
+            with atomic_path(folder.parent / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
+    _rotate(str(folder.parent), limit, best)
+
+
+def _replaced(folder: Path) -> Path:
+    """Where a checkpoint is, of a run that was cut off or of an earlier one, until another in its place is whole."""
+    return folder.with_name(f"{_REPLACED}{folder.name}")
+
+
+@contextmanager
+def _restored_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if _replaced(folder).exists():
+            os.replace(_replaced(folder), folder)
+        raise
 
 
 def restore_replaced(run_folder: Path) -> None:
