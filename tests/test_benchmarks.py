@@ -59,6 +59,15 @@ def test_the_readme_quotes_the_result_of_merging():
         assert rows[label] == ["" if number is None else f"{number:.3f}" for number in numbers], label
 
 
+def test_the_readme_quotes_the_result_of_saving():
+    rows = {row["training"]: row for row in result("saving.json")["median"] if row["checkout"] == "now"}
+    masked, dense = rows["masked"], rows["dense"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{masked['seconds']:.2f} s for a checkpoint with a mask and {dense['seconds']:.2f} s without" in readme
+    assert f"{masked['of_before']:.2f} and {dense['of_before']:.2f} times" in readme
+    assert f"whole after {masked['whole_seconds']:.2f} s and {dense['whole_seconds']:.2f} s" in readme
+
+
 def test_the_readme_quotes_the_result_of_deltas():
     measured, rows = result("deltas.json"), readme_rows("Cost")
     sizes = {(row["density"], row["old_values"]): row["of_model"] for row in measured["sizes"]}
