@@ -49,7 +49,7 @@ test: $(STAMP)
 fuzz: $(STAMP)
 	@echo "SEED=$(SEED)"
 	@$(TEST_ENV) WAGLE_FUZZ_EXAMPLES=$(EXAMPLES) WAGLE_FUZZ_SEED=$(SEED) \
-		$(PY) -m pytest -n $(WORKERS) tests/test_fuzzed_files.py tests/test_fuzzed_texts.py $(ARGS)
+		$(PY) -m pytest -n $(WORKERS) tests/files/test_fuzzed_files.py tests/files/test_fuzzed_texts.py $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

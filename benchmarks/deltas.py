@@ -26,9 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import wagle_kernels
 from benchmarks.environment import ROOT, write_result
-from wagle_trl.delta import SparseDelta
-from wagle_trl.mask import WeightMask
-from wagle_trl.tensor_file import LazyTensors, write_tensors
+from wagle_trl.deltas.delta import SparseDelta
+from wagle_trl.files.atomic.tensor_file import LazyTensors, write_tensors
+from wagle_trl.masks.mask import WeightMask
 
 CONFIG = dict(
     vocab_size=32000,

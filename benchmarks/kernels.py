@@ -19,9 +19,9 @@ import wagle_kernels
 from benchmarks.measure import Row, compare, copy_bandwidth, make_row, show, write
 from benchmarks.peers import OPTIONS, PEERS, available, versions
 from wagle_kernels import DENSE_GROUP, INDEX_DENSITY, RANK_GROUP, Layout, ScoreSpec
-from wagle_trl.mask import WeightMask
-from wagle_trl.optimizer import MaskedAdamW
-from wagle_trl.selection import Scored, select
+from wagle_trl.attribution.compute_mask.selection import Scored, select
+from wagle_trl.masks.mask import WeightMask
+from wagle_trl.optim.masked_adamw import MaskedAdamW
 
 RESULTS = Path(__file__).parent / "results"
 # name -> vocabulary, width, inner width, layers

@@ -4,7 +4,7 @@
     python -m benchmarks memory --shape llama2-7b --recipe ours --run whole --cap 24     # on a GPU
 
 Llama shapes with random bf16 weights. Each case runs in a process of its own. On a CPU its peak is what
-[`~wagle_trl.allocations.Allocations`] counts, and the process's resident memory stands beside it as a check, the
+[`~wagle_trl.memory.allocations.Allocations`] counts, and the process's resident memory stands beside it as a check, the
 interpreter and its libraries included; on a GPU it is what torch allocated. Of ours stands beside it what the
 planner says before. Rows are written as they come, and a case that is in the file already is not measured again.
 """
@@ -31,9 +31,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from benchmarks.environment import ROOT, environment, write_result
 from benchmarks.memory_recipes import RECIPES, Case, Run, StepClock
 from benchmarks.peers import versions
-from wagle_trl.allocations import Allocations
-from wagle_trl.mask_config import TIERS
-from wagle_trl.planner import CONTEXT_BYTES
+from wagle_trl.attribution.compute_mask.config import TIERS
+from wagle_trl.memory.allocations import Allocations
+from wagle_trl.planning.planner import CONTEXT_BYTES
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = ("attribution", "training", "whole")

@@ -31,9 +31,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl import MaskConfig, NPOConfig, NPOTrainer
-from wagle_trl.objectives import npo_loss
-from wagle_trl.planner import CONTEXT_BYTES
-from wagle_trl.scope import scope_parameters
+from wagle_trl.losses.objectives import npo_loss
+from wagle_trl.masks.scope import scope_parameters
+from wagle_trl.planning.planner import CONTEXT_BYTES
 
 PROMPT_TOKENS = 8  # of every row, no part of the loss
 LEARNING_RATE = 1e-5

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.environment import write_result
 from benchmarks.memory import SHAPES
-from wagle_trl.mask_config import MaskConfig
-from wagle_trl.planner import Planner, Setup
-from wagle_trl.simulation import losses_on_gpu
+from wagle_trl.attribution.compute_mask.config import MaskConfig
+from wagle_trl.memory.simulation import losses_on_gpu
+from wagle_trl.planning.planner import Planner, Setup
 
 CAPACITIES = (24, 40, 80)  # GB
 DENSITIES = (0.05, 0.1, 0.5, 0.95)

@@ -11,9 +11,9 @@ from benchmarks.environment import environment
 from benchmarks.study_masks import make_mask
 from benchmarks.study_world import MovedWorld, World
 from wagle_trl import GradDiffConfig, GradDiffTrainer, NPOConfig, NPOTrainer
+from wagle_trl.comparison.trajectory import trajectory
 from wagle_trl.evaluation.attacks import relearn
-from wagle_trl.evaluation.matched import trajectory
-from wagle_trl.mask import WeightMask
+from wagle_trl.masks.mask import WeightMask
 
 FORGOTTEN = 0.1  # mean answer probability of the forget rows at which a run ends
 MAX_STEPS = 50  # ten epochs of the forget rows

@@ -1,7 +1,7 @@
 """Masks of the study: the package's scores, and candidates that are not (yet) among them.
 
 All read the same cached statistics of a world. For the package's own scores the mask is that of
-`wagle_trl.attribution.compute_mask` (a test compares them).
+`wagle_trl.attribution.compute_mask.compute_mask` (a test compares them).
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks.study_world import World
 from wagle_kernels import ScoreSpec
-from wagle_trl.attribution import mean_abs
-from wagle_trl.mask import WeightMask
-from wagle_trl.scope import scope_parameters
-from wagle_trl.scores import SCORES, score_scale
-from wagle_trl.selection import Scored, select
+from wagle_trl.attribution.compute_mask.compute_mask import mean_abs
+from wagle_trl.attribution.compute_mask.scores import SCORES, score_scale
+from wagle_trl.attribution.compute_mask.selection import Scored, select
+from wagle_trl.masks.mask import WeightMask
+from wagle_trl.masks.scope import scope_parameters
 
 SCOPES = {"blocks": None, "all": ["*"]}  # as `mask_scope` takes them
 # arm's name of a score -> (row of the score table, gamma, eps)

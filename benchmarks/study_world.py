@@ -16,16 +16,17 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from wagle_trl.data import read_jsonl, to_trl, tokenize_row
+from wagle_trl.attribution.compute_mask.statistics import accumulate_statistic
+from wagle_trl.data.rows.formats import to_trl, tokenize_row
+from wagle_trl.data.rows.rows import read_jsonl
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.attacks import paraphrased
+from wagle_trl.evaluation.inference import IGNORED, answer_losses, pad
 from wagle_trl.evaluation.memorization import memorization_summary
 from wagle_trl.evaluation.metrics import answer_probability, truth_ratios
-from wagle_trl.evaluation.scoring import IGNORED, answer_losses, pad
 from wagle_trl.evaluation.tofu import evaluate_rows
-from wagle_trl.files import atomic_path
-from wagle_trl.scope import scope_parameters
-from wagle_trl.statistics import accumulate_statistic
+from wagle_trl.files.atomic.atomic import atomic_path
+from wagle_trl.masks.scope import scope_parameters
 
 FORGET_ROWS = 40  # two authors, a tenth of the retain rows
 SEEN_ROWS = UNSEEN_ROWS = 200
@@ -33,7 +34,7 @@ MODEL = dict(
     hidden_size=256, intermediate_size=768, num_hidden_layers=4, max_position_embeddings=256, tie_word_embeddings=False
 )
 TRAINING = dict(epochs=20, learning_rate=1e-3, batch_size=8, max_length=256)
-# name -> (set, squared, sum_batches), as `wagle_trl.statistics.accumulate_statistic` takes them
+# name -> (set, squared, sum_batches), as `wagle_trl.attribution.statistics.accumulate_statistic` takes them
 STATISTICS = {
     "g_forget": ("forget", False, False),
     "g_retain": ("retain", False, False),

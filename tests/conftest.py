@@ -13,14 +13,14 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .hub import Hub, connected
 from .kernels.conftest import allocations  # noqa: F401
+from .support.hub import Hub, connected
 
 torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What came of the examples of tests/fuzzing.py, whichever process made them."""
+    """What came of the examples of tests/support/fuzzing.py, whichever process made them."""
     counts = {}
     for report in terminalreporter.stats.get("passed", ()):
         for kind, *numbers in (value for name, value in report.user_properties if name == "fuzzed"):

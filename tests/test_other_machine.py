@@ -1,4 +1,4 @@
-"""The plugin `tests/other_machine.py`, in a process of its own: it replaces operations of torch for good."""
+"""The plugin `tests/support/other_machine.py`, in a process of its own: it replaces operations of torch for good."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import torch
 torch.manual_seed(0)
 a, b = torch.randn(9, 64), torch.randn(64, 5)
 plain = a @ b, a.exp(), a.sum(1), a.softmax(1)
-import tests.other_machine
+import tests.support.other_machine
 
 other = a @ b, a.exp(), a.sum(1), a.softmax(1)
 for x, y in zip(plain, other):

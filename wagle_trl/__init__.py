@@ -5,21 +5,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .attribution import compute_mask
-    from .delta import SparseDelta
-    from .hub import load_unlearned
-    from .mask import WeightMask
-    from .mask_config import MaskConfig
-    from .optimizer import MaskedAdamW
-    from .scores import SCORES
-    from .trainers import (
-        GradDiffConfig,
-        GradDiffTrainer,
-        MaskedSFTConfig,
-        MaskedSFTTrainer,
-        NPOConfig,
-        NPOTrainer,
-    )
+    from .attribution.compute_mask import compute_mask
+    from .attribution.config import MaskConfig
+    from .attribution.scores import SCORES
+    from .deltas.delta import SparseDelta
+    from .hub.load import load_unlearned
+    from .masks.mask import WeightMask
+    from .optim.masked_adamw import MaskedAdamW
+    from .trainers import GradDiffConfig, GradDiffTrainer, MaskedSFTConfig, MaskedSFTTrainer, NPOConfig, NPOTrainer
 
 __all__ = [
     "SCORES",

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.cli.main import main
-from wagle_trl.delta import weights_fingerprint
+from wagle_trl.deltas.delta import weights_fingerprint
 
-from ..deltas import same_weights, unlearned
+from ..support.deltas import same_weights, unlearned
 
 
 def loaded(folder):

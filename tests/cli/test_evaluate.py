@@ -4,12 +4,12 @@ import pytest
 from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from wagle_trl import data as data_module
 from wagle_trl.cli import arguments, eval_model
 from wagle_trl.cli.main import main
+from wagle_trl.data.rows import rows as data_module
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
-from wagle_trl.fingerprint import model_fingerprint
+from wagle_trl.masks.fingerprint import model_fingerprint
 
 from ..conftest import make_rows
 

@@ -8,8 +8,8 @@ import pytest
 
 from wagle_trl.demo import run as demo
 
-from ..disks import Disk, on_a_disk
-from .writers import TRAINERS, WRITERS, arguments, call, check_what_is_left, contents, make_inputs, succeed
+from ..support.disks import Disk, on_a_disk
+from ..support.writers import TRAINERS, WRITERS, arguments, call, check_what_is_left, contents, make_inputs, succeed
 
 pytestmark = pytest.mark.slow  # some minutes: each command is run again and again
 

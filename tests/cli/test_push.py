@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from wagle_trl import WeightMask, load_unlearned
 from wagle_trl.cli.main import main
 
-from ..deltas import same_weights, unlearned
-from ..uploaded import secrets_in
+from ..support.deltas import same_weights, unlearned
+from ..support.uploaded import secrets_in
 
 
 @pytest.fixture

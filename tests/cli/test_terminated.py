@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
-from ..disks import in_a_process, is_change
-from .writers import (
+from ..support.disks import in_a_process, is_change
+from ..support.writers import (
     NEW_FOLDERS,
     TRAINERS,
     WRITERS,

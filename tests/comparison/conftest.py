@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wagle_trl.comparison.runs import load_runs
-from wagle_trl.mask import WeightMask
+from wagle_trl.masks.mask import WeightMask
 
 SHAPES = {f"model.layers.{i}.mlp.up_proj.weight": (8, 9) for i in range(3)}
 # Forget and retain probability come down together, so that what is kept at a level can be told by head

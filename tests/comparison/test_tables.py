@@ -14,7 +14,7 @@ from wagle_trl.comparison.tables import (
     setup_table,
 )
 
-from ..fuzzing import check_markdown, check_shown
+from ..support.fuzzing import check_markdown, check_shown
 from .conftest import EVALUATION, TRAINING
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from wagle_trl.data import tokenize_row
+from wagle_trl.data.rows.formats import tokenize_row
 from wagle_trl.evaluation.attacks import (
     has_bitsandbytes,
     paraphrased,
@@ -16,8 +16,8 @@ from wagle_trl.evaluation.attacks import (
     round_to_nearest,
     round_with_bitsandbytes,
 )
+from wagle_trl.evaluation.inference import answer_losses
 from wagle_trl.evaluation.metrics import summarize
-from wagle_trl.evaluation.scoring import answer_losses
 from wagle_trl.evaluation.tofu import evaluate_rows
 
 from .conftest import ROWS

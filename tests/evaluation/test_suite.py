@@ -4,14 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from wagle_trl.evaluation import key, suite, tofu
-from wagle_trl.evaluation.scoring import answer_scores
-from wagle_trl.evaluation.suite import (
-    PARTIAL_FILE,
-    evaluate_sets,
-    summarize_all,
-    unseen_set,
-)
+from wagle_trl.evaluation import cache_key as key
+from wagle_trl.evaluation import suite, tofu
+from wagle_trl.evaluation.inference import answer_scores
+from wagle_trl.evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from wagle_trl.evaluation.tofu import EvalOptions, evaluate_rows
 
 from .conftest import RATIO, ROWS, make_model, make_record

@@ -8,7 +8,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: it is read when a kernel is decorated
 
-from wagle_trl.allocations import Allocations
+from wagle_trl.memory.allocations import Allocations
 
 torch.set_num_threads(1)
 

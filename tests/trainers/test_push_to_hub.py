@@ -13,12 +13,12 @@ from transformers.trainer_utils import HubStrategy
 
 import wagle_trl
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.data import load_rows
-from wagle_trl.manifest import Manifest
+from wagle_trl.data.rows.rows import load_rows
+from wagle_trl.files.atomic.manifest import Manifest
 from wagle_trl.trainers.resuming import whole_manifest
 
-from ..deltas import same_weights
-from ..uploaded import secrets_in
+from ..support.deltas import same_weights
+from ..support.uploaded import secrets_in
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "push_to_hub": True}
 
@@ -147,7 +147,7 @@ def test_no_push_begins_while_one_is_under_way_unless_asked_for(always, make_tra
         messages.append(message)
         return None, []
 
-    monkeypatch.setattr("wagle_trl.trainers.publishing.commit", slow_commit)
+    monkeypatch.setattr("wagle_trl.trainers.hub_pushes.commit", slow_commit)
     options = SAVING | {"save_steps": 1, "hub_always_push": always, "hub_model_id": "user/slow"}
     make_trainer("masked_sft", callbacks=[release], **options).train()
     assert messages == [f"Training in progress, step {step}" for step in ((1, 2, 3) if always else (1,))]

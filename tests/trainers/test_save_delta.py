@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta
 
-from ..deltas import same_weights
+from ..support.deltas import same_weights
 
 
 @pytest.mark.parametrize("kind", ["npo", "masked_sft"])

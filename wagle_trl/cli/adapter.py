@@ -1,6 +1,6 @@
 """`wagle adapter DELTA [BASE]`: a delta as an adapter that PEFT loads without this package."""
 
-from ..adapters import REQUIRES, export_adapter
+from ..deltas.peft_export import REQUIRES, export_adapter
 from .delta import BASE_HELP, DELTA_HELP, OfDelta, delta_and_base
 from .output import Output, key_value_table
 from .parser import WagleParser

@@ -11,9 +11,11 @@ from torch import OutOfMemoryError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from ..data import load_rows, load_tofu, to_trl
-from ..mask_config import MaskConfig
-from ..tensor_file import TensorFile
+from ..attribution.config import MaskConfig
+from ..data.formats import to_trl
+from ..data.rows import load_rows
+from ..data.tofu import load_tofu
+from ..files.tensor_file import TensorFile
 from ..text import printable
 
 
@@ -32,7 +34,7 @@ class UnlearningData:
     Forget and retain rows.
 
     Args:
-        forget_dataset, retain_dataset (`str`, *optional*): As in [`~wagle_trl.data.load_rows`].
+        forget_dataset, retain_dataset (`str`, *optional*): As in [`~wagle_trl.data.rows.load_rows`].
         unseen_dataset (`str`, *optional*): Rows to watch, in the same forms.
         tofu_dir (`str`, *optional*): Folder of the TOFU data; by default it comes from the Hub.
         forget (`str`, *optional*): TOFU split that fills both data sets.
@@ -95,7 +97,7 @@ class FineTuningData(UnlearningData):
     Rows to train on, and the rows that say which weights to train.
 
     Args:
-        dataset_name (`str`, *optional*): As in [`~wagle_trl.data.load_rows`]; by default the retain rows.
+        dataset_name (`str`, *optional*): As in [`~wagle_trl.data.rows.load_rows`]; by default the retain rows.
     """
 
     dataset_name: str | None = field(

@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
-from ..checkpoint import Checkpoint
-from ..delta import DELTA_FILE, SparseDelta
-from ..files import check_writable
-from ..folders import apply_to_folder, delta_between, undo_to_folder
-from ..hub import base_of, checkpoint_of, require_base
-from ..mask import WeightMask, layer_of
-from ..merging import Merged, merge_deltas
+from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..deltas.merging import Merged, merge_deltas
+from ..deltas.on_disk import apply_to_folder, delta_between, undo_to_folder
+from ..files.atomic import check_writable
+from ..files.checkpoint import Checkpoint
+from ..hub.load import base_of, checkpoint_of, require_base
+from ..masks.anatomy import layer_of
+from ..masks.mask import WeightMask
 from .output import Output, key_value_table
 from .parser import WagleParser
 from .verify import BASE_REVISION_HELP, revision_of_base

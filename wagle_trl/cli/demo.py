@@ -6,7 +6,7 @@ import transformers
 from datasets.utils.logging import disable_progress_bar
 
 from ..demo.run import run_demo
-from ..files import writing
+from ..files.atomic import writing
 from .output import Output
 from .parser import parse
 

@@ -8,9 +8,9 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from ..checkpoint import Checkpoint
-from ..manifest import MANIFEST_FILE, check_of_one_run
-from ..model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..files.checkpoint import Checkpoint
+from ..files.manifest import MANIFEST_FILE, check_of_one_run
+from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .arguments import loading, require_model
 
 

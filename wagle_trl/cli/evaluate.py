@@ -8,17 +8,19 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import load_rows, load_tofu_evaluation
-from ..evaluation.apart import check_apart
+from ..data.rows import load_rows
+from ..data.tofu import load_tofu_evaluation
+from ..evaluation.disjoint import check_apart
 from ..evaluation.drift import weights_changed
 from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
-from ..evaluation.reference import read_reference
+from ..evaluation.retrained_model import read_reference
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
-from ..files import EVALUATION_FILE, check_writable, land, staging_folder, write_json
-from ..fingerprint import model_fingerprint
+from ..files.atomic import check_writable, land, staging_folder, write_json
+from ..files.run_folder import EVALUATION_FILE
+from ..masks.fingerprint import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
@@ -36,7 +38,7 @@ class EvalArguments:
 
     Args:
         forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
-            [`~wagle_trl.data.load_rows`].
+            [`~wagle_trl.data.rows.load_rows`].
         tofu_dir, forget (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
         reference_records (`str`, *optional*): Records of a model that never saw the forget rows.
     """

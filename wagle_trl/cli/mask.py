@@ -5,12 +5,13 @@
 
 from pathlib import Path
 
-from ..files import REPORT_FILE, staging_folder
-from ..manifest import Manifest
-from ..mask import MASK_FILE
-from ..report import PLOT_FILE, plot_mask, report_tables
-from ..trainers.npo_trainer import NPOTrainer
+from ..attribution.report import PLOT_FILE, plot_mask, report_tables
+from ..files.atomic import staging_folder
+from ..files.manifest import Manifest
+from ..files.run_folder import REPORT_FILE
+from ..masks.mask import MASK_FILE
 from ..trainers.run_report import write_run_report
+from ..unlearning.npo import NPOTrainer
 from .output import Output
 from .parser import parse
 from .train import build_trainer, option_types

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import TrlParser
 
-from ..reading import read_yaml, shown
+from ..files.reading import read_yaml, shown
 from ..text import printable
 
 _OPTION = "--config"

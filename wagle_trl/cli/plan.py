@@ -11,13 +11,13 @@ import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from ..advice import suggest
-from ..arena import STATE_BITS
-from ..files import atomic_path
-from ..mask import WeightMask
-from ..planner import Planner, Setup, plan_table
-from ..reading import read_yaml
-from ..simulation import losses_on_gpu
+from ..files.atomic import atomic_path
+from ..files.reading import read_yaml
+from ..masks.mask import WeightMask
+from ..memory.simulation import losses_on_gpu
+from ..optim.compact_state import STATE_BITS
+from ..planning.advice import suggest
+from ..planning.planner import Planner, Setup, plan_table
 from .arguments import loading, require_model
 from .output import Output
 from .parser import config_file, parse

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..card import model_card, read_card
-from ..files import CARD_FILE, land, staging_folder
-from ..hub_file import full_name
-from ..manifest import Manifest
-from ..publish import earlier_weights, publish
+from ..files.atomic import land, staging_folder
+from ..files.hub_file import full_name
+from ..files.manifest import Manifest
+from ..files.run_folder import CARD_FILE
+from ..hub.card import model_card, read_card
+from ..hub.publish import earlier_weights, publish
 from .output import Output, key_value_table
 from .parser import WagleParser
 
@@ -18,7 +19,7 @@ class CardArguments:
     What the card says beyond what the run's folder knows.
 
     Args:
-        what, before, license, hash_forget_set: As in [`~wagle_trl.card.model_card`].
+        what, before, license, hash_forget_set: As in [`~wagle_trl.hub.card.model_card`].
         base_model_name_or_path: Name of the base on the Hub.
     """
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..comparison.document import write_document
 from ..comparison.runs import load_runs
-from ..files import EVALUATION_FILE, REPORT_FILE, check_writable
+from ..files.atomic import check_writable
+from ..files.run_folder import EVALUATION_FILE, REPORT_FILE
 from .output import Output
 from .parser import WagleParser
 

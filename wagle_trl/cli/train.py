@@ -5,11 +5,11 @@ from typing import Any
 
 from trl import get_peft_config, get_quantization_config
 
-from ..mask_config import MaskConfig
-from ..report import report_tables
-from ..trainers.grad_diff_trainer import GradDiffTrainer
+from ..attribution.config import MaskConfig
+from ..attribution.report import report_tables
 from ..trainers.masked_sft_trainer import MaskedSFTTrainer
-from ..trainers.npo_trainer import NPOTrainer
+from ..unlearning.grad_diff import GradDiffTrainer
+from ..unlearning.npo import NPOTrainer
 from .arguments import (
     FineTuningData,
     MaskSource,

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from ..hub import checkpoint_of
-from ..hub_file import known_revision
-from ..manifest import check_of_one_run
-from ..mask import MASK_FILE, WeightMask
-from ..tensor_file import few
-from ..verification import Movement, Verification, verify
+from ..deltas.verification import Movement, Verification, verify
+from ..files.hub_file import known_revision
+from ..files.manifest import check_of_one_run
+from ..files.tensor_file import few
+from ..hub.load import checkpoint_of
+from ..masks.mask import MASK_FILE, WeightMask
 from .output import Output
 from .parser import WagleParser
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import land, staging_folder
-from ..report import plot_masks
+from ..attribution.report import plot_masks
+from ..files.atomic import land, staging_folder
 from .figures import plot_relearning, plot_trajectories
 from .runs import LEVELS, Run
 from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table

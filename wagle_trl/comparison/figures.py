@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_path
+from ..files.atomic import atomic_path
 from ..text import drawn
 from .runs import LEVELS, Run, words
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.matched import matched, trajectory
-from ..files import EVALUATION_FILE, REPORT_FILE
-from ..manifest import check_of_one_run
-from ..mask import MASK_FILE, WeightMask
-from ..reading import read_json
-from ..schemas import Attack, Evaluation, Report
+from ..files.manifest import check_of_one_run
+from ..files.reading import read_json
+from ..files.run_folder import EVALUATION_FILE, REPORT_FILE
+from ..files.schemas import Attack, Evaluation, Report
+from ..masks.mask import MASK_FILE, WeightMask
+from .trajectory import matched, trajectory
 
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
 _PEAKS = ("attribution", "training")
@@ -25,8 +25,8 @@ class Run:
     Args:
         label (`str`): Name among the others.
         folder (`pathlib.Path`): Where it is.
-        training ([`~schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
-        evaluation ([`~schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
+        training ([`~files.schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
+        evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def trajectory(self) -> dict[str, list[float]]:
-        """Answer probabilities over the steps, as columns, see [`~evaluation.matched.trajectory`]."""
+        """Answer probabilities over the steps, as columns, see [`~comparison.trajectory.trajectory`]."""
         return trajectory(self.training.get("log_history", ()))
 
     @property

@@ -9,15 +9,15 @@ from datasets import Dataset
 from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..data import to_trl
+from ..attribution.config import MaskConfig
+from ..attribution.report import plot_mask, report_tables
+from ..data.formats import to_trl
 from ..evaluation.drift import weights_changed
 from ..evaluation.metrics import summarize
 from ..evaluation.tofu import evaluate_rows, write_records
-from ..files import write_json
-from ..mask_config import MaskConfig
-from ..report import plot_mask, report_tables
-from ..trainers.npo_config import NPOConfig
-from ..trainers.npo_trainer import NPOTrainer
+from ..files.atomic import write_json
+from ..unlearning.npo import NPOTrainer
+from ..unlearning.npo_config import NPOConfig
 from .people import people_rows, split_rows
 from .tiny_model import build_model, build_tokenizer, train
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from wagle_trl.data import to_prompt_completion
+from ..data.formats import to_prompt_completion
 
 PAD, EOS = "<pad>", "</s>"
 MAX_LENGTH = 64

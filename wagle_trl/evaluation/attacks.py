@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..data import row_format, tokenize_row
+from ..data.formats import row_format, tokenize_row
+from .inference import IGNORED, Tokenized, answer_losses, model_inputs, pad, padding_token_id
 from .metrics import answer_probability
-from .scoring import IGNORED, Tokenized, answer_losses, model_inputs, pad, padding_token_id
 
 # bits -> weights that share a scale: an output row as in bitsandbytes' LLM.int8(), a block as in its 4-bit types
 _GROUP_SIZES = {8: None, 4: 64}
@@ -97,7 +97,7 @@ def relearn(
     Args:
         model ([`~transformers.PreTrainedModel`]): Unlearned model; nothing in it is changed.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        rows (iterable of `dict`): Forget rows, in any form that [`~wagle_trl.data.tokenize_row`] takes; at least 2.
+        rows (iterable of `dict`): Forget rows, in any form that [`~wagle_trl.data.formats.tokenize_row`] takes; at least 2.
         share (`float`, *optional*, defaults to `0.2`): Share of them to train on, at least one row and not all.
         steps (`int`, *optional*, defaults to `20`): Optimizer steps.
         learning_rate (`float`, *optional*, defaults to `1e-4`): Learning rate.

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from ..mask import layer_of
-from ..tensor_file import bit_patterns
-from .scoring import LOWEST_LOG_PROB, Tokenized, answer_logits, inference
+from ..files.tensor_file import bit_patterns
+from ..masks.anatomy import layer_of
+from .inference import LOWEST_LOG_PROB, Tokenized, answer_logits, inference
 
 
 class ChangedWeights(NamedTuple):

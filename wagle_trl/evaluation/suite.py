@@ -11,14 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..text import printable
+from .cache_key import evaluation_key
 from .drift import check_same_weights, kl_to_base
-from .key import evaluation_key
+from .inference import padding_token_id
 from .membership import HOLDOUT, membership_summary
 from .memorization import memorization_summary
 from .metrics import records_by_set, summarize
-from .partial import PartialRecords
-from .reference import beside_reference
-from .scoring import padding_token_id
+from .resumable_records import PartialRecords
+from .retrained_model import beside_reference
 from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows
 
 logger = logging.get_logger(__name__)
@@ -126,7 +126,7 @@ def summarize_all(
     Args:
         records (`list[dict]`): Records from [`evaluate_sets`].
         reference (`list[dict]`, *optional*): Records of a model that never saw the forget rows, from
-            [`~wagle_trl.evaluation.reference.read_reference`].
+            [`~wagle_trl.evaluation.retrained_model.read_reference`].
 
     Returns:
         `dict[str, float]`: Aggregates by name.

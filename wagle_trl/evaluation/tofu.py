@@ -14,21 +14,14 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import read_jsonl, split_prompt, tokenize_row
-from ..files import atomic_path
-from ..schemas import Record
+from ..data.formats import split_prompt, tokenize_row
+from ..data.rows import read_jsonl
+from ..files.atomic import atomic_path
+from ..files.schemas import Record
+from .inference import IGNORED, AnswerScores, Tokenized, answer_scores, batches, generate_answers, padding_token_id
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
-from .scoring import (
-    IGNORED,
-    AnswerScores,
-    Tokenized,
-    answer_scores,
-    batches,
-    generate_answers,
-    padding_token_id,
-)
 
 Row = Mapping[str, Any]
 

@@ -1,11 +1,11 @@
-from .grad_diff_config import GradDiffConfig
-from .grad_diff_trainer import GradDiffTrainer
+from ..unlearning.base import UnlearningConfig, UnlearningTrainer
+from ..unlearning.grad_diff import GradDiffTrainer
+from ..unlearning.grad_diff_config import GradDiffConfig
+from ..unlearning.npo import NPOTrainer
+from ..unlearning.npo_config import NPOConfig
 from .masked import MaskedTrainer
 from .masked_sft_config import MaskedSFTConfig
 from .masked_sft_trainer import MaskedSFTTrainer
-from .npo_config import NPOConfig
-from .npo_trainer import NPOTrainer
-from .unlearning import UnlearningConfig, UnlearningTrainer
 
 __all__ = [
     "GradDiffConfig",

@@ -6,13 +6,13 @@ from peft import PeftModel
 from torch import nn
 from trl import SFTConfig
 
-from ..arena import STATE_BITS, check_dtype
-from ..fingerprint import model_fingerprint
-from ..mask import WeightMask
-from ..mask_config import MaskConfig
-from ..scope import scope_parameters
-from ..scores import get_score
-from ..selection import num_to_select
+from ..attribution.config import MaskConfig
+from ..attribution.scores import get_score
+from ..attribution.selection import num_to_select
+from ..masks.fingerprint import model_fingerprint
+from ..masks.mask import WeightMask
+from ..masks.scope import scope_parameters
+from ..optim.compact_state import STATE_BITS, check_dtype
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:

@@ -12,17 +12,19 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from ..attribution import compute_mask
-from ..data import pin_date
-from ..delta import SparseDelta, weights_fingerprint
-from ..files import CARD_FILE, EVALUATION_FILE, REPORT_FILE, check_writable, staging_folder
-from ..fingerprint import model_fingerprint
-from ..mask import MASK_FILE, WeightMask
-from ..mask_config import MaskConfig
-from ..optimizer import MaskedAdamW
-from ..report import PLOT_FILE, mask_report, plot_mask
-from ..simulation import losses_on_gpu
-from ..statistics import transformer_layers
+from ..attribution.compute_mask import compute_mask
+from ..attribution.config import MaskConfig
+from ..attribution.report import PLOT_FILE, mask_report, plot_mask
+from ..data.formats import pin_date
+from ..deltas.delta import SparseDelta, weights_fingerprint
+from ..files.atomic import check_writable, staging_folder
+from ..files.run_folder import CARD_FILE, EVALUATION_FILE, REPORT_FILE
+from ..losses.per_sample import fused_sample_losses
+from ..masks.fingerprint import model_fingerprint
+from ..masks.mask import MASK_FILE, WeightMask
+from ..memory.checkpointing import transformer_layers
+from ..memory.simulation import losses_on_gpu
+from ..optim.masked_adamw import MaskedAdamW
 from .checks import (
     check_accelerator,
     check_answers,
@@ -33,14 +35,14 @@ from .checks import (
     check_save_delta,
     check_supported,
 )
-from .masked_optimizer import MaskedTraining, masked_optimizer, only_masked_weights_trainable
+from .hub_pushes import HubPushes
+from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .masked_sft_config import MaskedSFTConfig
-from .memory import MemoryWatch, fused_sample_losses
+from .memory_watch import MemoryWatch
 from .model_card import write_card
-from .moved import MovedShare
-from .publishing import HubPushes
 from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
 from .run_report import Given, write_run_report
+from .update_share import MovedShare
 from .whole_saves import WholeSaves, add_to_save, holds_save, lend
 
 
@@ -205,7 +207,7 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
 
     @property
     def mask_report(self) -> dict | None:
-        """Report of the mask as [`~report.mask_report`] makes it; `None` without a mask."""
+        """Report of the mask as [`~attribution.report.mask_report`] makes it; `None` without a mask."""
         return None if self.mask is None else mask_report(self.mask)
 
     @property
@@ -306,7 +308,7 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the card of [`~card.model_card`], its report and the picture of the mask into `args.output_dir`."""
+        """Write the card of [`~hub.card.model_card`], its report and the picture of the mask into `args.output_dir`."""
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..card import model_card
-from ..files import CARD_FILE
+from ..files.run_folder import CARD_FILE
+from ..hub.card import model_card
 
 
 def write_card(

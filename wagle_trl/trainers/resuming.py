@@ -13,10 +13,10 @@ from transformers.utils import logging
 from trl import SFTConfig
 from typing_extensions import TypedDict
 
-from ..manifest import MANIFEST_FILE, Manifest, files_in
-from ..mask import MASK_FILE, WeightMask
-from ..mask_config import MaskConfig
-from ..reading import checked
+from ..attribution.config import MaskConfig
+from ..files.manifest import MANIFEST_FILE, Manifest, files_in
+from ..files.reading import checked
+from ..masks.mask import MASK_FILE, WeightMask
 from ..text import printable
 from .run_report import OPTIONS
 from .whole_saves import restore_replaced
@@ -131,7 +131,7 @@ def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
     Args:
         trainer ([`~trainers.MaskedTrainer`]): The trainer that will resume.
         folder (`pathlib.Path`): The checkpoint.
-        manifest ([`~manifest.Manifest`]): Its manifest.
+        manifest ([`~files.manifest.Manifest`]): Its manifest.
     """
     saved, now = checked(manifest.facts, _Facts, str(folder / MANIFEST_FILE)), run_facts(trainer)
     if saved["objective"] != now["objective"]:

@@ -10,8 +10,9 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel
 
-from ..files import REPORT_FILE, write_json
-from ..provenance import describe_rows, model_commit
+from ..data.provenance import describe_rows, model_commit
+from ..files.atomic import write_json
+from ..files.run_folder import REPORT_FILE
 
 OPTIONS = (  # that decide what a run becomes
     "learning_rate",
@@ -49,7 +50,7 @@ class Given:
     _described: dict[bool, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False)
 
     def data(self, folder: str, hashed: bool) -> dict[str, dict[str, Any]]:
-        """[`~provenance.describe_rows`] of every set that there is."""
+        """[`~data.provenance.describe_rows`] of every set that there is."""
         if hashed not in self._described:
             given = {name: rows for name, rows in self.rows.items() if rows is not None}
             self._described[hashed] = {

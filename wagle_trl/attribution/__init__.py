@@ -1,0 +1,1 @@
+"""Attribution: batches to statistics, scores and a mask."""

@@ -1,0 +1,65 @@
+"""What unlearning kept at the same depth of forgetting, on numbers only.
+
+End points of two runs say little: the one that kept more may have forgotten less. A trajectory has a point where the
+forget probability passes a level, and there runs can be compared.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+SUFFIX = "_probability"  # of a set's name in the log of a trainer
+
+
+def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """
+    The answer probabilities that an unlearning trainer watched, as columns.
+
+    Args:
+        log_history (`list[dict]`):
+            `log_history` of the trainer's state, or of its `wagle_report.json`.
+
+    Returns:
+        `dict[str, list[float]]`: `step`, `forget`, and every other set that each measurement has (`retain`,
+        `unseen_retain`, ...), one value a measurement; `step` and `forget` are empty where nothing was watched.
+    """
+    entries = [entry for entry in log_history if f"forget{SUFFIX}" in entry]
+    shared = [key for key in (entries[0] if entries else ()) if all(key in entry for entry in entries)]
+    names = {"forget": None} | {key.removesuffix(SUFFIX): None for key in shared if key.endswith(SUFFIX)}
+    columns = {name: [entry[f"{name}{SUFFIX}"] for entry in entries] for name in names}
+    return {"step": [entry["step"] for entry in entries]} | columns
+
+
+def matched(trajectory: Mapping[str, Sequence[float]], level: float) -> dict[str, float] | None:
+    """
+    What is kept where the forget probability first comes down to a level.
+
+    Args:
+        trajectory (`dict[str, list[float]]`):
+            Columns of [`trajectory`].
+        level (`float`):
+            Forget probability, between `0.0` and `1.0`.
+
+    Returns:
+        `dict[str, float]`: `step` and every set but `forget` there, by linear interpolation in the forget probability
+        between the measurements before and after. `None` where the level is not reached, or no measurement is above
+        it: a run that starts below has no such point.
+
+    Example:
+
+    ```python
+    >>> from wagle_trl.comparison.trajectory import matched
+
+    >>> matched({"step": [0, 10], "forget": [1.0, 0.0], "retain": [1.0, 0.5]}, level=0.5)
+    {'step': 5.0, 'retain': 0.75}
+    ```
+    """
+    forget = trajectory["forget"]
+    after = next((i for i, value in enumerate(forget) if value <= level), None)
+    if not after:
+        return None
+    share = (forget[after - 1] - level) / (forget[after - 1] - forget[after])
+    return {
+        name: values[after - 1] + share * (values[after] - values[after - 1])
+        for name, values in trajectory.items()
+        if name != "forget"
+    }

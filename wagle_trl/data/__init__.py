@@ -1,0 +1,1 @@
+"""Rows: loading, formats, pairing, provenance."""

@@ -1,0 +1,1 @@
+"""Deltas: what changed, on disk and in memory."""

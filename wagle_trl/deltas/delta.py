@@ -1,0 +1,270 @@
+"""`SparseDelta`: what unlearning changed. The selected weights' new values and positions, in one small file."""
+
+import copy
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..files.hub_file import HubFile, known_revision
+from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
+from ..masks.fingerprint import fingerprint_of
+from ..masks.mask import WeightMask
+from ..masks.positions import CODINGS, encode
+from ..masks.values import put, take
+from .delta_file import FORMAT_VERSION, DeltaFile
+
+DELTA_FILE = "wagle_delta.safetensors"
+
+
+class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
+    """
+    Values of the selected weights, to make the unlearned model of its base, bit for bit.
+
+    One made by [`load`] reads each tensor when it is asked for, so that it takes no memory of its size.
+
+    Args:
+        mask ([`WeightMask`]): Which weights the values are of.
+        new (`dict[str, torch.Tensor]`):
+            For every parameter of the mask the values after unlearning, of shape `(selected,)`, in rising flat order.
+        dtypes (`dict[str, torch.dtype]`):
+            Dtype of every weight tensor of the unlearned model, in model order, selected or not; those of a base in
+            another are rounded to it.
+        base_fingerprint (`str`): [`~masks.fingerprint.fingerprint`] of the base model, over these parameters in these dtypes.
+        old (`dict[str, torch.Tensor]`, *optional*):
+            The values before, for [`undo`]. They hold what was forgotten: keep them to yourself.
+
+    Example:
+    ```python
+    >>> delta = SparseDelta.from_pretrained("user/unlearned-delta")
+    >>> delta.apply(model)  # in place; `model` is the base
+    ```
+    """
+
+    file_name = DELTA_FILE
+
+    def __init__(
+        self,
+        mask: WeightMask,
+        new: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        base_fingerprint: str,
+        old: Mapping[str, Tensor] | None = None,
+    ):
+        self.mask = mask
+        self.new = new
+        self.dtypes = dict(dtypes)
+        self.base_fingerprint = base_fingerprint
+        self.old = old
+        self._codes: Mapping[str, tuple[str, Tensor]] | None = None  # of the positions, where a file has them
+
+    @property
+    def base_model(self) -> str | None:
+        """Name of the base model, where it is known."""
+        return self.mask.info.get("base_model") or None
+
+    @property
+    def base_revision(self) -> str | None:
+        """Commit of the base model, where it is known."""
+        return known_revision(self.mask.info)
+
+    @property
+    def selection(self) -> WeightMask:
+        return self.mask
+
+    def public(self, base_model: str | None = None, is_local: bool | None = None) -> "SparseDelta":
+        """As others may have it: without the old values, which hold what was forgotten."""
+        delta = copy.copy(self)
+        delta.mask, delta.old = self.mask.public(base_model, is_local), None
+        return delta
+
+    @property
+    def num_selected(self) -> int:
+        """Number of values."""
+        return self.mask.num_selected
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds the values of all weights: the one they all have, or a wider one."""
+        return functools.reduce(torch.promote_types, set(self.dtypes.values()))
+
+    def cast(self, model: nn.Module) -> nn.Module:
+        """Round the weights of a model to the dtypes of the unlearned one, in place."""
+        for name, values in model.state_dict(keep_vars=True).items():
+            values.data = values.data.to(self.dtypes.get(name, values.dtype))
+        return model
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, mask: WeightMask, base_fingerprint: str, base: nn.Module | None = None
+    ) -> "SparseDelta":
+        """
+        What a model trained with a mask became.
+
+        Args:
+            model (`torch.nn.Module`): The unlearned model.
+            mask ([`WeightMask`]): Its mask.
+            base_fingerprint (`str`): [`weights_fingerprint`] of the model before.
+            base (`torch.nn.Module`, *optional*): The model before, for the old values.
+        """
+        mask.check(model, fingerprint=False)
+        parameters = dict(model.named_parameters())
+        new = {name: take(parameters[name], mask.bits[name]) for name in mask.bits}
+        old = None
+        if base is not None:
+            before = dict(base.named_parameters())
+            old = {name: take(before[name].to(new[name].dtype), mask.bits[name]) for name in mask.bits}
+        return cls(mask, new, {n: w.dtype for n, w in saved_weights(model).items()}, base_fingerprint, old)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """
+        Make the base the unlearned model, in place.
+
+        Args:
+            model (`torch.nn.Module`): The base, in the dtypes of the unlearned model.
+
+        Returns:
+            `torch.nn.Module`: `model`.
+        """
+        weights = self._checked_weights(model)
+        if others := saved_weights(model).keys() - self.dtypes.keys():  # which the fingerprint does not see
+            raise ValueError(f"The delta is for another base: that has no {few(others)}.")
+        self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
+        return self._put(model, self.new)
+
+    def undo(self, model: nn.Module) -> nn.Module:
+        """Make the unlearned model the base again, in place; needs the old values."""
+        self.check_has_old()
+        self._checked_weights(model)
+        for name in self.mask.bits:
+            self.check_unlearned(name, take(model.get_parameter(name), self.mask.bits[name]))
+        return self._put(model, self.old)
+
+    def _put(self, model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+        for name in self.mask.bits:
+            put(model.get_parameter(name), self.mask.bits[name], values[name])
+        return model
+
+    # Checks
+
+    def check_fingerprint(self, actual: str) -> None:
+        """A `ValueError` unless `actual`, of the weights of the delta in its dtypes, is the base's fingerprint."""
+        if actual != self.base_fingerprint:
+            raise ValueError(
+                f"The delta is for another base: {self.base_model or '?'!r:.200} with fingerprint "
+                f"{self.base_fingerprint[:16]!r}, these weights have {actual[:16]!r}."
+            )
+
+    def check_unlearned(self, name: str, values: Tensor) -> None:
+        """A `ValueError` unless the selected values of a parameter are those of the unlearned model, bit by bit."""
+        new = self.new[name]
+        if values.dtype != new.dtype or not torch.equal(bit_patterns(values.cpu()), bit_patterns(new.cpu())):
+            raise ValueError(f"'{name}' does not hold the values of this delta; it was not applied to these weights.")
+
+    def check_has_old(self) -> None:
+        """A `ValueError` unless the delta can be undone."""
+        if self.old is None:
+            raise ValueError(
+                f"The delta holds no values from before; load the base model {self.base_model or '?'!r:.200} instead."
+            )
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A `ValueError` unless `shapes`, of weights by name, have all parameters of the delta, in its shapes."""
+        missing = [name for name in self.dtypes if name not in shapes]
+        if missing:
+            raise ValueError(
+                f"The delta is for another model, or names tensors otherwise than these files: {few(missing)} missing."
+            )
+        for name, shape in self.mask.shapes.items():
+            if tuple(shapes[name]) != shape:
+                raise ValueError(
+                    f"The delta is for another model: '{name}' has shape {tuple(shapes[name])} here and {shape} there."
+                )
+
+    def _checked_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        weights = model.state_dict()  # as files have them: with buffers, and tied weights under each of their names
+        self.check_shapes({name: tuple(values.shape) for name, values in weights.items()})
+        for name, dtype in self.dtypes.items():
+            if weights[name].dtype != dtype:
+                raise ValueError(f"'{name}' is {weights[name].dtype}, in the delta {dtype}; load the model in that.")
+        if buffers := self.mask.bits.keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
+            raise ValueError(f"The delta changes {few(buffers)}, which the model does not have as parameters.")
+        return weights
+
+    # Files
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """
+        Write the delta atomically, one tensor at a time.
+
+        Args:
+            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder to hold `wagle_delta.safetensors`.
+
+        Returns:
+            `pathlib.Path`: The file written.
+        """
+        path = self.path_in(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        codes = self._codes or {name: encode(bits, self.mask.numel_of(name)) for name, bits in self.mask.bits.items()}
+        specs = {}
+        for name in self.mask.bits:
+            coding, code = codes[name]
+            specs[f"{coding}:{name}"] = (torch.uint8, tuple(code.shape))
+            for kind in self._values():
+                specs[f"{kind}:{name}"] = (self.dtypes[name], (self.mask.num_selected_of(name),))
+        metadata = self.mask.info | {
+            "format": "pt",
+            "format_version": FORMAT_VERSION,
+            "shapes": json.dumps(self.mask.shapes),
+            "dtypes": json.dumps({name: DTYPE_NAMES[dtype] for name, dtype in self.dtypes.items()}),
+            "k": str(self.num_selected),
+            "base_fingerprint": self.base_fingerprint,
+        }
+
+        def read(key: str) -> Tensor:
+            kind, name = key.split(":", 1)
+            return codes[name][1] if kind in CODINGS else self._values()[kind][name]
+
+        write_tensors(path, specs, read, metadata)
+        return path
+
+    def _values(self) -> dict[str, Mapping[str, Tensor]]:
+        return {"new": self.new} | ({} if self.old is None else {"old": self.old})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SparseDelta":
+        """
+        Open a delta and check all of it but the values themselves.
+
+        Args:
+            path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_delta.safetensors`.
+        """
+        file = DeltaFile(cls.existing(path, "delta"))
+        mask = WeightMask(LazyTensors(file.shapes, file.bits), file.shapes, file.info, file.counts)
+        new, old = (
+            LazyTensors(file.shapes, lambda name, kind=kind: file[f"{kind}:{name}"]) for kind in ("new", "old")
+        )
+        delta = cls(mask, new, file.dtypes, file.base_fingerprint, old if file.has_old else None)
+        delta._codes = LazyTensors(file.shapes, file.code)
+        return delta
+
+    def __repr__(self) -> str:
+        undo = ", can be undone" if self.old is not None else ""
+        return f"SparseDelta({self.num_selected:,} of {self.mask.numel:,} weights of {self.base_model or '?'!r}{undo})"
+
+
+def saved_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as transformers saves them: weights that are tied once."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, values in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(values), (name, values.detach()))
+    return dict(named.values())
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """The [`~masks.fingerprint.fingerprint`] of a model as the base of deltas: of all that transformers saves, in its dtypes."""
+    return fingerprint_of(saved_weights(model))

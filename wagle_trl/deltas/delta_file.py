@@ -1,0 +1,87 @@
+"""The file of a delta as strangers may have written it: all of it but the values is checked before it is used."""
+
+import json
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from ..files.tensor_file import DTYPES, TensorFile, is_name
+from ..masks.mask import check_info, parse_shapes
+from ..masks.positions import CODINGS, count, decode
+
+FORMAT_VERSION = "2"
+
+
+class DeltaFile(TensorFile):
+    """
+    What a delta's file holds; a `ValueError` if it is none, or not sound.
+
+    For every parameter with selected weights there is one code of their positions, `gaps:NAME` or `bits:NAME`, and their
+    values `new:NAME` and, where they were kept, `old:NAME`.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path)
+        self.info = dict(self.metadata)
+        self.info.pop("format", None)
+        if self.info.pop("format_version", None) != FORMAT_VERSION or "base_fingerprint" not in self.info:
+            raise ValueError(f"{self.path} is not a wagle delta of format version {FORMAT_VERSION}.")
+        check_info(self.path, self.info)
+        self.base_fingerprint = self.info.pop("base_fingerprint")
+        self.shapes = parse_shapes(self.path, self.info.pop("shapes", ""))
+        self.dtypes = self._parse_dtypes(self.info.pop("dtypes", ""))
+        self.has_old = any(key.startswith("old:") for key in self)
+        self.kinds = ("new", "old") if self.has_old else ("new",)
+        self.codings = {name: self._coding(name) for name in self.shapes}
+        if len(self) != len(self.shapes) * (1 + len(self.kinds)):
+            raise ValueError(f"{self.path}: the header does not declare all parameters that the file holds values of.")
+        self.counts = {name: self._count(name) for name in self.shapes}
+        declared, total = self.info.pop("k", None), sum(self.counts.values())
+        if declared != str(total):
+            raise ValueError(f"{self.path}: the header declares k = {declared!r:.40}, the positions are {total}.")
+
+    def code(self, name: str) -> tuple[str, Tensor]:
+        """Coding and code of a parameter's positions."""
+        return self.codings[name], self[f"{self.codings[name]}:{name}"]
+
+    def bits(self, name: str) -> Tensor:
+        """Packed mask of a parameter."""
+        return decode(*self.code(name), math.prod(self.shapes[name]))
+
+    def _parse_dtypes(self, text: str) -> dict[str, torch.dtype]:
+        try:
+            dtypes = {name: DTYPES[dtype] for name, dtype in json.loads(text).items()}
+            valid = bool(dtypes) and self.shapes.keys() <= dtypes.keys() and all(map(is_name, dtypes))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            valid = False
+        if not valid:
+            raise ValueError(
+                f"{self.path}: the header holds no valid dtypes of all parameters; the file is damaged or hostile."
+            )
+        return dtypes
+
+    def _coding(self, name: str) -> str:
+        """Coding of the positions of a parameter, if the file holds one and the values."""
+        found = [coding for coding in CODINGS if f"{coding}:{name}" in self]
+        if len(found) != 1 or any(f"{kind}:{name}" not in self for kind in self.kinds):
+            raise ValueError(f"{self.path}: '{name}' has not one code of positions and all values.")
+        return found[0]
+
+    def _count(self, name: str) -> int:
+        """Number of selected weights of a parameter, if the file holds as many values of the declared dtype."""
+        try:
+            # Not by decoding: until a model has those shapes, they are no more than a claim
+            selected = count(*self.code(name), math.prod(self.shapes[name]))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: '{name}' {error}.") from error
+        for key in (f"{kind}:{name}" for kind in self.kinds):
+            if self.shape(key) != (selected,):
+                raise ValueError(f"{self.path}: '{name}' has {selected} positions, values of shape {self.shape(key)}.")
+            if self.dtype(key) != self.dtypes[name]:
+                raise ValueError(f"{self.path}: the values of '{name}' are not {self.dtypes[name]} as declared.")
+        return selected

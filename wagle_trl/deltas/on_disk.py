@@ -1,0 +1,146 @@
+"""Deltas between the folders of two models: made, applied and undone on the files, one tensor at a time."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files.checkpoint import Checkpoint
+from ..files.tensor_file import LazyTensors, bit_patterns, few
+from ..masks.fingerprint import fingerprint
+from ..masks.mask import WeightMask
+from ..masks.values import put, take
+from .delta import SparseDelta
+from .verification import verify
+
+
+def delta_between(
+    base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, undo: bool = False, progress: bool = True
+) -> SparseDelta:
+    """
+    The delta that makes one model of another; its values are read when they are asked for.
+
+    Args:
+        base ([`~files.checkpoint.Checkpoint`]): The model before.
+        unlearned ([`~files.checkpoint.Checkpoint`]): The model after. A `ValueError` if it differs from the base in anything
+            but weights of the mask, or has them in dtypes that cannot hold those of the base.
+        mask ([`WeightMask`]): Which weights differ.
+        undo (`bool`, *optional*, defaults to `False`):
+            Whether to take the old values, too.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+    """
+    result = verify(base, unlearned, mask, progress=progress)
+    if result.config_changes:
+        raise ValueError(
+            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {few(result.config_changes)}; a delta "
+            "holds weights only, and would not give this model."
+        )
+    if result.narrowed:
+        name, (before, after) = next(iter(result.narrowed.items()))
+        raise ValueError(
+            f"'{name}' is {before} in '{base.folder}' and {after} in '{unlearned.folder}': all of its weights were rounded, "
+            "and a delta of this mask would not give this model. Unlearn in the dtype of the base, or with save_delta, whose "
+            "delta is of the rounded base."
+        )
+    if result.loaded_as:
+        name, (saved, declared) = next(iter(result.loaded_as.items()))
+        raise ValueError(
+            f"'{name}' is {saved} in '{unlearned.folder}', whose config.json declares {declared!r:.80}; save the model in one."
+        )
+    if violations := result.violations:
+        raise ValueError(
+            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
+            "a delta of this mask would not give this model."
+        )
+    dtypes = {name: unlearned.dtype(name) for name in unlearned}
+    new = LazyTensors(mask.bits, lambda name: take(unlearned[name], mask.bits[name]))
+    old = LazyTensors(mask.bits, lambda name: take(base[name].to(dtypes[name]), mask.bits[name]))
+    return SparseDelta(mask, new, dtypes, base_fingerprint(dtypes, base), old if undo else None)
+
+
+def base_fingerprint(dtypes: Mapping[str, torch.dtype], base: Checkpoint) -> str:
+    """The [`~masks.fingerprint.fingerprint`] of the tensors of `dtypes` in a base, each read to the end."""
+    return fingerprint(dtypes, {name: base.shape(name) for name in dtypes}, base.read)
+
+
+def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike) -> Path:
+    """
+    Write the unlearned model of a base.
+
+    Args:
+        delta ([`SparseDelta`]): The delta.
+        base ([`~files.checkpoint.Checkpoint`]): Its base; a `ValueError` if it is another one.
+        folder (`str` or `os.PathLike`): New folder; it also gets the mask.
+
+    Returns:
+        `pathlib.Path`: `folder`.
+    """
+    check_base(delta, base)
+    _check_no_repeats(delta, base)
+
+    def change(name: str, weights: Tensor) -> Tensor:
+        weights = weights.to(delta.dtypes.get(name, weights.dtype))
+        return put(weights, delta.mask.bits[name], delta.new[name]) if name in delta.mask.bits else weights
+
+    return base.rewrite(folder, change, delta.dtypes, then=delta.mask.save)
+
+
+def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.PathLike) -> Path:
+    """
+    Write the base of an unlearned model; needs the old values.
+
+    Args:
+        delta ([`SparseDelta`]): The delta.
+        unlearned ([`~files.checkpoint.Checkpoint`]): The model that it gave; a `ValueError` if it is another one.
+        folder (`str` or `os.PathLike`): New folder.
+
+    Returns:
+        `pathlib.Path`: `folder`.
+    """
+    delta.check_has_old()
+    _check_shapes(delta, unlearned)
+
+    def change(name: str, weights: Tensor) -> Tensor:
+        if name not in delta.mask.bits:
+            return weights
+        delta.check_unlearned(name, take(weights, delta.mask.bits[name]))
+        return put(weights, delta.mask.bits[name], delta.old[name])
+
+    return unlearned.rewrite(folder, change, {}, then=lambda written: check_base(delta, Checkpoint(written)))
+
+
+def check_base(delta: SparseDelta, base: Checkpoint) -> None:
+    """A `ValueError` unless every weight of a checkpoint is that of the delta's base, rounded to the delta's dtypes."""
+    _check_shapes(delta, base)
+    for name in base.keys() - delta.dtypes.keys():  # which the fingerprint does not see, and transformers would load
+        if not any(_is_copy(base, name, other) for other in delta.dtypes):
+            raise ValueError(
+                f"'{base.folder}' holds '{name}', which the delta's base does not have; if it is the same model, load it with "
+                "transformers and save it again."
+            )
+    delta.check_fingerprint(base_fingerprint(delta.dtypes, base))
+
+
+def _check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
+    try:
+        delta.check_shapes({name: checkpoint.shape(name) for name in checkpoint})
+    except ValueError as error:
+        raise ValueError(f"'{checkpoint.folder}': {error}") from error
+
+
+def _check_no_repeats(delta: SparseDelta, base: Checkpoint) -> None:
+    """Tied weights that a file holds twice would stay tied in name only: transformers ties what is equal."""
+    for name in base.keys() - delta.dtypes.keys():
+        for changed in delta.mask.shapes:
+            if _is_copy(base, name, changed):
+                raise ValueError(
+                    f"'{base.folder}' holds '{changed}' a second time, as '{name}', and the delta changes the first alone; "
+                    "load the base with transformers and save it again, which keeps one of them."
+                )
+
+
+def _is_copy(base: Checkpoint, name: str, other: str) -> bool:
+    is_alike = base.shape(name) == base.shape(other) and base.dtype(name) == base.dtype(other)
+    return is_alike and torch.equal(bit_patterns(base[name]), bit_patterns(base[other]))

@@ -1,0 +1,1 @@
+"""Files: whole or not there, read by a schema, never pickled."""

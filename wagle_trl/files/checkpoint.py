@@ -1,0 +1,187 @@
+"""The weights in a model's folder, as transformers saves them, without building the model."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
+from torch import Tensor
+
+from .atomic import atomic_folder
+from .model_files import ADAPTER_CONFIG, check_at_home, files_beside_weights, names_without
+from .reading import read_json
+from .schemas import Config, WeightIndex
+from .tensor_file import TensorFile, write_tensors
+
+_FORMAT = {"format": "pt"}  # all that transformers reads of a file's metadata; the rest may name its owner's folders
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """
+    Weights of a model by name, each read when it is asked for from `model.safetensors` or the shards of its index.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder of the model. A `ValueError` if its files are not sound.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"No model at '{self.folder}': the folder does not exist.")
+        self.files = _files_of_weights(self.folder)
+        self._places = {name: place for place, file in self.files.items() for name in file}
+        self._config = read_json(self.folder / CONFIG_NAME, Config) if (self.folder / CONFIG_NAME).is_file() else {}
+        if self._config.get("transformers_weights") or (self.folder / ADAPTER_CONFIG).exists():
+            raise ValueError(
+                f"'{self.folder}' has transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' in its "
+                f"{CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file(name)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight tensor, without reading it."""
+        return self._file(name).shape(name)
+
+    def numel(self, name: str) -> int:
+        """Number of its weights, without reading it."""
+        return math.prod(self.shape(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Its dtype, without reading it."""
+        return self._file(name).dtype(name)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Its flat elements `start` to `stop`."""
+        return self._file(name).read(name, start, stop)
+
+    @property
+    def load_dtypes(self) -> dict[str, str]:
+        """
+        What decides in which dtype transformers loads the weights: by its place the dtypes that the config, configs within
+        it, and the index declare, mostly one; where none is declared, the dtypes of the weights.
+        """
+        declared = dict(_declared_dtypes(self._config))
+        if SAFETENSORS_SINGLE_FILE not in self.files:
+            index = read_json(self.folder / SAFETENSORS_INDEX_FILE, WeightIndex)
+            declared |= {f"index.{key}": value for key, value in _declared_dtypes(index.get("metadata") or {})}
+        if not declared.keys() & {"dtype", "torch_dtype"}:
+            dtypes = {name: self.dtype(name) for name in sorted(self) if self.dtype(name).is_floating_point}
+            same = len(set(dtypes.values())) == 1
+            declared["weights"] = str(next(iter(dtypes.values()))).removeprefix("torch.") if same else str(dtypes)
+        return declared
+
+    def _file(self, name: str) -> TensorFile:
+        return self.files[self._places[name]]
+
+    def rewrite(
+        self,
+        folder: str | os.PathLike,
+        change: Callable[[str, Tensor], Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        then: Callable[[Path], Any],
+    ) -> Path:
+        """
+        Write the model with changed weights into a new folder, one tensor at a time, with its config and tokenizer.
+
+        Args:
+            folder (`str` or `os.PathLike`): Folder that does not exist yet, or is empty. It appears when all is written.
+            change (callable): Gives, for the name and the values of a tensor, the values to write, in the same shape.
+            dtypes (`dict[str, torch.dtype]`): Dtypes to write; of other tensors the one they have.
+            then (callable): Called with the folder, still under a temporary name, before it appears; may raise.
+
+        Returns:
+            `pathlib.Path`: `folder`.
+        """
+        others, config = self._other_files(), self._config_text(set(dtypes.values()))
+        with atomic_folder(folder) as temporary:
+            for path in others:
+                shutil.copyfile(path, temporary / path.name)
+            if config:
+                (temporary / CONFIG_NAME).write_text(config, encoding="utf-8")
+            for place, file in self.files.items():
+                specs = {name: (dtypes.get(name, file.dtype(name)), file.shape(name)) for name in file}
+                made = partial(_made, file, change)
+                write_tensors(temporary / place, specs, made, _FORMAT, progress=f"Writing {place}")
+            then(temporary)
+        return Path(folder)
+
+    def _other_files(self) -> list[Path]:
+        """What loads the model with its weights, and stays true when these change."""
+        paths = files_beside_weights(self.folder)
+        if SAFETENSORS_SINGLE_FILE not in self.files:
+            check_at_home(self.folder / SAFETENSORS_INDEX_FILE)
+            paths.append(self.folder / SAFETENSORS_INDEX_FILE)
+        return paths
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is in the folder and [`rewrite`] does not copy, such as code, a card, or weights in another form."""
+        return names_without(self.folder, {*self.files, *(path.name for path in self._other_files())})
+
+    def _config_text(self, dtypes: set[torch.dtype]) -> str | None:
+        """Config that declares the dtype, in which transformers loads the weights; `None` if there is nothing to say."""
+        if not self._config or len(dtypes) != 1:
+            return None
+        config = self._config | {"dtype": str(*dtypes).removeprefix("torch.")}
+        config.pop("torch_dtype", None)  # the name of before transformers 5
+        return json.dumps(config, indent=2) + "\n"
+
+
+def _made(file: TensorFile, change: Callable[[str, Tensor], Tensor], name: str) -> Tensor:
+    return change(name, file[name])
+
+
+def _declared_dtypes(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and value is not None:  # the latter before transformers 5
+            yield f"{place}{key}", str(value).removeprefix("torch.")
+        elif isinstance(value, dict):
+            yield from _declared_dtypes(value, f"{place}{key}.")
+
+
+def _files_of_weights(folder: Path) -> dict[str, TensorFile]:
+    """The files that transformers loads, by name."""
+    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        return {SAFETENSORS_SINGLE_FILE: TensorFile(folder / SAFETENSORS_SINGLE_FILE)}
+    if not (folder / SAFETENSORS_INDEX_FILE).is_file():
+        raise ValueError(
+            f"'{folder}' holds no {SAFETENSORS_SINGLE_FILE} and no {SAFETENSORS_INDEX_FILE}; load the model with "
+            "transformers and save it there with `save_pretrained`."
+        )
+    index = _read_index(folder / SAFETENSORS_INDEX_FILE)
+    files = {place: TensorFile(folder / place) for place in dict.fromkeys(index.values())}
+    for name, place in index.items():
+        if name not in files[place]:
+            raise ValueError(f"{folder / SAFETENSORS_INDEX_FILE}: {name[:80]!r} is not in {place}.")
+    if len(set().union(*files.values())) < sum(map(len, files.values())):
+        raise ValueError(f"{folder / SAFETENSORS_INDEX_FILE}: several files hold the same tensor.")
+    return files
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """File of every tensor."""
+    places = read_json(path, WeightIndex)["weight_map"]
+    if not places:
+        raise ValueError(f"{path} maps no tensor to a file; the file is damaged or hostile.")
+    for place in places.values():
+        is_name = place.isprintable() and not set(place) & {"/", "\\"} and len(place.encode()) < 256
+        if not is_name or place.startswith("wagle_") or not place.endswith(".safetensors"):
+            raise ValueError(f"{path} names {place[:80]!r}, which is no file of weights in the same folder.")
+    return places

@@ -1,0 +1,235 @@
+"""What masks and deltas have in common: one safetensors file, in a folder or in a repository of the Hub."""
+
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from ..text import code
+from .run_folder import CARD_FILE
+
+_TEMPLATE = Path(__file__).parent / "templates" / "hub_file.md.jinja"
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+# Names on the Hub
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a repository may be called so; anything else is a path, for which the Hub is never asked."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.endswith(".safetensors")
+
+
+def full_name(repo_id: str, token: str | None = None) -> str:
+    """`repo_id` with the namespace of the user whose token it is, if it has none."""
+    return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+
+
+@contextmanager
+def asking_hub(name: str) -> Iterator[None]:
+    """A `FileNotFoundError` that says `name`, if the client cannot read the repository in the block."""
+    try:
+        yield
+    except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
+        is_refused = isinstance(error, RepositoryNotFoundError)
+        reason = "there is none, or not for this token" if is_refused else str(error).split(". ")[0]
+        raise FileNotFoundError(
+            f"'{name}' is neither a folder here nor a repository of the Hub that can be read ({reason})."
+        ) from error
+
+
+def known_revision(info: Mapping[str, str]) -> str | None:
+    """Commit of the base model that a mask records."""
+    revision = info.get("base_revision")
+    return None if revision == "None" else revision
+
+
+def public_info(
+    info: Mapping[str, str], base_model: str | None = None, is_local: bool | None = None
+) -> dict[str, str]:
+    """
+    What a mask may tell others about itself: not the name of a base model that is a folder of its owner.
+
+    Args:
+        info (`dict[str, str]`): Of the mask.
+        base_model (`str`, *optional*): Name of the base on the Hub. Where it is not the recorded name, the recorded
+            revision is none of its own.
+        is_local (`bool`, *optional*): Whether the recorded base is a folder. By default it is taken for one unless its
+            commit on the Hub is recorded, as a relative path may look like a name.
+    """
+    if base_model is not None and (os.path.exists(base_model) or not is_hub_name(base_model)):
+        raise ValueError(f"'{base_model}' is a path here; give the name of the base model on the Hub.")
+    recorded = info.get("base_model")
+    if base_model == recorded or (base_model is None and _is_on_hub(info, is_local)):
+        return dict(info)
+    nameless = {key: value for key, value in info.items() if key not in ("base_model", "base_revision")}
+    return nameless | ({} if base_model is None else {"base_model": base_model})
+
+
+def _is_on_hub(info: Mapping[str, str], is_local: bool | None) -> bool:
+    name = info.get("base_model", "")
+    if is_local is None:
+        is_local = os.path.exists(name) or not _COMMIT.fullmatch(info.get("base_revision", ""))
+    return is_hub_name(name) and not is_local
+
+
+class HubFile(ModelHubMixin, library_name="wagle-trl"):
+    """
+    An object that is one file, published and loaded by the methods that users know from
+    [`~huggingface_hub.ModelHubMixin`].
+    """
+
+    file_name: ClassVar[str]
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)  # the mixin would keep the arguments for a config.json
+
+    @abstractmethod
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the file atomically to `path`, or into it, if it is a folder."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | os.PathLike):
+        """Read and check a file, or the one in a folder."""
+
+    @classmethod
+    def path_in(cls, path: str | os.PathLike) -> Path:
+        """`path`, if it is a safetensors file, or that of the file in the folder `path`."""
+        path = Path(path)
+        return path if path.suffix == ".safetensors" else path / cls.file_name
+
+    @property
+    @abstractmethod
+    def selection(self):
+        """The [`WeightMask`] of the weights that the file is about."""
+
+    @abstractmethod
+    def public(self, base_model: str | None = None, is_local: bool | None = None):
+        """
+        The object as others may have it, with the [`public_info`] of its mask.
+
+        Args:
+            base_model (`str`, *optional*), is_local (`bool`, *optional*): As of [`public_info`].
+        """
+
+    def generate_model_card(self, repo_id: str | None = None, base_model: str | None = None) -> ModelCard:
+        """
+        A card that says what the file holds and how to load it.
+
+        Args:
+            repo_id (`str`, *optional*): Repository that the card is for.
+            base_model (`str`, *optional*): Name of the base on the Hub, where the recorded one is a folder.
+        """
+        mask = self.selection
+        base = public_info(mask.info, base_model).get("base_model")
+        data = self._hub_mixin_info.model_card_data.to_dict()
+        if base:
+            data |= {"base_model": base, "base_model_relation": "adapter"}
+        return ModelCard.from_template(
+            ModelCardData(**data),
+            template_path=str(_TEMPLATE),
+            is_delta=mask is not self,
+            base=base,
+            selected=f"{mask.num_selected:,} of the {mask.numel:,} weights in scope ({100 * mask.density:.3g}%)",
+            score=code(score) if (score := mask.info.get("score", "merged")) != "merged" else None,
+            place=repo_id or "path/to/this/folder",
+        )
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike, noun: str) -> Path:
+        """[`path_in`], or a `FileNotFoundError` that calls the missing file `noun`."""
+        path = cls.path_in(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No {noun} at {path}; give a {cls.file_name} or a folder that holds one.")
+        return path
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
+        """
+        Save the file, and a card if there is none, into a folder; it may be that of a model.
+
+        Args:
+            save_directory (`str` or `pathlib.Path`): The folder.
+            **kwargs: `push_to_hub`, `repo_id` and arguments of `push_to_hub`, as in
+                [`~huggingface_hub.ModelHubMixin.save_pretrained`].
+        """
+        folder = Path(save_directory)
+        self.save(folder)
+        if not (folder / CARD_FILE).exists():
+            self.generate_model_card(**(kwargs.pop("model_card_kwargs", None) or {})).save(folder / CARD_FILE)
+        repo_id = kwargs.pop("repo_id", None) or folder.name
+        return self.push_to_hub(repo_id, **kwargs) if kwargs.pop("push_to_hub", False) else None
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base_model: str | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        **kwargs,
+    ) -> str:
+        """
+        Upload the file as others may have it, see [`public`], and a card if the repository has none.
+
+        Args:
+            repo_id (`str`): Repository, such as `"user/name"`; made if need be.
+            base_model (`str`, *optional*): Name of the base on the Hub, where the recorded one is a folder.
+            token (`str`, *optional*), branch (`str`, *optional*), **kwargs:
+                As in [`~huggingface_hub.ModelHubMixin.push_to_hub`].
+
+        Returns:
+            `str`: URL of the commit.
+        """
+        repo_id = full_name(repo_id, token)
+        if HfApi(token=token).file_exists(repo_id, CARD_FILE, revision=branch):
+            ignored = kwargs.get("ignore_patterns") or []
+            kwargs["ignore_patterns"] = [CARD_FILE, *([ignored] if isinstance(ignored, str) else ignored)]
+        of_card = {"repo_id": repo_id, "base_model": base_model} | (kwargs.pop("model_card_kwargs", None) or {})
+        public = super(HubFile, self.public(base_model))
+        return public.push_to_hub(repo_id, token=token, branch=branch, model_card_kwargs=of_card, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ):
+        """
+        Load the file from a repository of the Hub, or from a folder.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `pathlib.Path`): Repository, or a folder that holds the file.
+            force_download, token, cache_dir, local_files_only, revision (*optional*):
+                As in [`~huggingface_hub.hf_hub_download`].
+        """
+        name = str(pretrained_model_name_or_path)
+        if os.path.exists(name) or not is_hub_name(name):
+            return cls.load(name)
+        with asking_hub(name):
+            path = hf_hub_download(
+                name,
+                cls.file_name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        return cls.load(path)

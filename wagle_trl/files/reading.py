@@ -1,0 +1,230 @@
+"""Files that others may have written: read as what they should hold, or refused in a line that names file, line and field."""
+
+import json
+import math
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ..text import printable
+
+Schema = TypeVar("Schema")
+
+_MAX_DEPTH = 100
+_MAX_DIGITS = 300  # of a whole number: more do not fit a float
+_MAX_SHOWN = 80
+_MAX_YAML_NODES = 10_000  # an alias counts as all that it stands for
+_MANY_DIGITS = re.compile(f"[0-9]{{{_MAX_DIGITS + 1}}}")
+# An escape in a JSON text: a pair of surrogates is one character, the group finds half a pair
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+# By the types of pydantic's errors
+_EXPECTED = {
+    "dict_type": "should be an object",
+    "list_type": "should be a list",
+    "string_type": "should be text",
+    "float_type": "should be a number",
+    "finite_number": "should be a finite number",
+    "int_type": "should be a whole number",
+    "bool_type": "should be true or false",
+}
+
+
+def read_json(path: str | os.PathLike, schema: type[Schema]) -> Schema:
+    """
+    Content of a JSON file.
+
+    Args:
+        path (`str` or `os.PathLike`): The file; a `ValueError` that names it and the field if it holds something else.
+        schema (`type`): What it should hold: a `TypedDict`, or any other type that `pydantic` checks. Keys that it does
+            not name stay.
+    """
+    return parse_json(read_text(path), schema, path)
+
+
+def read_json_lines(path: str | os.PathLike, schema: type[Schema]) -> list[Schema]:
+    """
+    Values of a file with one in JSON per line, where blank lines are skipped, or with one list of all.
+
+    Args:
+        path (`str` or `os.PathLike`): As of [`read_json`].
+        schema (`type`): What each value should be.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return parse_json(text, list[schema], path)
+    lines = enumerate(text.split("\n"), 1)  # not `splitlines`: JSON strings may hold U+2028
+    return [parse_json(line, schema, path, number) for number, line in lines if line.strip()]
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Text in UTF-8, with or without a byte order mark."""
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{_place(path, line)} is not text in UTF-8 (byte {error.start}).") from error
+
+
+def parse_json(text: str, schema: type[Schema], path: str | os.PathLike, line: int | None = None) -> Schema:
+    """
+    The value of a JSON text.
+
+    Args:
+        text (`str`): The text.
+        schema (`type`): As of [`read_json`].
+        path (`str` or `os.PathLike`): Where the text is from, for errors.
+        line (`int`, *optional*): Its line there, if it is one.
+    """
+    start = line or 1
+    try:
+        content = json.loads(text, parse_int=_bounded_int if _MANY_DIGITS.search(text) else None)
+        if text.count("[") + text.count("{") > _MAX_DEPTH or r"\u0000" in text:
+            _check_depth_and_names(content)
+    except json.JSONDecodeError as error:
+        place = _place(path, start + error.lineno - 1)
+        raise ValueError(f"{place} is not readable as JSON ({error.msg}); it is damaged or hostile.") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it nests too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(
+            f"{_place(path, line)} is not readable as JSON ({reason}); it is damaged or hostile."
+        ) from error
+    for escape in _ESCAPE.finditer(text) if r"\u" in text else ():
+        if escape[1]:
+            number = start + text.count("\n", 0, escape.start())
+            raise ValueError(f"{_place(path, number)}: {escape[0]} is half a character, which cannot be written.")
+    return checked(content, schema, _place(path, line))
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _check_depth_and_names(content: Any) -> None:
+    level = [[content]]
+    for _ in range(_MAX_DEPTH):
+        inner = (value for part in level for value in (part.values() if isinstance(part, dict) else part))
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if any("\0" in name for part in level if isinstance(part, dict) for name in part):
+            raise ValueError("a name holds a zero byte")  # which ends it for pyarrow
+    if level:
+        raise RecursionError
+
+
+def checked(content: Schema, schema: type[Schema], where: str) -> Schema:
+    """`content` if it is as `schema` says, or a `ValueError` that begins with `where` and names the field."""
+    try:
+        _adapter(schema).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = "is missing" if first["type"] == "missing" else f"{_expected(first)}, got {shown(first['input'])}"
+        raise ValueError(f"{where}: {_field(first['loc'])} {what}.") from error
+    return content
+
+
+@cache
+def _adapter(schema: type[Schema]) -> TypeAdapter[Schema]:
+    return TypeAdapter(schema)
+
+
+def _expected(error: dict[str, Any]) -> str:
+    return _EXPECTED.get(error["type"], printable(error["msg"].replace("Input should", "should"), 200))
+
+
+def _field(location: tuple[str | int, ...]) -> str:
+    """Such as `'log_history[3].step'`."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]"]
+    return f"'{printable(''.join(parts).removeprefix('.'), _MAX_SHOWN)}'" if parts else "the content"
+
+
+def shown(value: Any) -> str:
+    """A value that was given, in a few words."""
+    kind = {dict: "an object", list: "a list"}.get(type(value))
+    return kind or printable(json.dumps(value, default=str), _MAX_SHOWN)
+
+
+def _place(path: str | os.PathLike, line: int | None = None) -> str:
+    name = printable(os.fspath(path), 300)
+    return name if line is None else f"{name}, line {line}"
+
+
+# YAML
+
+# What PyYAML raises for values that are not of the kind that their tag says
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
+
+
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Content of a YAML file that maps names to values; of an empty one none. Dates are text.
+
+    Args:
+        path (`str` or `os.PathLike`): The file; a `ValueError` that names it and the line if it holds something else.
+    """
+    text = read_text(path)
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node() or yaml.MappingNode("", [])
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError("it holds no mapping of names to values, such as `learning_rate: 1e-5`")
+        if _size(root, {}) > _MAX_YAML_NODES:
+            raise ValueError(f"it stands for more than {_MAX_YAML_NODES:,} values")
+        keys = [key for key, _ in root.value]
+        loader.flatten_mapping(root)  # what `<<` brings in
+    except _BAD_VALUES as error:
+        raise _not_yaml(error, path, _line(error, text)) from error
+    names = set()
+    for key in keys:
+        if (name := key.value if key.tag == _TEXT_TAG else None) in names:
+            place = _place(path, key.start_mark.line + 1)
+            raise ValueError(f"{place}: '{printable(name, _MAX_SHOWN)}' is there twice.")
+        names |= {name} - {None}
+    return {_name(key, path): _value(loader, value, path, key.start_mark.line + 1) for key, value in root.value}
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Number of values that a node stands for, without visiting each; of one within itself it is infinite."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        nodes = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in nodes)
+    return sizes[id(node)]
+
+
+def _name(key: yaml.Node, path: str | os.PathLike) -> str:
+    if key.tag != _TEXT_TAG:
+        place = _place(path, key.start_mark.line + 1)
+        raise ValueError(f"{place}: a name of an option should be text, got {printable(key.value, _MAX_SHOWN)}.")
+    return key.value
+
+
+def _value(loader: yaml.SafeLoader, node: yaml.Node, path: str | os.PathLike, line: int) -> Any:
+    try:
+        text = json.dumps(loader.construct_object(node, deep=True), default=str)
+    except _BAD_VALUES as error:
+        raise _not_yaml(error, path, line) from error
+    return parse_json(text, Any, path, line)
+
+
+def _not_yaml(error: Exception, path: str | os.PathLike, line: int | None) -> ValueError:
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    text = "it nests too deep" if isinstance(error, RecursionError) else printable(reason, 200)
+    return ValueError(f"{_place(path, line)} is not readable as options in YAML ({text}).")
+
+
+def _line(error: Exception, text: str) -> int | None:
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, error.position) + 1
+    mark = getattr(error, "problem_mark", None)
+    return mark and mark.line + 1

@@ -1,0 +1,215 @@
+"""Safetensors files read and written one tensor, or one part of a tensor, at a time."""
+
+import json
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..text import printable
+from .atomic import atomic_path
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_DIMENSIONS = 64
+_MAX_NAME = 400
+
+
+def bit_patterns(values: Tensor) -> Tensor:
+    """The same memory as integers: as numbers 0.0 equals -0.0, and NaN not even itself."""
+    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+
+
+def is_name(name: str) -> bool:
+    """Whether a parameter may be called so: a stranger's name must not command the terminal that shows it."""
+    return name.isprintable() and len(name) <= _MAX_NAME
+
+
+def is_shape(shape: object) -> bool:
+    """Whether it is a list of sizes that a tensor may have."""
+    return (
+        isinstance(shape, list)
+        and len(shape) <= _MAX_DIMENSIONS
+        and all(type(size) is int and size >= 0 for size in shape)
+        and math.prod(max(1, size) for size in shape) < 2**63
+    )
+
+
+def few(names: Iterable[str], limit: int = 3) -> str:
+    """The first names, and how many more there are, for a message."""
+    names = sorted(printable(name, 100) for name in names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+class _Entry(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """
+    Tensors of a safetensors file by name, each read when it is asked for.
+
+    Unlike `safetensors.safe_open`, which maps the file, it reads: what was read once does not stay resident.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. A `ValueError` if it is no sound safetensors file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"No file at {self.path}.")
+        # Kept open, and its header is read by it: all that is read is of one file, even if another takes the name
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        try:
+            with safe_open(f"/dev/fd/{self._descriptor}", "np") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                parts = {name: file.get_slice(name) for name in file.offset_keys()}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path} is not a readable safetensors file ({str(error)[:200]!r}); it may be truncated."
+            ) from error
+        self._entries: dict[str, _Entry] = {}
+        offset = 8 + int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        for name, part in parts.items():  # in the order of the data, which safetensors checks to be without holes
+            self._entries[name] = entry = self._entry(name, part.get_dtype(), part.get_shape(), offset)
+            offset += math.prod(entry.shape) * entry.dtype.itemsize
+
+    def _entry(self, name: str, dtype: str, shape: list[int], offset: int) -> _Entry:
+        if not is_name(name):
+            raise ValueError(f"{self.path}: {name[:80]!r} is no name of a tensor; the file is damaged or hostile.")
+        if not is_shape(shape):
+            raise ValueError(f"{self.path}: '{name}' has a shape that no tensor has; the file is damaged or hostile.")
+        if dtype not in DTYPES:
+            raise ValueError(f"{self.path}: '{name}' is of dtype {dtype}; expected one of {', '.join(DTYPES)}.")
+        return _Entry(DTYPES[dtype], tuple(shape), offset)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name).view(self.shape(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor, without reading it."""
+        return self._entries[name].dtype
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """
+        Flat elements `start` to `stop` of a tensor.
+
+        Args:
+            name (`str`): Tensor.
+            start (`int`, *optional*, defaults to `0`): First element.
+            stop (`int`, *optional*): Element after the last; by default the number of elements.
+
+        Returns:
+            `torch.Tensor` of shape `(stop - start,)`.
+        """
+        stop = math.prod(self.shape(name)) if stop is None else stop
+        out = torch.empty(stop - start, dtype=self.dtype(name))
+        view, place = memoryview(out.view(torch.uint8).numpy()), self._entries[name].offset + start * out.itemsize
+        while view:
+            count = os.preadv(self._descriptor, [view], place)
+            if not count:
+                raise ValueError(f"{self.path} ends within '{name}'; it was truncated while it was read.")
+            view, place = view[count:], place + count
+        return out
+
+
+def write_tensors(
+    path: str | os.PathLike,
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+    progress: str | None = None,
+) -> None:
+    """
+    Write a safetensors file atomically, holding one tensor at a time.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        specs (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of every tensor.
+        read (callable): Gives the tensor of a name; called once for each.
+        metadata (`dict[str, str]`): For the header.
+        progress (`str`, *optional*): Label of a progress bar; by default there is none.
+    """
+    # Wide dtypes first, as safetensors writes them: so every tensor starts at a multiple of its element size
+    names = sorted(specs, key=lambda name: -specs[name][0].itemsize)
+    header, offset = {"__metadata__": dict(sorted(metadata.items()))}, 0
+    for name in names:
+        dtype, shape = specs[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in tqdm(names, desc=progress, unit="tensor", disable=progress is None):
+            tensor = read(name).cpu().contiguous()
+            if (tensor.dtype, tuple(tensor.shape)) != specs[name]:
+                raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not {specs[name]} as declared.")
+            file.write(tensor.view(-1).view(torch.uint8).numpy())
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """
+    Tensors by name, each made when it is asked for.
+
+    Args:
+        names (iterable of `str`): Names, in order.
+        make (callable): Gives the tensor of a name.
+    """
+
+    def __init__(self, names, make: Callable[[str], Tensor]):
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names

@@ -1,0 +1,1 @@
+"""The Hub: load, publish, and the card."""

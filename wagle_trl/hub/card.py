@@ -1,0 +1,206 @@
+"""The card of a repository that holds an unlearned model, a mask or a delta."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
+
+from ..comparison.runs import Run, read_run
+from ..data.tofu import TOFU_HUB_NAME
+from ..deltas.delta import DELTA_FILE
+from ..files.reading import read_text
+from ..files.run_folder import CARD_FILE, EVALUATION_FILE, REPORT_FILE
+from ..masks.mask import MASK_FILE
+from ..text import HUB_ID, code, one_line, printable
+from .card_facts import Facts
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+_HOLDS = ("model", "mask", "delta")
+# Kind -> library, tags of its own. The Hub knows no masks: as adapters, they are nothing without their base model
+_LIBRARIES = {
+    "model": ("transformers", []),
+    "adapter": ("peft", []),
+    "mask": ("wagle-trl", ["weight-mask"]),
+    "delta": ("wagle-trl", ["sparse-delta"]),
+}
+# What its client raises for a card whose metadata has another shape, beside YAML of values that are none
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
+_OBJECTIVE_TAGS = {"GradDiff": "grad-diff", "Masked SFT": "sft"}
+
+
+def model_card(
+    folder: str | os.PathLike,
+    *,
+    what: str = "model",
+    repo_id: str | None = None,
+    model_name: str | None = None,
+    base_model: str | None = None,
+    before: str | os.PathLike | None = None,
+    license: str | None = None,
+    hash_forget_set: bool = False,
+) -> ModelCard:
+    """
+    Write the card of a run from the files in its folder. Each part is there where the files know it.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Output folder of a trainer, with any of `wagle_report.json`, `wagle_eval.json` (of `wagle eval
+            --output_dir`), `wagle_mask.safetensors` and `wagle_mask.png`.
+        what (`str`, *optional*, defaults to `"model"`):
+            What the repository holds: `"model"` (or the adapters of one), `"mask"` or `"delta"`.
+        repo_id (`str`, *optional*):
+            Repository that the card is for, such as `"user/name"`.
+        model_name (`str`, *optional*):
+            Title; by default the name of the repository, else of the folder.
+        base_model (`str`, *optional*):
+            Name of the base model on the Hub, where the run has it from a folder.
+        before (`str` or `os.PathLike`, *optional*):
+            Folder of `wagle eval` of the base model, to compare with.
+        license (`str`, *optional*):
+            Licence, by its identifier on the Hub; by default that of the base model, if its card says.
+        hash_forget_set (`bool`, *optional*, defaults to `False`):
+            Whether data sets are named nowhere in the card, but known by their number of rows and keyed digest only.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]: The card; `card.save(path)` writes it.
+
+    Example:
+    ```python
+    >>> model_card("unlearned", repo_id="user/unlearned", before="base-eval").save("unlearned/README.md")
+    ```
+    """
+    if what not in _HOLDS:
+        raise ValueError(f"what must be one of {', '.join(_HOLDS)}, got '{what}'.")
+    run = _read_folder(Path(folder), what)
+    name = model_name or (repo_id or Path(folder).resolve().name).split("/")[-1]
+    compared = None if before is None else _read_before(Path(before))
+    facts = Facts(run, _kind(run, what), name, repo_id, base_model, compared, hash_forget_set)
+    if what != "model" and not facts.mask:
+        raise ValueError(f"The run in '{folder}' has no mask; it has a model only.")
+    licence = {"license": license} if license else _licence_of_base(facts)
+    licence_name = licence.get("license_name") or licence.get("license")
+    return ModelCard.from_template(
+        _metadata(facts, licence),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        licence=code(licence_name) if licence else None,
+        is_given=bool(license),
+    )
+
+
+def _read_folder(folder: Path, what: str) -> Run:
+    run = read_run(folder)
+    has_delta = what == "delta" and (folder / DELTA_FILE).exists()
+    if not (run.training or run.evaluation or run.has_mask or has_delta):
+        names = ", ".join((REPORT_FILE, EVALUATION_FILE, MASK_FILE))
+        raise ValueError(f"No card can be written from '{folder}': it holds none of {names}.")
+    if what == "mask" and not run.has_mask:
+        raise ValueError(f"'{folder}' holds no mask ({MASK_FILE}); a run without one has a model only.")
+    return run
+
+
+def _read_before(folder: Path) -> Run:
+    run = read_run(folder)
+    if not run.evaluation:
+        raise ValueError(f"'{folder}' holds no {EVALUATION_FILE}; give the folder of `wagle eval` of the base model.")
+    return run
+
+
+def _kind(run: Run, what: str) -> str:
+    is_adapter = run.training.get("peft_type", (run.folder / "adapter_config.json").exists())
+    return "adapter" if what == "model" and is_adapter else what
+
+
+def _metadata(facts: Facts, licence: dict[str, str]) -> ModelCardData:
+    library, tags = _LIBRARIES[facts.kind]
+    relation = "finetune" if facts.kind == "model" else "adapter"
+    return ModelCardData(
+        base_model=facts.base_id,
+        base_model_relation=relation if facts.base_id else None,
+        library_name=library,
+        **licence,
+        datasets=facts.datasets or None,
+        pipeline_tag=None if facts.kind == "mask" else "text-generation",
+        tags=["generated_from_trainer", "trl", "wagle-trl", *_objective_tags(facts), *tags],
+        model_name=one_line(facts.name),
+        eval_results=_results(facts) or None,
+    )
+
+
+def _objective_tags(facts: Facts) -> list[str]:
+    is_for_unlearning = facts.unlearns or (facts.kind == "mask" and not facts.data)
+    unlearning = ["unlearning"] if is_for_unlearning else []
+    if not facts.is_trained:
+        return unlearning
+    words = re.findall(r"[a-z0-9]+", facts.objective.lower())
+    tag = _OBJECTIVE_TAGS.get(facts.objective, "-".join(words))
+    return [*unlearning, *([tag] if tag else [])]
+
+
+def _results(facts: Facts) -> list[EvalResult]:
+    """What was measured after unlearning."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Unlearning",
+            **_data_set(None if "unseen" in metric.key else facts.tofu, column),
+            metric_type=one_line(metric.key),
+            metric_name=one_line(metric.heading),
+            metric_value=numbers[metric.key],
+        )
+        for column, numbers in facts.measured.items()
+        for metric in facts.metrics
+        if column != "before" and metric.key in numbers
+    ]
+
+
+def _data_set(tofu: str | None, column: str) -> dict[str, str | None]:
+    """The data set of a result; its configuration tells attacks apart."""
+    return {
+        "dataset_type": TOFU_HUB_NAME if tofu else "unlearning",
+        "dataset_name": "TOFU" if tofu else "forget and retain rows",
+        "dataset_config": tofu if column == "after" else f"{tofu or 'rows'} under attack: {column}",
+    }
+
+
+def read_card(path: str | os.PathLike) -> ModelCard:
+    """The card in a file; a `ValueError` that names it if its metadata is none."""
+    text = read_text(path)
+    try:
+        return ModelCard(text)
+    except _UNREADABLE as error:
+        raise ValueError(f"{printable(path, 300)} is no model card: {printable(error, 300)}") from error
+
+
+def _licence_of_base(facts: Facts) -> dict[str, str]:
+    """Empty for a base in a folder that is gone: on the Hub, its path may be somebody else's model."""
+    name = facts.base_name or ""
+    return base_licence(name) if facts.base_id or os.path.isdir(name) else {}
+
+
+@cache
+def base_licence(base: str) -> dict[str, str]:
+    """
+    The licence that the card of a model states.
+
+    Args:
+        base (`str`): Repository or folder.
+
+    Returns:
+        `dict[str, str]`: `license`, and of one of its own `license_name` and `license_link`; empty if it states none
+        or cannot be read.
+    """
+    try:
+        source = Path(base, CARD_FILE) if os.path.isdir(base) else base
+        data = ModelCard.load(source, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, *_UNREADABLE):  # no such card, no network, or no card at all
+        return {}
+    known = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
+    if not HUB_ID.fullmatch(known.get("license", "")):
+        return {}
+    if not re.fullmatch(r"https://[\w./-]+", known.get("license_link", "")):  # a file of the other repository
+        known.pop("license_link", None)
+    return known

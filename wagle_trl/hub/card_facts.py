@@ -1,0 +1,300 @@
+"""What a card says, from the files of a run. Text from these files is data: it is shown, and never means anything."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..attribution.report import PLOT_FILE, mask_report
+from ..attribution.scores import SCORES
+from ..comparison.runs import Run, attack_label, words
+from ..comparison.tables import Column, markdown_table, metric_columns
+from ..data.tofu import TOFU_FORGET_ROWS
+from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..files.hub_file import public_info
+from ..files.reading import parse_json
+from ..files.run_folder import REPORT_FILE
+from ..files.schemas import Versions
+from ..text import HUB_ID, code, one_line, percent, plain
+from .citations import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper
+
+_ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
+_DEFAULT_SCOPE = "all trainable weights but embeddings and LM head"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """
+    What the template of a card, and its metadata, ask for. What is not known is `None` or empty.
+
+    Args:
+        run ([`~comparison.runs.Run`]): The run.
+        kind (`str`): `"model"`, `"adapter"`, `"mask"` or `"delta"`.
+        name (`str`): Name of the model.
+        repo_id (`str`, *optional*): Repository that the card is for.
+        base_model (`str`, *optional*): The base model on the Hub, where the run has it from a folder.
+        before ([`~comparison.runs.Run`], *optional*): Evaluation of the base model.
+        hashed (`bool`): Whether data sets are known by their digests only.
+    """
+
+    run: Run
+    kind: str
+    name: str
+    repo_id: str | None
+    base_model: str | None
+    before: Run | None
+    hashed: bool
+
+    @property
+    def title(self) -> str:
+        return plain(self.name)
+
+    @property
+    def place(self) -> str:
+        """What to load."""
+        return self.repo_id or "path/to/this/folder"
+
+    # Base model
+
+    @property
+    def base_name(self) -> str | None:
+        """The base model as `from_pretrained` takes it, which may be a path."""
+        info = self.mask["info"] if self.mask else {}
+        sources = (self.run.training, info, {} if self.is_other_evaluated else self.run.evaluation)
+        return self.base_model or next((name for source in sources if (name := source.get("base_model"))), None)
+
+    @property
+    def base_id(self) -> str | None:
+        """The base model on the Hub."""
+        info, training, name = self.mask["info"] if self.mask else {}, self.run.training, self.base_name or ""
+        is_local = None if info.get("base_model") == name else os.path.isdir(name)
+        if training.get("base_model") == name:
+            is_local = training.get("base_is_local")
+        return public_info(info | {"base_model": name}, self.base_model, is_local).get("base_model") or None
+
+    @property
+    def base_revision(self) -> str | None:
+        info = self.mask["info"] if self.mask else {}
+        revision = self.run.training.get("base_revision") or info.get("base_revision", "None")  # masks hold text only
+        is_known = self.base_id and not self.base_model and revision != "None"
+        return revision if is_known and re.fullmatch(r"\w[\w./-]*", str(revision), re.ASCII) else None
+
+    @property
+    def base(self) -> str:
+        """The base model in a sentence."""
+        if self.base_id:
+            return f"[{self.base_id}](https://huggingface.co/{self.base_id})"
+        return "a local model" if self.base_name else "a model of unknown origin"
+
+    # Data
+
+    @cached_property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Descriptions of the row sets, see [`~data.provenance.describe_rows`]; older reports have the numbers only."""
+        training = self.run.training
+        if "data" in training:
+            return training["data"]
+        first = "forget" if self.objective in (*OBJECTIVE_PAPERS, "mask") else "train"
+        counts = {first: training.get("num_train_rows"), "retain": training.get("num_retain_rows")}
+        return {name: {"rows": count} for name, count in counts.items() if count is not None}
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Every row set in a line, by its label."""
+        return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
+
+    def _describe(self, rows: dict[str, Any]) -> str:
+        parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]
+        if rows.get("source") and not self.hashed:
+            parts[0] += f" of {self._source(rows)}"
+            parts += [f"{key} {code(rows[key])}" for key in ("config", "split", "revision") if rows.get(key)]
+        if self._has_plain_digest(rows):
+            parts.append(f"SHA-256 {code(rows['sha256'])}")
+        if rows.get("hmac_sha256"):
+            parts.append(f"HMAC-SHA-256 {code(rows['hmac_sha256'])}")
+        return ", ".join(parts)
+
+    def _has_plain_digest(self, rows: dict[str, Any]) -> bool:
+        """Of rows that all can read only: of others it would confirm guesses, and of hashed ones give the name away."""
+        return bool(rows.get("sha256") and rows.get("revision") and not self.hashed)
+
+    def _source(self, rows: dict[str, Any]) -> str:
+        source = rows["source"]
+        is_on_hub = rows.get("revision") and HUB_ID.fullmatch(source)
+        return f"[{source}](https://huggingface.co/datasets/{source})" if is_on_hub else code(os.path.basename(source))
+
+    @property
+    def datasets(self) -> list[str]:
+        """Data sets on the Hub, unless they are hashed."""
+        sources = [rows.get("source") or "" for rows in self.data.values() if rows.get("revision") and not self.hashed]
+        return [source for source in dict.fromkeys(sources) if HUB_ID.fullmatch(source)]
+
+    @property
+    def has_digests(self) -> bool:
+        return self.has_keyed_digests or any(map(self._has_plain_digest, self.data.values()))
+
+    @property
+    def has_keyed_digests(self) -> bool:
+        return any(rows.get("hmac_sha256") for rows in self.data.values())
+
+    # Method
+
+    @property
+    def objective(self) -> str | None:
+        return self.run.training.get("objective")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the repository holds what an objective trained."""
+        return self.kind != "mask" and self.objective not in (None, "mask")
+
+    @property
+    def unlearns(self) -> bool:
+        """Whether there are rows that had to go, rather than rows to learn."""
+        return "forget" in self.data and "train" not in self.data
+
+    @property
+    def method(self) -> str:
+        return "SFT" if self.objective == "Masked SFT" and not self.mask else plain(self.objective)
+
+    @property
+    def retains(self) -> bool:
+        """Whether the retain rows counted."""
+        return self.run.training.get("options", {}).get("retain_weight") != 0
+
+    @property
+    def objective_paper(self) -> Paper | None:
+        return OBJECTIVE_PAPERS.get(self.objective) if self.is_trained else None
+
+    @property
+    def score_paper(self) -> Paper | None:
+        return SCORE_PAPERS.get(self.score)
+
+    @property
+    def papers(self) -> list[Paper]:
+        return [paper for paper in (self.objective_paper, self.score_paper) if paper]
+
+    @property
+    def options(self) -> str:
+        """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
+        given = dict(self.run.training.get("options", {})) if self.is_trained else {}
+        given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
+        if self.is_trained:  # what was logged last may be of an earlier step
+            given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
+        known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]
+        return markdown_table([["option", "value"], *known], [False, True]) if known else ""
+
+    # Mask
+
+    @cached_property
+    def mask(self) -> dict[str, Any] | None:
+        """Report of the mask. Beside a report of a run without one, a mask was left by an earlier run."""
+        if self.kind == "delta" and (self.run.folder / DELTA_FILE).exists():
+            return mask_report(SparseDelta.load(self.run.folder).mask)
+        if "mask" in self.run.training:
+            return self.run.training["mask"]
+        return mask_report(self.run.load_mask()) if self.run.has_mask else None
+
+    @property
+    def score(self) -> str | None:
+        return self.mask["info"].get("score") if self.mask else None
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether values and mask come from several deltas, not from training with a mask that does."""
+        return self.score == "merged" and not self.is_trained
+
+    @property
+    def selected(self) -> str:
+        """How many weights are selected."""
+        share = percent(self.mask["density"])
+        return f"{self.mask['num_selected']:,} of the {self.mask['numel']:,} weights in scope ({share})"
+
+    @property
+    def mask_details(self) -> dict[str, str]:
+        """How the mask was made."""
+        info = self.mask["info"]
+        scale = SCORES[self.score].scale if self.score in SCORES else None
+        known = {"Score": None if self.score == "merged" else self.score}
+        known |= {"γ": info.get("gamma") if scale == "gamma" else None}
+        known |= {"ε": info.get("eps") if scale == "eps" else None}
+        known |= {"Seed": info.get("seed") if self.score == "random" else None, "Merged from": info.get("merged")}
+        details = {label: code(value) for label, value in known.items() if value is not None}
+        if "scope" in info:
+            details["Scope"] = _DEFAULT_SCOPE if info["scope"] == "null" else code(info["scope"])
+        if info.get("exclude", "null") != "null":
+            details["Left out of the scope"] = code(info["exclude"])
+        return details
+
+    @property
+    def picture(self) -> str | None:
+        """File name of the picture of the mask, if it is there."""
+        return PLOT_FILE if self.mask and (self.run.folder / PLOT_FILE).exists() else None
+
+    @property
+    def layers(self) -> str:
+        """Table of the selected share by layer."""
+        shares = self.mask["density_by_layer"].items() if self.mask else ()
+        lines = [["other" if layer == "-" else plain(layer), percent(share)] for layer, share in shares]
+        return markdown_table([["layer", "selected"], *lines], [True, True]) if lines else ""
+
+    # Evaluation
+
+    @property
+    def is_other_evaluated(self) -> bool:
+        """Whether the evaluation is of other weights than the report: left over from an earlier run, for one."""
+        prints = [content.get("fingerprint") for content in (self.run.training, self.run.evaluation)]
+        return None not in prints and prints[0] != prints[1]
+
+    @cached_property
+    def measured(self) -> dict[str, dict[str, float]]:
+        """Numbers by column: before, after, and under each attack. None of a mask, which answers no question."""
+        if self.kind == "mask" or not self.run.evaluation or self.is_other_evaluated:
+            return {}
+        columns = {"before": self.before.measured()} if self.before else {}
+        columns["after"] = self.run.measured()
+        columns |= {one_line(words(attack_label(a, c))): self.run.measured(a) for a, c in self.run.attacks.items()}
+        return {name: {k: v for k, v in numbers.items() if math.isfinite(v)} for name, numbers in columns.items()}
+
+    @property
+    def tofu(self) -> str | None:
+        """Split of TOFU that was evaluated, unless that is hashed."""
+        options = self.run.evaluation.get("options", {})
+        split = options.get("forget", "forget10" if "tofu_dir" in options else None)
+        return split if split in TOFU_FORGET_ROWS and not self.hashed else None
+
+    @property
+    def metrics(self) -> list[Column]:
+        return metric_columns(dict.fromkeys(key for numbers in self.measured.values() for key in numbers))
+
+    @property
+    def evaluation(self) -> str:
+        """Table of the evaluation: a line a metric."""
+        if not self.measured:
+            return ""
+        columns = self.measured.values()
+        lines = [
+            [plain(m.heading[:1].upper() + m.heading[1:]), *(m.text(n[m.key]) if m.key in n else "" for n in columns)]
+            for m in self.metrics
+        ]
+        return markdown_table([["", *map(plain, self.measured)], *lines], [False, *(True for _ in self.measured)])
+
+    @property
+    def trajectory(self) -> str:
+        """Table of the answer probabilities at the start and the end of training."""
+        columns = self.run.trajectory if self.is_trained else {"step": []}
+        steps = columns["step"]
+        if len(steps) < 2:
+            return ""
+        lines = [[plain(words(k)), f"{v[0]:.3f}", f"{v[-1]:.3f}"] for k, v in columns.items() if k != "step"]
+        return markdown_table([["rows", f"step {steps[0]}", f"step {steps[-1]}"], *lines], [False, True, True])
+
+    @property
+    def versions(self) -> str:
+        """Table of library versions."""
+        of_mask = self.mask["info"].get("versions", "{}") if self.mask else "{}"
+        recorded = self.run.training.get("versions") or parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
+        lines = [[plain(name), plain(version)] for name, version in recorded.items()]
+        return markdown_table([["library", "version"], *lines], [False, False]) if lines else ""

@@ -1,0 +1,81 @@
+"""Load what others published on the Hub."""
+
+import os
+
+import transformers  # its names are used as attributes: each takes seconds to import, and few functions need one
+from huggingface_hub import snapshot_download
+
+from ..deltas.delta import SparseDelta
+from ..files.checkpoint import Checkpoint
+from ..files.hub_file import asking_hub, is_hub_name
+from ..files.model_files import MODEL_FILES
+
+
+def load_unlearned(
+    pretrained_model_name_or_path: str | os.PathLike,
+    *,
+    base_model_name_or_path: str | None = None,
+    base_revision: str | None = None,
+    revision: str | None = None,
+    force_download: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    **kwargs,
+) -> "transformers.PreTrainedModel":
+    """
+    Load the base model and make it the unlearned one.
+
+    Args:
+        pretrained_model_name_or_path (`str`): Repository of a delta, or a folder that holds one.
+        base_model_name_or_path (`str`, *optional*): By default the base that the delta names, at its revision.
+        base_revision (`str`, *optional*): Revision of the base; by default the delta's, if it names this base.
+        revision (`str`, *optional*): Of the delta's repository.
+        force_download, token, cache_dir, local_files_only (*optional*):
+            As in [`~transformers.PreTrainedModel.from_pretrained`], for delta and base.
+        **kwargs: To `AutoModelForCausalLM.from_pretrained`, such as `device_map` or `attn_implementation`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The unlearned model, in the dtypes of the delta.
+    """
+    hub = {
+        "force_download": force_download,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
+    delta = SparseDelta.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub)
+    base = base_model_name_or_path or require_base(delta)
+    base_revision = base_revision or _revision_of(base, delta)
+    if kwargs.setdefault("dtype", delta.dtype) != delta.dtype:
+        raise ValueError(
+            f"The delta is of weights in {delta.dtype}, got dtype={kwargs['dtype']}; convert the model after."
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **hub, **kwargs)
+    return delta.apply(delta.cast(model))
+
+
+def require_base(delta: SparseDelta) -> str:
+    """Name of the delta's base; a `ValueError` if it names none."""
+    if delta.base_model is None:
+        raise ValueError("The delta does not say what its base model is; name it.")
+    return delta.base_model
+
+
+def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
+    """Weights in a folder, or of a repository of the Hub, which is downloaded without what executes."""
+    if os.path.isdir(name_or_path) or not is_hub_name(name_or_path):
+        return Checkpoint(name_or_path)
+    with asking_hub(name_or_path):
+        folder = snapshot_download(name_or_path, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
+    return Checkpoint(folder)
+
+
+def base_of(delta: SparseDelta, base_model: str | None) -> Checkpoint:
+    """The base `base_model`, by default the one that the delta names; that one at its revision."""
+    name = base_model or require_base(delta)
+    return checkpoint_of(name, _revision_of(name, delta))
+
+
+def _revision_of(base_model: str, delta: SparseDelta) -> str | None:
+    return delta.base_revision if base_model == delta.base_model else None

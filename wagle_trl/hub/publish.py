@@ -1,0 +1,155 @@
+"""Publish a run on the Hub as a model, a mask or a delta, in the place of what was there."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.hf_api import RepoFile
+
+from ..attribution.report import PLOT_FILE
+from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..files.atomic import writing
+from ..files.manifest import check_of_one_run
+from ..files.model_files import ADAPTER_CONFIG, WEIGHTS, is_like, names_without
+from ..files.run_folder import CARD_FILE
+from ..masks.mask import MASK_FILE, WeightMask
+from ..text import printable
+from .staging import STAGES
+
+_REPLACED = {"model": (*WEIGHTS, ADAPTER_CONFIG, PLOT_FILE), "mask": (), "delta": ()}
+
+
+@dataclass(frozen=True)
+class Published:
+    """
+    What came of a push.
+
+    Args:
+        commit ([`~huggingface_hub.CommitInfo`]): The commit; as text, its URL.
+        replaced (`list[str]`): Weights that were in the repository, and now are in its earlier commits only.
+        left_out (`list[str]`): What else is in the folder, and stayed there.
+    """
+
+    commit: CommitInfo
+    replaced: list[str]
+    left_out: list[str]
+
+
+def publish(
+    folder: str | os.PathLike,
+    repo_id: str,
+    card: ModelCard,
+    *,
+    what: str = "model",
+    base_model: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> Published:
+    """
+    Upload what a run made, in one commit, with its card. A model takes the place of all weights that the repository
+    holds at its root.
+
+    Args:
+        folder (`str` or `os.PathLike`): Output folder of a trainer. Nothing in it changes.
+        repo_id (`str`): Repository, such as `"user/name"`; made if need be.
+        card ([`~huggingface_hub.ModelCard`]): Its card, see [`~hub.card.model_card`].
+        what (`str`, *optional*, defaults to `"model"`):
+            `"model"`: all that loads it, and the mask. `"mask"`: the mask. `"delta"`: the mask with the new values of
+            the selected weights; without the old ones, which hold what was forgotten.
+        base_model (`str`, *optional*): Name of the base on the Hub, where the run has it from a folder.
+        private, token, revision, commit_message (*optional*): As in [`~huggingface_hub.HfApi.upload_folder`].
+
+    Returns:
+        [`Published`]: The commit, and what it replaced and left out.
+    """
+    folder = Path(folder)
+    with TemporaryDirectory(prefix="wagle-push-") as temporary, writing(temporary):
+        stage = Path(temporary)
+        STAGES[what](folder, stage, base_model)
+        check_of_one_run(folder, _weights_and_mask(folder, stage))
+        card.save(stage / CARD_FILE)
+        left_out = names_without(folder, {path.name for path in stage.iterdir()})
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        message = commit_message or f"Upload {what} with wagle-trl"
+        return Published(*commit(api, repo_id, stage, message, what=what, revision=revision), left_out)
+
+
+def commit(
+    api: HfApi, repo_id: str, stage: Path, message: str, *, what: str = "model", place: str = "", revision: str | None
+) -> tuple[CommitInfo, list[str]]:
+    """
+    Upload a folder in one commit, which also removes what its files make out of date.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]): The Hub.
+        repo_id (`str`): Repository, which exists.
+        stage (`pathlib.Path`): The folder, with files only.
+        message (`str`): Message of the commit.
+        what (`str`, *optional*, defaults to `"model"`): As of [`publish`].
+        place (`str`, *optional*):
+            Folder in the repository, such as `"last-checkpoint/"`; by default its root. It will hold nothing else.
+        revision (`str`, *optional*): Branch; made if need be.
+
+    Returns:
+        `tuple[CommitInfo, list[str]]`: The commit; which weights it replaced or removed.
+    """
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    new = [CommitOperationAdd(f"{place}{path.name}", str(path)) for path in sorted(stage.iterdir())]
+    old = {file.path: file for file in _files_at(api, repo_id, revision, place)}
+    others = old.keys() - {change.path_in_repo for change in new}
+    gone = sorted(others if place else _out_of_date(others, api, repo_id, revision, what, stage))
+    try:
+        # Not `upload_folder`: with Xet that makes several commits, and others would see half a model between them
+        changes = [*(CommitOperationDelete(name, is_folder=False) for name in gone), *new]
+        made = api.create_commit(repo_id, changes, commit_message=message, revision=revision)
+    except RuntimeError as error:  # of an upload that broke off
+        raise ConnectionError(f"{error} Push again: what has arrived is not sent again.") from error
+    changed = [change.path_in_repo for change in new if _is_changed(change, old.get(change.path_in_repo))]
+    no_weights = (".json", MASK_FILE)
+    return made, [name for name in [*gone, *changed] if is_like(name, WEIGHTS) and not name.endswith(no_weights)]
+
+
+def _weights_and_mask(folder: Path, stage: Path) -> list[str]:
+    """What of a folder must be of one run; deltas may be made later, and are compared with weights and mask themselves."""
+    staged = {path.name for path in stage.iterdir() if is_like(path.name, (*WEIGHTS, ADAPTER_CONFIG))} - {DELTA_FILE}
+    return sorted(staged | ({MASK_FILE} if (folder / MASK_FILE).exists() else set()))
+
+
+def _files_at(api: HfApi, repo_id: str, revision: str | None, place: str) -> list[RepoFile]:
+    entries = api.list_repo_tree(repo_id, recursive=bool(place), revision=revision)
+    return [entry for entry in entries if isinstance(entry, RepoFile) and entry.path.startswith(place)]
+
+
+def _is_changed(new: CommitOperationAdd, old: RepoFile | None) -> bool:
+    return old is not None and (old.lfs is None or old.lfs.sha256 != new.upload_info.sha256.hex())
+
+
+def earlier_weights(repo_id: str, revision: str | None, replaced: list[str]) -> str:
+    """Say that a repository still holds weights that were replaced, and how to remove them."""
+    branch = "" if revision is None else f', branch="{revision}"'
+    return (
+        f"Earlier commits of {repo_id} still hold the weights that were there ({printable(', '.join(replaced))}), and whatever they "
+        f'remember. HfApi().super_squash_history("{repo_id}"{branch}) drops those commits; '
+        "HfApi().permanently_delete_lfs_files, or the settings of the repository, their files."
+    )
+
+
+def _out_of_date(names: set[str], api: HfApi, repo_id: str, revision: str | None, what: str, stage: Path) -> list[str]:
+    """Files at the root of a repository that must go when those of `stage` come."""
+    if what == "delta" and MASK_FILE in names:
+        return [] if _is_published(SparseDelta.load(stage).mask, api, repo_id, revision) else [MASK_FILE]
+    return [name for name in names if is_like(name, _REPLACED[what])]
+
+
+def _is_published(mask: WeightMask, api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Whether the mask in a repository is `mask`."""
+    try:
+        return WeightMask.from_pretrained(repo_id, revision=revision, token=api.token) == mask
+    except ValueError:  # a damaged file
+        return False

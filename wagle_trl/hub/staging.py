@@ -1,0 +1,194 @@
+"""What of a run others may have: the files of a model, its mask or its delta, without names of its owner's folders."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
+
+from ..attribution.report import PLOT_FILE, plot_mask
+from ..comparison.runs import read_run
+from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..deltas.on_disk import delta_between
+from ..deltas.verification import check_mask
+from ..files.atomic import write_json
+from ..files.checkpoint import Checkpoint
+from ..files.hub_file import known_revision, public_info
+from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_at_home, files_beside_weights
+from ..files.reading import read_json
+from ..files.schemas import AdapterConfig
+from ..masks.mask import MASK_FILE, WeightMask
+from ..masks.values import take
+from .load import checkpoint_of
+
+# Keys under which transformers before version 5 wrote where a model or a tokenizer was loaded from
+_PATHS = {
+    "_name_or_path",
+    "merges_file",
+    "name_or_path",
+    "special_tokens_map_file",
+    "spm_file",
+    "tokenizer_file",
+    "vocab_file",
+}
+
+Link = Callable[[Path, Path], None]
+
+
+def link(source: Path, place: Path) -> None:
+    """Have a file in a second place for as long as it stays in the first."""
+    place.symlink_to(source.resolve())
+
+
+def keep(source: Path, place: Path) -> None:
+    """Have a file in a second place, whatever becomes of the first."""
+    try:
+        os.link(source.resolve(), place)
+    except OSError:  # of another disk, or one without links
+        shutil.copyfile(source, place)
+
+
+def stage_model(
+    folder: Path, stage: Path, base_model: str | None, *, add: Link = link, needs_base: bool = True
+) -> None:
+    """
+    Put what loads a model, and its mask, if it has one, into an empty folder.
+
+    Args:
+        folder (`pathlib.Path`): Output folder of a trainer, or a checkpoint.
+        stage (`pathlib.Path`): The empty folder.
+        base_model (`str`, *optional*): Name of the base on the Hub.
+        add (callable, *optional*): [`link`] or [`keep`].
+        needs_base (`bool`, *optional*, defaults to `True`):
+            Whether adapters of a base that is not known to be on the Hub are a `ValueError`; else they name none.
+    """
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    for path in [*files_beside_weights(folder), *(_adapter_files if is_adapter else _weights_of)(folder)]:
+        check_at_home(path)
+        add(path, stage / path.name)
+    for path in stage.glob("*.json"):
+        if path.name.endswith("config.json") and path.name != ADAPTER_CONFIG:
+            _drop_paths(path)
+    if is_adapter:
+        _name_base_of_adapters(folder, stage / ADAPTER_CONFIG, base_model, needs_base)
+    if (folder / MASK_FILE).is_file():
+        stage_mask(folder, stage, base_model)
+
+
+def _drop_paths(path: Path) -> None:
+    """Replace a config that says in which folder it was by one that does not."""
+    content = read_json(path, dict[str, Any])
+    public = {key: value for key, value in content.items() if key not in _PATHS}
+    if public.keys() != content.keys():
+        write_json(path, public)
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads: not what an earlier model left beside them."""
+    names = list(Checkpoint(folder).files)
+    return [
+        folder / name for name in (names if SAFETENSORS_SINGLE_FILE in names else [SAFETENSORS_INDEX_FILE, *names])
+    ]
+
+
+def _adapter_files(folder: Path) -> list[Path]:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"'{folder}' holds {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}.")
+    if any((folder / name).is_file() for name in (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE)):
+        raise ValueError(
+            f"'{folder}' holds a model and adapters; leave those that the run made, move the others away."
+        )
+    return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS]
+
+
+def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None, needs_base: bool) -> None:
+    """Replace a config of PEFT by one that names the base as others can load it."""
+    config = read_json(path, AdapterConfig)
+    name = config.get("base_model_name_or_path")
+    recorded = {"base_model": name, "base_revision": config.get("revision")}
+    public = public_info({key: value for key, value in recorded.items() if value}, base_model, _is_local(folder, name))
+    if needs_base:
+        _check_on_hub(public.get("base_model"), name)
+    names = {"base_model_name_or_path": public.get("base_model"), "revision": public.get("base_revision")}
+    write_json(path, config | names)
+
+
+def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
+    """Put the mask, as others may have it, and its picture into a folder. Arguments as of [`stage_model`]."""
+    check_at_home(folder / MASK_FILE)
+    mask = WeightMask.load(folder)
+    mask.public(base_model, _is_local(folder, mask.info.get("base_model"))).save(stage)
+    plot_mask(mask, stage / PLOT_FILE)
+
+
+def stage_delta(folder: Path, stage: Path, base_model: str | None) -> None:
+    """The same of the delta, which is made if need be."""
+    for name in (DELTA_FILE, MASK_FILE):
+        check_at_home(folder / name)
+    delta = _delta_of(folder, base_model)
+    public = delta.public(base_model, _is_local(folder, delta.base_model))
+    _check_on_hub(public.base_model, delta.base_model)
+    public.save(stage)
+    plot_mask(public.mask, stage / PLOT_FILE)
+
+
+def _delta_of(folder: Path, base_model: str | None) -> SparseDelta:
+    """The delta in the folder, or one made now, if there is none of this mask and these weights."""
+    if not (folder / DELTA_FILE).is_file():
+        return _made_delta(folder, base_model)
+    delta = SparseDelta.load(folder)
+    if _is_current(delta, folder):
+        return delta
+    try:
+        return _made_delta(folder, base_model)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"'{folder / DELTA_FILE}' is not of the mask and weights beside it, and no new one can be made: {error}"
+        ) from error
+
+
+def _is_current(delta: SparseDelta, folder: Path) -> bool:
+    """Whether a delta has the mask and the weights beside it, as far as there are any."""
+    if (folder / MASK_FILE).is_file() and WeightMask.load(folder) != delta.mask:
+        return False
+    if not any(folder.glob("model*.safetensors")):
+        return True
+    weights = Checkpoint(folder)
+    try:
+        check_mask(delta.mask, weights)
+        for name, bits in delta.mask.bits.items():
+            delta.check_unlearned(name, take(weights[name], bits))
+    except ValueError:
+        return False
+    return True
+
+
+def _made_delta(folder: Path, base_model: str | None) -> SparseDelta:
+    """Made now, from the base that the run started from."""
+    mask = WeightMask.load(folder)
+    recorded = mask.info.get("base_model")
+    if recorded and os.path.isdir(recorded):
+        base = Checkpoint(recorded)
+    else:
+        public = public_info(mask.info, base_model, _is_local(folder, recorded))
+        _check_on_hub(public.get("base_model"), recorded)
+        base = checkpoint_of(public["base_model"], known_revision(public))
+    return delta_between(base, Checkpoint(folder), mask)
+
+
+def _is_local(folder: Path, base_model: str | None) -> bool | None:
+    """Whether the report in a folder says that the run took this base from a folder; `None` if it does not say."""
+    report = read_run(folder).training
+    return report.get("base_is_local") if report.get("base_model") == base_model else None
+
+
+def _check_on_hub(name: str | None, recorded: str | None) -> None:
+    if name is None:
+        raise ValueError(
+            f"The base model '{recorded or '?'}' is not known to be on the Hub; give the name of the one that is."
+        )
+
+
+STAGES = {"model": stage_model, "mask": stage_mask, "delta": stage_delta}

@@ -1,0 +1,1 @@
+"""Losses: log-probabilities or logits in, numbers out."""

@@ -1,0 +1,44 @@
+"""The loss of each row of a batch, from logits or through TRL's fused LM head."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+SampleLosses = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+
+
+def sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """
+    Token-mean cross-entropy of every sample's answer, and its number of answer tokens.
+
+    Args:
+        model (`torch.nn.Module`): Causal language model that returns `logits` of shape `(batch, length, vocab)`.
+        batch (`dict`): `input_ids` and `labels` of shape `(batch, length)`, and what else the model takes.
+    """
+    labels = batch["labels"][:, 1:]
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, :-1].float()
+    token_losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return per_sample_mean(token_losses, labels != -100)
+
+
+def per_sample_mean(token_losses: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of `token_losses` over the `answer` tokens of each row, and their number."""
+    num_tokens = answer.sum(1)
+    return (token_losses * answer).sum(1) / num_tokens, num_tokens
+
+
+def single_rows(batch: Batch) -> Iterator[Batch]:
+    """One row at a time, without the padding that the longer rows of the batch made necessary."""
+    for i in range(len(batch["input_ids"])):
+        row = {key: value[i : i + 1] for key, value in batch.items()}
+        if "attention_mask" in row:
+            kept = row["attention_mask"][0].bool()
+            row = {key: value[:, kept] if value.shape[1:] == kept.shape else value for key, value in row.items()}
+        yield row
+
+
+def fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[`~losses.per_sample.sample_losses`] through TRL's fused LM head, which never holds the logits."""
+    outputs = model(**batch, use_cache=False, fused_lm_head=True)
+    return per_sample_mean(-outputs.log_probs, outputs.label_mask)

@@ -1,0 +1,1 @@
+"""Masks: which weights, of which model."""

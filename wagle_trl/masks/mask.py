@@ -1,0 +1,265 @@
+"""`WeightMask`: one bit a weight. Storage, algebra and anatomy; how the bits were chosen is not its business."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import wagle_kernels
+
+from ..files.hub_file import HubFile, public_info
+from ..files.reading import parse_json
+from ..files.schemas import MaskOverlaps, Versions
+from ..files.tensor_file import TensorFile, few, is_name, is_shape, write_tensors
+from .anatomy import layer_of, module_of
+from .fingerprint import model_fingerprint
+from .positions import check_bits
+
+MASK_FILE = "wagle_mask.safetensors"
+FORMAT_VERSION = "1"
+
+
+class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
+    """
+    Which weights of a model are selected.
+
+    Args:
+        bits (`dict[str, torch.Tensor]`):
+            Packed bits of each parameter in scope, in model order: uint8 of shape `(ceil(numel / 8),)`, bit `j` of
+            byte `i` standing for flat element `8 * i + j`. A parameter without an entry is unselected.
+        shapes (`dict[str, tuple[int, ...]]`):
+            Shape of each of those parameters.
+        info (`dict[str, str]`, *optional*):
+            How the mask was made (score, gamma, seed, base model, ...). Travels with the file.
+        counts (`dict[str, int]`, *optional*): Numbers of selected weights, where they are known.
+
+    Example:
+    ```python
+    >>> mask = WeightMask.from_pretrained("unlearned-model")  # or "user/repository"
+    >>> mask.num_selected, mask.density
+    >>> (mask & other).jaccard(mask)
+    ```
+    """
+
+    file_name = MASK_FILE
+
+    def __init__(
+        self,
+        bits: Mapping[str, Tensor],
+        shapes: Mapping[str, Iterable[int]],
+        info: dict[str, str] | None = None,
+        counts: Mapping[str, int] | None = None,
+    ):
+        self.bits = bits
+        self.shapes = {name: tuple(shapes[name]) for name in bits}
+        self.info = dict(info or {})
+        self._counts = dict(counts or {})
+
+    @classmethod
+    def from_dense(cls, masks: Mapping[str, Tensor], info: dict[str, str] | None = None) -> "WeightMask":
+        """Mask from one boolean tensor a parameter, each of the parameter's shape."""
+        bits = {name: wagle_kernels.pack(mask.bool().contiguous().view(-1)) for name, mask in masks.items()}
+        return cls(bits, {name: mask.shape for name, mask in masks.items()}, info)
+
+    def dense(self, name: str) -> Tensor:
+        """Boolean tensor of the parameter's shape."""
+        return wagle_kernels.unpack(self.bits[name], self.numel_of(name)).view(self.shapes[name])
+
+    def numel_of(self, name: str) -> int:
+        return math.prod(self.shapes[name])
+
+    def num_selected_of(self, name: str) -> int:
+        if name not in self._counts:
+            self._counts[name] = wagle_kernels.popcount(self.bits[name])
+        return self._counts[name]
+
+    @property
+    def selection(self) -> "WeightMask":
+        return self
+
+    def public(self, base_model: str | None = None, is_local: bool | None = None) -> "WeightMask":
+        info = public_info(self.info, base_model, is_local)
+        return WeightMask(self.bits, self.shapes, info, self._counts)
+
+    @property
+    def numel(self) -> int:
+        """Number of weights in scope."""
+        return sum(self.numel_of(name) for name in self.bits)
+
+    @property
+    def num_selected(self) -> int:
+        """Number of selected weights."""
+        return sum(self.num_selected_of(name) for name in self.bits)
+
+    @property
+    def density(self) -> float:
+        """Selected share of the weights in scope."""
+        return self.num_selected / max(1, self.numel)
+
+    # Algebra
+
+    def __and__(self, other: "WeightMask") -> "WeightMask":
+        return self._combine(other, torch.bitwise_and)
+
+    def __or__(self, other: "WeightMask") -> "WeightMask":
+        return self._combine(other, torch.bitwise_or)
+
+    def __invert__(self) -> "WeightMask":
+        """Complement within the scope."""
+        bits = {name: bits ^ _ones(self.numel_of(name), bits.device) for name, bits in self.bits.items()}
+        return WeightMask(bits, self.shapes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WeightMask):
+            return NotImplemented
+        return self.shapes == other.shapes and all(
+            torch.equal(bits, other.bits[name].to(bits.device)) for name, bits in self.bits.items()
+        )
+
+    __hash__ = None
+
+    def _combine(self, other: "WeightMask", op) -> "WeightMask":
+        if self.shapes != other.shapes:
+            raise ValueError("The two masks cover different parameters; combine masks of the same model and scope.")
+        other = {name: other.bits[name].to(bits.device) for name, bits in self.bits.items()}
+        return WeightMask({name: op(bits, other[name]) for name, bits in self.bits.items()}, self.shapes)
+
+    def jaccard(self, other: "WeightMask") -> float:
+        """Overlap `|a & b| / |a | b|` with a mask of the same scope, 1.0 for two empty masks."""
+        union = (self | other).num_selected
+        return (self & other).num_selected / union if union else 1.0
+
+    # Anatomy
+
+    def density_by(self, group: str) -> dict[str, float]:
+        """
+        Selected share by part of the model.
+
+        Args:
+            group (`str`): `"layer"` (the first number in the parameter's name, or the rest of the model as `"-"`),
+                `"module"` (the name without layer numbers) or `"parameter"`.
+        """
+        key = {"layer": layer_of, "module": module_of, "parameter": str}[group]
+        counts: dict[str, list[int]] = {}
+        for name in self.bits:
+            total = counts.setdefault(key(name), [0, 0])
+            total[0] += self.num_selected_of(name)
+            total[1] += self.numel_of(name)
+        return {part: selected / max(1, numel) for part, (selected, numel) in counts.items()}
+
+    # Files
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """
+        Write the mask atomically.
+
+        Args:
+            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder to hold `wagle_mask.safetensors`.
+
+        Returns:
+            `pathlib.Path`: The file written.
+        """
+        path = self.path_in(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = self.info | {
+            "format_version": FORMAT_VERSION,
+            "shapes": json.dumps(self.shapes),
+            "k": str(self.num_selected),
+            "density": repr(self.density),
+        }
+        specs = {name: (torch.uint8, ((self.numel_of(name) + 7) // 8,)) for name in self.bits}
+        write_tensors(path, specs, self.bits.__getitem__, metadata)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "WeightMask":
+        """
+        Read and check a mask file: names, shapes, byte counts, unused bits and the number of selected weights.
+
+        Args:
+            path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_mask.safetensors`.
+        """
+        path = cls.existing(path, "mask file")
+        file = TensorFile(path)
+        info = dict(file.metadata)
+        if info.pop("format_version", None) != FORMAT_VERSION:
+            raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
+        check_info(path, info)
+        shapes = parse_shapes(path, info.pop("shapes", ""))
+        if set(shapes) != set(file):
+            raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(file))}.")
+        bits = {}
+        for name, shape in shapes.items():
+            try:
+                bits[name] = check_bits(file[name], math.prod(shape))
+            except ValueError as error:
+                raise ValueError(f"{path}: '{name}' {error}.") from error
+        info.pop("density", None)
+        declared = info.pop("k", None)
+        mask = cls(bits, shapes, info)
+        if declared != str(mask.num_selected):
+            raise ValueError(f"{path}: the header declares k = {declared!r:.40}, the bits select {mask.num_selected}.")
+        return mask
+
+    def check(self, model: nn.Module, *, fingerprint: bool = True) -> None:
+        """
+        Raise a `ValueError` unless the mask fits `model`.
+
+        Args:
+            model (`torch.nn.Module`): Model whose parameters the mask names.
+            fingerprint (`bool`, *optional*, defaults to `True`):
+                Also compare the weights with those the mask was made for. A checkpoint in training differs from its
+                base, so resuming turns this off.
+        """
+        parameters = dict(model.named_parameters())
+        missing = [name for name in self.bits if name not in parameters]
+        if missing:
+            raise ValueError(f"The mask is for another model: it names parameters this one lacks: {few(missing)}.")
+        for name, shape in self.shapes.items():
+            if tuple(parameters[name].shape) != shape:
+                raise ValueError(
+                    f"The mask is for another model: '{name}' has shape {tuple(parameters[name].shape)} here and "
+                    f"{shape} in the mask."
+                )
+        declared = self.info.get("fingerprint")
+        if fingerprint and declared and declared != (actual := model_fingerprint(model)):
+            raise ValueError(
+                f"The mask was made for other weights (fingerprint {declared[:16]!r}, this model {actual[:16]!r}); load the "
+                f"base model {self.info.get('base_model', '?')!r:.200} or compute a new mask."
+            )
+
+    def to(self, device: torch.device | str) -> "WeightMask":
+        """The mask with its bits on `device`."""
+        return WeightMask({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes, self.info)
+
+    def __repr__(self) -> str:
+        return f"WeightMask({self.num_selected:,} of {self.numel:,} weights, {len(self.bits)} parameters)"
+
+
+def _ones(numel: int, device: torch.device) -> Tensor:
+    packed = torch.full(((numel + 7) // 8,), 0xFF, dtype=torch.uint8, device=device)
+    if numel % 8:
+        packed[-1] = (1 << numel % 8) - 1
+    return packed
+
+
+def check_info(path: Path, info: Mapping[str, str]) -> None:
+    """Raise a `ValueError` unless that part of a file's header that is JSON holds what reports show of it."""
+    for name, schema in (("jaccard", MaskOverlaps), ("versions", Versions)):
+        parse_json(info.get(name, "{}"), schema, f"{path}: {name}")
+
+
+def parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a file's header, or a `ValueError` if it holds none."""
+    try:
+        shapes = json.loads(text)
+        valid = all(is_name(name) and is_shape(shape) for name, shape in shapes.items())
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{path}: the header holds no valid parameter shapes; the file is damaged or hostile.")
+    return {name: tuple(shape) for name, shape in shapes.items()}

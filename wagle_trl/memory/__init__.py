@@ -1,0 +1,1 @@
+"""Memory: what there is, what a step takes."""

@@ -1,0 +1,180 @@
+"""What a step takes beyond the weights, found by running it on a copy of the model that has shapes and no data."""
+
+import copy
+import gc
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from ..losses.per_sample import Batch, SampleLosses, per_sample_mean
+from .allocations import Allocations
+from .checkpointing import checkpointed_layers, transformer_layers
+
+# Of TRL's fused LM head: tokens and vocabulary entries that are projected at a time
+_HEAD_TOKENS = 4096
+_HEAD_VOCABULARY = 32768
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One forward and backward pass.
+
+    Args:
+        rows, length (`int`): Shape of the batch.
+        trainable (`frozenset[str]`): Parameters that get a gradient.
+        gradient_checkpointing (`bool`): Whether transformer layers keep only their inputs.
+        training (`bool`, *optional*, defaults to `False`): Training mode instead of eval mode.
+        keep_gradients (`bool`, *optional*, defaults to `False`):
+            Keep all gradients, as plain training does, instead of freeing each as soon as it is complete.
+        passes (`int`, *optional*, defaults to `1`): Passes before the update; from the second on there are gradients.
+        autocast (`bool`, *optional*, defaults to `False`): Compute in bf16 whatever the weights are.
+    """
+
+    rows: int
+    length: int
+    trainable: frozenset[str]
+    gradient_checkpointing: bool
+    training: bool = False
+    keep_gradients: bool = False
+    passes: int = 1
+    autocast: bool = False
+
+
+@dataclass(frozen=True)
+class Working:
+    """
+    Bytes beyond the weights: `kept` from the forward pass for the backward pass, `peak` at most in both.
+    """
+
+    kept: int
+    peak: int
+
+
+class Simulation:
+    """
+    A model without data. Operations on it give shapes, at the speed of Python, whatever the size of the model.
+
+    Args:
+        build (callable): Makes the model; run where tensors get no memory.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]):
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode, torch.device("cpu"):
+            self.model = build()
+        self._mode.allow_non_fake_inputs = False  # a real tensor from here on would be a part that was not copied
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, tied ones once."""
+        return dict([*self.model.named_parameters(), *self.model.named_buffers()])
+
+    def run(self, losses: SampleLosses, step: Step) -> Working:
+        """
+        Memory of a step.
+
+        Args:
+            losses (callable): As in [`~attribution.compute_mask.compute_mask`]; must not look at values.
+            step ([`Step`]): The step.
+        """
+        self.model.train(step.training)
+        for layer in transformer_layers(self.model):
+            layer.gradient_checkpointing = False  # below, in both modes
+        with ExitStack() as undo:  # the next step may ask which parameters are trainable
+            for name, parameter in self.model.named_parameters():
+                undo.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(name in step.trainable)
+                if parameter.requires_grad and not step.keep_gradients:
+                    undo.callback(parameter.register_post_accumulate_grad_hook(_free_gradient).remove)
+            undo.callback(self.model.zero_grad)
+            return self._run(losses, step)
+
+    def _run(self, losses: SampleLosses, step: Step) -> Working:
+        gc.collect()  # what an earlier step left in circles would be freed in this one
+        with (
+            self._mode,
+            Allocations(self.weights().values()) as memory,
+            checkpointed_layers(self.model, step.gradient_checkpointing),
+        ):
+            base, kept = memory.current, 0
+            ids = torch.zeros(step.rows, step.length, dtype=torch.int64)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}
+            for _ in range(step.passes):
+                with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
+                    means, _ = losses(self.model, batch)
+                kept = kept or memory.current - base  # of the first pass, before there are gradients
+                means.sum().backward()
+                del means
+            return Working(kept, memory.peak - base)
+
+
+def without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """
+    A copy of `model` for [`Simulation`] to build: on the CPU, where no kernel but torch's own is needed.
+
+    Args:
+        model (`torch.nn.Module`): Model; left as it is.
+        dtype (`torch.dtype`, *optional*): Of the copy's parameters; by default that of each.
+    """
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
+    copied = copy.deepcopy(model, {id(tensor): _empty_like(tensor, dtype) for tensor in tensors})
+    for module in copied.modules():
+        # Flash attention needs a GPU, and takes as much as torch's own
+        if isinstance(module, PreTrainedModel) and "flash" in (module.config._attn_implementation or ""):
+            module.config._attn_implementation = "sdpa"
+    return copied
+
+
+def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """
+    Sample losses through TRL's fused LM head as it works on a GPU, where kernels fold the logits in place. On a CPU it
+    makes several fp32 copies of them.
+    """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    labels, hidden = batch["labels"][:, 1:], hidden[:, :-1]
+    log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), model.get_output_embeddings().weight)
+    return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
+
+
+def _empty_like(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(torch.empty(tensor.shape, dtype=dtype or tensor.dtype), tensor.requires_grad)
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+class _FusedHead(torch.autograd.Function):
+    """The tensors that TRL's fused LM head makes on a GPU, and none of its arithmetic."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        _tile(hidden, ctx.dtype)
+        return hidden.new_zeros(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        sums = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
+            for tensor, needed in zip((hidden, weight), ctx.needs_input_grad)
+        ]
+        tile = _tile(hidden, ctx.dtype)  # alive until the gradients are rounded
+        rounded = [None if total is None else total.to(hidden.dtype) for total in sums]
+        del tile
+        return tuple(rounded)
+
+
+def _tile(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return hidden.new_empty(min(len(hidden), _HEAD_TOKENS), _HEAD_VOCABULARY, dtype=dtype)
+
+
+def _free_gradient(parameter: nn.Parameter) -> None:
+    parameter.grad = None

@@ -1,0 +1,1 @@
+"""Optimizers that keep state for selected weights only."""

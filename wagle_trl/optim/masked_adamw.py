@@ -1,0 +1,279 @@
+"""`MaskedAdamW`: AdamW that keeps state for selected weights only and never touches the others."""
+
+import hashlib
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..masks.mask import WeightMask
+from .compact_state import Arena, allocate_arenas
+from .overlap import check_separate
+
+
+class MaskedAdamW(Optimizer):
+    """
+    AdamW (arXiv 1711.05101) on the selected weights.
+
+    Unselected weights stay bit-identical: they have no gradient, moment, weight decay or share in the clipping norm.
+    bf16 weights follow an fp32 master, kept as the weight plus an int16 remainder. With a mask of all ones it equals
+    `torch.optim.AdamW` within rounding.
+
+    Gradients are compressed into accumulators, by hooks as soon as each is complete ([`attach_hooks`], which frees the
+    full gradients during the backward pass), or else in [`step`]. Accumulators have the weights' dtype until the hooks
+    add a second gradient to one, and fp32 from then on ([`prepare_accumulation`] makes room for that in advance). A
+    parameter without a gradient counts as one whose gradient is zero.
+
+    Args:
+        named_parameters (iterable of `(str, torch.nn.Parameter)`, or of groups whose `params` hold such pairs):
+            Parameters; those that the mask does not name are left out. Best all of a model's, so that a weight that two
+            of them share is noticed.
+        mask ([`WeightMask`]):
+            The selection, by parameter name.
+        lr (`float`, *optional*, defaults to `1e-3`):
+            Learning rate.
+        betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`):
+            Decay rates of the moments.
+        eps (`float`, *optional*, defaults to `1e-8`):
+            Added to the denominator.
+        weight_decay (`float`, *optional*, defaults to `1e-2`):
+            Decoupled weight decay of the selected weights.
+        state_bits (`int`, *optional*, defaults to `32`):
+            `8` keeps the moments of matrices in 8 bits (small floating-point numbers with a shared exponent, see
+            `wagle_kernels.reference.eight_bit`); vectors and tensors below 4,096 elements stay at 32. A parameter
+            group may set its own.
+        master (`"split"` or `None`, *optional*, defaults to `"split"`):
+            `None` keeps no remainder: bf16 weights then round every update, and most small updates vanish.
+        accumulator_dtype (`"float32"` or `"bfloat16"`, *optional*, defaults to `"float32"`):
+            Of gradients that are added up. `"bfloat16"` rounds every sum of bf16 weights' gradients, as torch does
+            without a mask, in half the memory; fp32 weights add up in fp32.
+
+    Example:
+    ```python
+    >>> optimizer = MaskedAdamW(model.named_parameters(), mask, lr=1e-5)
+    >>> loss.backward()
+    >>> optimizer.clip_grad_norm_(1.0)
+    >>> optimizer.step()
+    ```
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]] | Iterable[dict[str, Any]],
+        mask: WeightMask,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        state_bits: int = 32,
+        master: str | None = "split",
+        accumulator_dtype: str = "float32",
+    ):
+        groups = list(named_parameters)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._arenas: list[Arena] = []
+        pairs = [list(group["params"]) for group in groups]
+        groups = [{**g, "params": [(n, p) for n, p in params if n in mask.bits]} for g, params in zip(groups, pairs)]
+        if not any(group["params"] for group in groups):
+            raise ValueError("The mask names none of the given parameters; check that their names match.")
+        check_separate(chain.from_iterable(pairs), mask.bits)
+        super().__init__(
+            [group for group in groups if group["params"]],
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "state_bits": state_bits,
+                "master": master,
+                "accumulator_dtype": accumulator_dtype,
+            },
+        )
+        for group in self.param_groups:
+            _check_options(**{name: group[name] for name in self.defaults})
+            group["mask"] = _mask_digest(mask, group["param_names"])
+            self._arenas += allocate_arenas(group, mask)
+        self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
+        self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
+        self._has_gradient, self._grad_scale = False, None
+        self._refusal: str | None = None  # why the collected gradients must not be applied
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Used by the constructor alone: the arenas are laid out once."""
+        if self._arenas:
+            raise ValueError("Parameters cannot be added later; make a new MaskedAdamW with all groups.")
+        super().add_param_group(param_group)
+
+    # Gradients
+
+    def attach_hooks(self) -> None:
+        """Compress and free every gradient as soon as the backward pass completes it, from now on."""
+        self.remove_hooks()
+        self._hooks = [p.register_post_accumulate_grad_hook(self._collect) for p in self._slices]
+
+    def prepare_accumulation(self) -> None:
+        """Allocate now what gradients need that will be added up over several backward passes."""
+        for arena in self._arenas:
+            arena.prepare_accumulation()
+
+    def remove_hooks(self) -> None:
+        """Stop collecting gradients during the backward pass."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _collect(self, parameter: nn.Parameter) -> None:
+        """Add the selected part of `parameter.grad` to the accumulator and free the rest."""
+        item, arena = self._slices[parameter]
+        item.check()
+        if parameter.grad is None:
+            return
+        self._apply_grad_scale()
+        arena.collect(item, parameter.grad)
+        parameter.grad = None
+        self._has_gradient = True
+
+    def _collect_all(self) -> None:
+        for parameter in self._slices:
+            self._collect(parameter)
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """
+        Clip the gradients of the selected weights by their joint norm.
+
+        Args:
+            max_norm (`float`): Largest norm; `float("inf")` only measures.
+
+        Returns:
+            `torch.Tensor`: Norm before clipping, a scalar.
+        """
+        norm = self._grad_norm()
+        self._grad_scale *= min(1.0, max_norm / (float(norm) + 1e-6))
+        return norm
+
+    def _grad_norm(self) -> Tensor:
+        """Joint norm of the collected gradients; NaN or inf is an error until `zero_grad`, and names the parameter."""
+        self._collect_all()
+        scale = 1.0 if self._grad_scale is None else self._grad_scale
+        device = self._arenas[0].grad.device
+        squares = torch.stack([arena.squared_norm().to(device) for arena in self._arenas])
+        norm = squares.sum().sqrt().float() * scale
+        if self._refusal is None and not norm.isfinite():
+            self._refusal = self._non_finite_message()
+        if self._refusal is not None:
+            raise ValueError(self._refusal)
+        self._grad_scale = scale  # only now: `step` applies gradients that have one without another look
+        return norm
+
+    def _apply_grad_scale(self) -> None:
+        """Clipping is left to the update; gradients that come after it must not be scaled with those before."""
+        if self._grad_scale not in (None, 1.0):
+            for arena in self._arenas:
+                arena.scale_gradients(self._grad_scale)
+        self._grad_scale = None
+
+    def _non_finite_message(self) -> str:
+        for item, arena in self._slices.values():
+            if not arena.is_finite(item):
+                return (
+                    f"The gradient of '{item.name}' is NaN or infinite; no weight was changed in this step. Lower the "
+                    "learning rate, or check the data."
+                )
+        return "The gradient norm overflows; no weight was changed in this step. Lower the learning rate."
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for arena in self._arenas:
+            arena.clear()
+        self._has_gradient, self._grad_scale, self._refusal = False, None, None
+
+    # Update
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """
+        Update the selected weights and clear the accumulated gradients.
+
+        Gradients that are NaN or infinite change nothing: they are refused here or in [`clip_grad_norm_`], and again,
+        with whatever is added to them, until [`zero_grad`] drops them.
+
+        Args:
+            closure (callable, *optional*): Re-evaluates the model and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._collect_all()
+        if not self._has_gradient:
+            return loss
+        if self._grad_scale is None:  # else clipping has looked already
+            self._grad_norm()
+        for arena in self._arenas:
+            arena.update(self._grad_scale)
+        self.zero_grad()
+        return loss
+
+    # State
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Load the state of an optimizer with the same groups and mask, bit for bit.
+
+        torch's own version would cast the fp32 moments to the weights' dtype and break the arenas.
+        """
+        groups = state_dict["param_groups"]
+        if [group.get("mask") for group in groups] != [group["mask"] for group in self.param_groups]:
+            raise ValueError("The optimizer state belongs to another mask, or to other parameter groups.")
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        indices = [index for group in groups for index in group["params"]]
+        pairs = [(p, state_dict["state"].get(index, {})) for p, index in zip(parameters, indices, strict=True)]
+        for parameter, saved in pairs:
+            _check_slice(self._slices[parameter][0].name, self.state[parameter], saved)
+        for parameter, saved in pairs:
+            for kind, tensor in self.state[parameter].items():
+                tensor.copy_(saved[kind])
+        for saved, group in zip(groups, self.param_groups, strict=True):
+            kept = ("params", "param_names", "accumulator_dtype")  # the last is of this run's memory, not of its state
+            group.update({key: value for key, value in saved.items() if key not in kept})
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the moments, remainders and gradient accumulators."""
+        tensors = [t for arena in self._arenas for t in (arena.grad, *arena.states.values())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
+    """Short hash of the selection, which a checkpoint of the optimizer carries instead of its bits."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode())
+        digest.update(mask.bits[name].cpu().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _check_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    if {k: (v.shape, v.dtype) for k, v in state.items()} != {k: (v.shape, v.dtype) for k, v in saved.items()}:
+        raise ValueError(
+            f"The optimizer state of '{name}' does not fit: it has another dtype, master or number of state bits."
+        )
+
+
+def _check_options(lr, betas, eps, weight_decay, state_bits, master, accumulator_dtype) -> None:
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}.")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must lie in [0, 1), got {betas}.")
+    if state_bits not in (8, 32):
+        raise ValueError(f"state_bits must be 8 or 32, got {state_bits}.")
+    if master not in ("split", None):
+        raise ValueError(f"master must be 'split' or None, got '{master}'.")
+    if accumulator_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"accumulator_dtype must be 'float32' or 'bfloat16', got '{accumulator_dtype}'.")

@@ -1,0 +1,1 @@
+"""Plans: will it fit, and what to change."""

@@ -1,0 +1,1 @@
+"""Unlearning trainers, one file per objective."""

@@ -1,0 +1,21 @@
+from torch import Tensor
+
+from ..losses.objectives import cross_entropy
+from .base import Counts, UnlearningTrainer
+from .grad_diff_config import GradDiffConfig
+
+
+class GradDiffTrainer(UnlearningTrainer):
+    """
+    Trainer for gradient difference (arXiv 2203.12817): ascend on the forget rows, descend on the retain rows,
+    `-CE(forget) + retain_weight * CE(retain)`. The forget term has no bound: stop early, or use [`NPOTrainer`].
+
+    The arguments are those of [`NPOTrainer`].
+    """
+
+    _name = "GradDiff"
+    _tag_names = ["trl", "wagle-trl", "unlearning", "grad-diff"]
+    config_class = GradDiffConfig
+
+    def forget_loss(self, token_log_probs: Tensor, inputs: dict[str, Tensor], counts: Counts) -> Tensor:
+        return -cross_entropy(token_log_probs, counts.forget_tokens)

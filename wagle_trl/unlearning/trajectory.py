@@ -1,0 +1,73 @@
+"""How forgetting goes: answer probabilities on a few rows of every set, every few steps."""
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from ..comparison.trajectory import SUFFIX
+from ..losses.per_sample import Batch, fused_sample_losses
+
+
+class Trajectory(TrainerCallback):
+    """
+    Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), at step 0, every
+    `args.trajectory_steps` steps and at the end.
+
+    The sets are the forget rows and the retain rows trained on, and those of a `dict` of evaluation sets that have
+    another name and a length. At most `args.trajectory_rows` rows of each, evenly spaced, go forward in batches of
+    training's size, without logits: about a third of the cost of training on as many.
+
+    Args:
+        trainer ([`~unlearning.base.UnlearningTrainer`]): Trainer to watch.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self._measured_at = trainer, -1
+        sets = {"forget": trainer.train_dataset, "retain": trainer.retain_dataset}
+        if isinstance(trainer.eval_dataset, dict):
+            others = {name: rows for name, rows in trainer.eval_dataset.items() if isinstance(rows, Dataset)}
+            sets = sets | others | sets  # in this order, and rows trained on before others of their name
+        self.batches = {
+            name: self._collate(_spread(rows, trainer.args.trajectory_rows)) for name, rows in sets.items()
+        }
+
+    def _collate(self, rows: Dataset) -> list[Batch]:
+        # Without a `DataLoader`, which draws from the random numbers of dropout: watching must not change a run
+        size = self.trainer.args.per_device_train_batch_size
+        rows = rows.select_columns(["input_ids", "labels"]).to_list()
+        return [self.trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:  # not of a resumed run, whose history has it
+            self._log(control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.trajectory_steps == 0 or state.global_step == state.max_steps:
+            self._log(control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._measured_at != state.global_step:  # a callback ended the run
+            self._log(control)
+
+    def _log(self, control) -> None:
+        model, should_log = self.trainer.model, control.should_log
+        model.eval()  # `SFTTrainer.log` would otherwise flush the averages of the training metrics, too
+        self._measured_at = self.trainer.state.global_step
+        self.trainer.log({f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()})
+        model.train()
+        control.should_log = should_log  # of the training metrics, which a log of anything takes for done
+
+    @torch.no_grad()
+    def _probability(self, batches: list[Batch]) -> float:
+        model, device = self.trainer.model, self.trainer.args.device
+        moved = ({key: value.to(device) for key, value in batch.items()} for batch in batches)
+        with self.trainer.compute_loss_context_manager():
+            losses = torch.cat([fused_sample_losses(model, batch)[0] for batch in moved])
+        return losses.float().neg().exp().mean().item()
+
+
+def _spread(rows: Dataset, count: int) -> Dataset:
+    """At most `count` rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows.select([i * len(rows) // count for i in range(count)])
