@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import wagle_kernels
 from benchmarks.environment import ROOT, write_result
 from wagle_trl.deltas.delta import SparseDelta
-from wagle_trl.files.atomic.tensor_file import LazyTensors, write_tensors
+from wagle_trl.files.tensor_file import LazyTensors, write_tensors
 from wagle_trl.masks.mask import WeightMask
 
 CONFIG = dict(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wagle_trl.files.atomic.atomic import write_json
+from wagle_trl.files.atomic import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "transformers", "trl", "peft", "accelerate", "datasets")

@@ -19,7 +19,7 @@ import wagle_kernels
 from benchmarks.measure import Row, compare, copy_bandwidth, make_row, show, write
 from benchmarks.peers import OPTIONS, PEERS, available, versions
 from wagle_kernels import DENSE_GROUP, INDEX_DENSITY, RANK_GROUP, Layout, ScoreSpec
-from wagle_trl.attribution.compute_mask.selection import Scored, select
+from wagle_trl.attribution.selection import Scored, select
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.optim.masked_adamw import MaskedAdamW
 

@@ -22,7 +22,7 @@ import torch
 from benchmarks.environment import write_result
 from benchmarks.measure import PeakMemory, resident_bytes
 from wagle_kernels import ScoreSpec
-from wagle_trl.attribution.compute_mask.selection import Scored, select
+from wagle_trl.attribution.selection import Scored, select
 from wagle_trl.masks.mask import WeightMask
 
 CHECKED_MILLIONS = 20  # the check holds both sides' temporaries in one process

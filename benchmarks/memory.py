@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from benchmarks.environment import ROOT, environment, write_result
 from benchmarks.memory_recipes import RECIPES, Case, Run, StepClock
 from benchmarks.peers import versions
-from wagle_trl.attribution.compute_mask.config import TIERS
+from wagle_trl.attribution.config import TIERS
 from wagle_trl.memory.allocations import Allocations
 from wagle_trl.planning.planner import CONTEXT_BYTES
 

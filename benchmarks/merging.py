@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from benchmarks.environment import environment, write_result
-from wagle_trl.attribution.compute_mask.config import MaskConfig
-from wagle_trl.data.rows.formats import to_trl
+from wagle_trl.attribution.config import MaskConfig
+from wagle_trl.data.formats import to_trl
 from wagle_trl.deltas.delta import SparseDelta, weights_fingerprint
 from wagle_trl.deltas.merging import Merged, merge_deltas
 from wagle_trl.demo.people import people_rows
@@ -31,8 +31,7 @@ from wagle_trl.demo.run import DENSITY, LEARNING_RATES, RETAIN_WEIGHT, STEPS
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows
-from wagle_trl.unlearning.npo import NPOTrainer
-from wagle_trl.unlearning.npo_config import NPOConfig
+from wagle_trl.unlearning.npo import NPOConfig, NPOTrainer
 
 PEOPLE = 66
 PEOPLE_A_REQUEST = 2

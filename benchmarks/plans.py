@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.environment import write_result
 from benchmarks.memory import SHAPES
-from wagle_trl.attribution.compute_mask.config import MaskConfig
+from wagle_trl.attribution.config import MaskConfig
 from wagle_trl.memory.simulation import losses_on_gpu
 from wagle_trl.planning.planner import Planner, Setup
 

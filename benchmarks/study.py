@@ -27,9 +27,9 @@ from benchmarks.study_masks import anatomy
 from benchmarks.study_plan import DISSECTED, PLAN, Case, start_rate
 from benchmarks.study_report import picked, seen_kept, write_report
 from benchmarks.study_world import World
-from wagle_trl.data.rows.rows import read_jsonl
+from wagle_trl.data.rows import read_jsonl
 from wagle_trl.evaluation.tofu import write_records
-from wagle_trl.files.atomic.atomic import write_json
+from wagle_trl.files.atomic import write_json
 
 ROWS = Path(__file__).parent / "results" / "study.jsonl"
 WORLDS = Path(__file__).parent / "results" / "study_worlds.jsonl"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.study_report import TITLES, Case, first_seed, kept_at, order
 from wagle_trl.comparison.figures import COLOURS
 from wagle_trl.comparison.trajectory import matched
-from wagle_trl.files.atomic.atomic import atomic_path
+from wagle_trl.files.atomic import atomic_path
 
 FIGURES = Path(__file__).parent / "results" / "study"
 

@@ -1,7 +1,7 @@
 """Masks of the study: the package's scores, and candidates that are not (yet) among them.
 
 All read the same cached statistics of a world. For the package's own scores the mask is that of
-`wagle_trl.attribution.compute_mask.compute_mask` (a test compares them).
+`wagle_trl.attribution.compute_mask` (a test compares them).
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from benchmarks.study_world import World
 from wagle_kernels import ScoreSpec
-from wagle_trl.attribution.compute_mask.compute_mask import mean_abs
-from wagle_trl.attribution.compute_mask.scores import SCORES, score_scale
-from wagle_trl.attribution.compute_mask.selection import Scored, select
+from wagle_trl.attribution.compute_mask import mean_abs
+from wagle_trl.attribution.scores import SCORES, score_scale
+from wagle_trl.attribution.selection import Scored, select
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.masks.scope import scope_parameters
 

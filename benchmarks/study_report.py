@@ -13,7 +13,7 @@ from benchmarks.study_plan import CLAIM
 from wagle_trl.comparison.runs import LEVELS
 from wagle_trl.comparison.trajectory import matched
 from wagle_trl.evaluation.metrics import forget_quality
-from wagle_trl.files.atomic.atomic import atomic_path
+from wagle_trl.files.atomic import atomic_path
 
 TEXT = Path(__file__).parent / "STUDY.md"
 README = Path(__file__).parent.parent / "README.md"

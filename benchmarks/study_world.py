@@ -16,16 +16,16 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from wagle_trl.attribution.compute_mask.statistics import accumulate_statistic
-from wagle_trl.data.rows.formats import to_trl, tokenize_row
-from wagle_trl.data.rows.rows import read_jsonl
+from wagle_trl.attribution.statistics import accumulate_statistic
+from wagle_trl.data.formats import to_trl, tokenize_row
+from wagle_trl.data.rows import read_jsonl
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.attacks import paraphrased
 from wagle_trl.evaluation.inference import IGNORED, answer_losses, pad
 from wagle_trl.evaluation.memorization import memorization_summary
 from wagle_trl.evaluation.metrics import answer_probability, truth_ratios
 from wagle_trl.evaluation.tofu import evaluate_rows
-from wagle_trl.files.atomic.atomic import atomic_path
+from wagle_trl.files.atomic import atomic_path
 from wagle_trl.masks.scope import scope_parameters
 
 FORGET_ROWS = 40  # two authors, a tenth of the retain rows

@@ -1,8 +1,9 @@
-"""The layers of the house: a module imports only from its own layer or lower ones, and never in a circle.
+"""The floors of the house: a module imports only from rooms on its own floor or lower ones, and never in a circle.
 
-The imports are read with `ast`, so those inside functions and under `TYPE_CHECKING` count as well. A package's
-`__init__.py` is a facade for users: it may gather names from anywhere, but no module may import from it. The one facade
-that modules do use is `wagle_kernels`, the public surface of the layer below everything.
+A room is a folder of `wagle_trl`, or a module beside them. Rooms on one floor may use each other, but not in a circle. The
+imports are read with `ast`, so those inside functions and under `TYPE_CHECKING` count as well. A package's `__init__.py` is a
+facade for users: it may gather names from anywhere, but no module may import from it. The one facade that modules do use is
+`wagle_kernels`, the public surface of the floor below everything.
 """
 
 import ast
@@ -14,91 +15,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("wagle_kernels", "wagle_trl")
 
-# A name covers its submodules; the longest match counts.
-LAYERS = {
-    0: ("wagle_kernels",),
-    1: (
-        "wagle_trl.memory.allocations",
-        "wagle_trl.files.checkpoint",
-        "wagle_trl.masks.positions",
-        "wagle_trl.deltas.delta_file",
-        "wagle_trl.files.atomic",
-        "wagle_trl.masks.fingerprint",
-        "wagle_trl.files.hub_file",
-        "wagle_trl.files.manifest",
-        "wagle_trl.masks.mask",
-        "wagle_trl.attribution.config",
-        "wagle_trl.files.model_files",
-        "wagle_trl.losses.objectives",
-        "wagle_trl.hub.citations",
-        "wagle_trl.files.reading",
-        "wagle_trl.masks.scope",
-        "wagle_trl.attribution.scores",
-        "wagle_trl.masks.values",
-        "wagle_trl.files.schemas",
-        "wagle_trl.files.tensor_file",
-        "wagle_trl.terminal",
-        "wagle_trl.text",
-        "wagle_trl.comparison.trajectory",
-        "wagle_trl.evaluation.metrics",
-        "wagle_trl.evaluation.memorization",
-        "wagle_trl.evaluation.membership",
-    ),
-    2: (
-        "wagle_trl.optim.compact_state",
-        "wagle_trl.attribution.compute_mask",
-        "wagle_trl.comparison",
-        "wagle_trl.attribution.statistics",
-        "wagle_trl.attribution.statistic_store",
-        "wagle_trl.memory.simulation",
-        "wagle_trl.attribution.store_choice",
-        "wagle_trl.planning.planner",
-        "wagle_trl.planning.advice",
-        "wagle_trl.attribution.selection",
-        "wagle_trl.optim.masked_adamw",
-        "wagle_trl.optim.overlap",
-        "wagle_trl.deltas.delta",
-        "wagle_trl.deltas.on_disk",
-        "wagle_trl.hub.load",
-        "wagle_trl.deltas.merging",
-        "wagle_trl.deltas.config_changes",
-        "wagle_trl.deltas.verification",
-        "wagle_trl.deltas.peft_layers",
-        "wagle_trl.deltas.peft_export",
-        "wagle_trl.hub.card",
-        "wagle_trl.hub.card_facts",
-        "wagle_trl.data.rows",
-        "wagle_trl.data.provenance",
-        "wagle_trl.hub.publish",
-        "wagle_trl.hub.staging",
-        "wagle_trl.evaluation.disjoint",
-        "wagle_trl.data.pairing",
-        "wagle_trl.attribution.report",
-    ),
-    3: (
-        "wagle_trl.trainers",
-        "wagle_trl.evaluation.attacks",
-        "wagle_trl.evaluation.inference",
-        "wagle_trl.evaluation.tofu",
-        "wagle_trl.evaluation.drift",
-        "wagle_trl.evaluation.resumable_records",
-        "wagle_trl.evaluation.cache_key",
-        "wagle_trl.evaluation.retrained_model",
-        "wagle_trl.evaluation.suite",
-        "wagle_trl.evaluation.robustness",
-    ),
-    4: ("wagle_trl.cli", "wagle_trl.demo"),
-}
+FLOORS = (
+    ("wagle_kernels",),
+    ("text", "terminal", "data", "losses", "files"),
+    ("masks", "memory"),
+    ("attribution", "optim", "deltas", "evaluation", "comparison"),
+    ("planning", "hub"),
+    ("trainers",),
+    ("unlearning",),
+    ("demo",),
+    ("cli",),
+)
 
 
-def layer_of(module: str) -> int | None:
-    matches = [
-        (len(name), layer)
-        for layer, names in LAYERS.items()
-        for name in names
-        if module == name or module.startswith(name + ".")
-    ]
-    return max(matches)[1] if matches else None
+def room_of(module: str) -> str:
+    """`wagle_trl.masks.mask` -> `masks`."""
+    package, *parts = module.split(".")
+    return parts[0] if package == "wagle_trl" and parts else package
+
+
+def floor_of(module: str) -> int | None:
+    return next((floor for floor, rooms in enumerate(FLOORS) if room_of(module) in rooms), None)
 
 
 def module_name(path: str) -> tuple[str, bool]:
@@ -155,12 +92,13 @@ def violations(sources: dict[str, str]) -> list[str]:
     facades = {name for name, is_facade in modules.values() if is_facade}
     known = {name for name, _ in modules.values()}
     problems = []
-    graph: dict[str, set[str]] = {}
+    between_modules: dict[str, set[str]] = {}
+    between_rooms: dict[str, set[str]] = {}
     for path, source in sorted(sources.items()):
         module, is_facade = modules[path]
-        layer = layer_of(module)
-        if layer is None and not is_facade:
-            problems.append(f"{path}: {module} has no layer; assign one in LAYERS of tests/test_layers.py")
+        floor = floor_of(module)
+        if floor is None and not is_facade:
+            problems.append(f"{path}: {room_of(module)} has no floor; give it one in FLOORS of tests/test_layers.py")
             continue
         for line, target in imports(source, module, is_facade, known):
             if target.split(".")[0] not in PACKAGES:
@@ -171,17 +109,18 @@ def violations(sources: dict[str, str]) -> list[str]:
             elif is_facade:
                 continue
             elif target in facades:
-                if target != "wagle_kernels" or layer == 0:
+                if target != "wagle_kernels" or floor == 0:
                     problems.append(f"{where} imports from the facade {target}; import the module that defines it")
             elif target not in known:
                 problems.append(f"{where} imports {target}, which does not exist")
-            elif (target_layer := layer_of(target)) is not None:  # a target without a layer is reported on its own
-                graph.setdefault(module, set()).add(target)
-                if target_layer > layer:
-                    problems.append(f"{where} (layer {layer}) imports upward: {target} (layer {target_layer})")
-    if cycle := find_cycle(graph):
-        problems.append("imports in a circle: " + " -> ".join(cycle))
-    return problems
+            elif (target_floor := floor_of(target)) is not None:  # a target without a floor is reported on its own
+                between_modules.setdefault(module, set()).add(target)
+                if room_of(module) != room_of(target):
+                    between_rooms.setdefault(room_of(module), set()).add(room_of(target))
+                if target_floor > floor:
+                    problems.append(f"{where} (floor {floor}) imports upward: {target} (floor {target_floor})")
+    cycles = filter(None, map(find_cycle, (between_modules, between_rooms)))
+    return problems + ["imports in a circle: " + " -> ".join(cycle) for cycle in cycles]
 
 
 def tree() -> dict[str, str]:
@@ -218,39 +157,52 @@ def test_kernels_need_only_torch_and_triton():
 HOUSE = {
     "wagle_kernels/__init__.py": "from wagle_kernels.select import histogram",
     "wagle_kernels/select.py": "import torch",
-    "wagle_trl/__init__.py": "from wagle_trl.trainers.npo import NPOTrainer",
+    "wagle_trl/__init__.py": "from wagle_trl.unlearning.npo import NPOTrainer",
+    "wagle_trl/text.py": "",
+    "wagle_trl/files/reading.py": "from ..text import printable",
+    "wagle_trl/data/rows.py": "from ..files.reading import read",
     "wagle_trl/masks/mask.py": "from wagle_kernels import histogram",
-    "wagle_trl/attribution/scores.py": "",
-    "wagle_trl/attribution/selection.py": "from . import mask\nfrom .mask import WeightMask",
-    "wagle_trl/trainers/__init__.py": "from .npo import NPOTrainer",
-    "wagle_trl/trainers/base.py": "from ..selection import select",
-    "wagle_trl/trainers/npo.py": "from wagle_trl.trainers import base\nfrom .base import Base",
+    "wagle_trl/attribution/selection.py": "from ..masks import mask\nfrom ..masks.mask import WeightMask",
+    "wagle_trl/trainers/__init__.py": "from .base import Base",
+    "wagle_trl/trainers/base.py": "from ..attribution.selection import select",
+    "wagle_trl/trainers/checks.py": "",
+    "wagle_trl/unlearning/npo.py": "from wagle_trl.trainers import base\nfrom ..trainers.base import Base",
 }
 CASES = {
     "absolute": ("wagle_trl/masks/mask.py", "from wagle_trl.attribution.selection import select", "imports upward"),
-    "plain": ("wagle_trl/masks/mask.py", "import wagle_trl.trainers.npo", "imports upward"),
-    "relative": ("wagle_trl/masks/mask.py", "from .trainers.npo import NPOTrainer", "imports upward"),
-    "submodule": ("wagle_trl/masks/mask.py", "from .trainers import npo", "imports upward"),
-    "two dots": (
+    "plain": ("wagle_trl/masks/mask.py", "import wagle_trl.unlearning.npo", "imports upward"),
+    "relative": ("wagle_trl/masks/mask.py", "from ..unlearning.npo import NPOTrainer", "imports upward"),
+    "submodule": ("wagle_trl/masks/mask.py", "from ..unlearning import npo", "imports upward"),
+    "renamed": (
+        "wagle_trl/trainers/base.py",
+        "from ..unlearning import npo as n",
+        "wagle_trl.unlearning.npo (floor 6)",
+    ),
+    "in a function": ("wagle_trl/masks/mask.py", "def f():\n    from ..attribution import selection", "mask.py:2"),
+    "for typing": ("wagle_trl/text.py", "if TYPE_CHECKING:\n    from .masks import mask", "imports upward"),
+    "by string": ("wagle_trl/text.py", "importlib.import_module('wagle_trl.masks.mask')", "imports upward"),
+    "circle": (
         "wagle_trl/attribution/selection.py",
-        "from .trainers import npo as n",
-        "wagle_trl.trainers.npo (layer 3)",
+        "from .selection import select",
+        "in a circle: wagle_trl.attribution.selection -> wagle_trl.attribution.selection",
     ),
-    "in a function": ("wagle_trl/masks/mask.py", "def f():\n    from . import selection", "wagle_trl/masks/mask.py:2"),
-    "for typing": ("wagle_trl/masks/mask.py", "if TYPE_CHECKING:\n    from . import selection", "imports upward"),
-    "by string": (
-        "wagle_trl/masks/mask.py",
-        "importlib.import_module('wagle_trl.attribution.selection')",
-        "imports upward",
+    "circle of rooms": (
+        "wagle_trl/text.py",
+        "from .data.rows import load",
+        "in a circle: data -> files -> text -> data",
     ),
-    "circle": ("wagle_trl/trainers/base.py", "from .npo import NPOTrainer", "imports in a circle"),
     "root facade": ("wagle_trl/masks/mask.py", "from wagle_trl import __version__", "facade wagle_trl;"),
-    "relative root": ("wagle_trl/masks/mask.py", "from . import __version__", "facade wagle_trl;"),
-    "inner facade": ("wagle_trl/trainers/npo.py", "from wagle_trl.trainers import Base", "facade wagle_trl.trainers"),
+    "relative root": ("wagle_trl/masks/mask.py", "from .. import __version__", "facade wagle_trl;"),
+    "inner facade": (
+        "wagle_trl/unlearning/npo.py",
+        "from wagle_trl.trainers import Base",
+        "facade wagle_trl.trainers",
+    ),
     "kernel facade": ("wagle_kernels/select.py", "from wagle_kernels import histogram", "facade wagle_kernels"),
     "kernels upward": ("wagle_kernels/select.py", "from wagle_trl.masks.mask import WeightMask", "know nothing"),
     "kernels' facade": ("wagle_kernels/__init__.py", "import wagle_trl", "know nothing"),
-    "unknown module": ("wagle_trl/helpers.py", "", "wagle_trl.helpers has no layer; assign one"),
+    "unknown module": ("wagle_trl/helpers.py", "", "helpers has no floor; give it one"),
+    "unknown room": ("wagle_trl/attic/box.py", "", "attic has no floor; give it one"),
     "missing module": ("wagle_trl/masks/mask.py", "from wagle_trl.gone import x", "does not exist"),
 }
 

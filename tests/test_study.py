@@ -7,8 +7,8 @@ from benchmarks.study import ANATOMY, MAX_RATES, ROWS, WORLDS, climb
 from benchmarks.study_masks import BUDGETS, CANDIDATES, SETTINGS, make_mask
 from benchmarks.study_report import README, TEXT, Interval, filled, markdown, picked, tables
 from wagle_trl import MaskConfig, compute_mask
-from wagle_trl.attribution.compute_mask.statistics import accumulate_statistic
-from wagle_trl.data.rows.rows import read_jsonl
+from wagle_trl.attribution.statistics import accumulate_statistic
+from wagle_trl.data.rows import read_jsonl
 from wagle_trl.masks.scope import scope_parameters
 
 

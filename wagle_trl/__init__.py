@@ -12,7 +12,26 @@ if TYPE_CHECKING:
     from .hub.load import load_unlearned
     from .masks.mask import WeightMask
     from .optim.masked_adamw import MaskedAdamW
-    from .trainers import GradDiffConfig, GradDiffTrainer, MaskedSFTConfig, MaskedSFTTrainer, NPOConfig, NPOTrainer
+    from .trainers.masked_sft_config import MaskedSFTConfig
+    from .trainers.masked_sft_trainer import MaskedSFTTrainer
+    from .unlearning.grad_diff import GradDiffConfig, GradDiffTrainer
+    from .unlearning.npo import NPOConfig, NPOTrainer
+
+_HOMES = {
+    "SCORES": ".attribution.scores",
+    "GradDiffConfig": ".unlearning.grad_diff",
+    "GradDiffTrainer": ".unlearning.grad_diff",
+    "MaskConfig": ".attribution.config",
+    "MaskedAdamW": ".optim.masked_adamw",
+    "MaskedSFTConfig": ".trainers.masked_sft_config",
+    "MaskedSFTTrainer": ".trainers.masked_sft_trainer",
+    "NPOConfig": ".unlearning.npo",
+    "NPOTrainer": ".unlearning.npo",
+    "SparseDelta": ".deltas.delta",
+    "WeightMask": ".masks.mask",
+    "compute_mask": ".attribution.compute_mask",
+    "load_unlearned": ".hub.load",
+}
 
 __all__ = [
     "SCORES",
@@ -30,21 +49,11 @@ __all__ = [
     "load_unlearned",
 ]
 
-_HOMES = {  # of all that is not a trainer
-    "SCORES": ".scores",
-    "MaskConfig": ".mask_config",
-    "MaskedAdamW": ".optimizer",
-    "SparseDelta": ".delta",
-    "WeightMask": ".mask",
-    "compute_mask": ".attribution",
-    "load_unlearned": ".hub",
-}
-
 
 def __getattr__(name: str):
     """Imported when asked for: masks and deltas need no transformers, and only trainers need TRL."""
     if name == "__version__":
         return version("wagle-trl")
     if name in __all__:
-        return getattr(import_module(_HOMES.get(name, ".trainers"), __name__), name)
+        return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

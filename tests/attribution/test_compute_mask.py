@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from wagle_kernels import FORMULAS
-from wagle_trl.attribution.compute_mask.compute_mask import compute_mask
-from wagle_trl.attribution.compute_mask.config import MaskConfig
-from wagle_trl.attribution.compute_mask.scores import SCORES
-from wagle_trl.attribution.compute_mask.statistics import accumulate_statistic
+from wagle_trl.attribution.compute_mask import compute_mask
+from wagle_trl.attribution.config import MaskConfig
+from wagle_trl.attribution.scores import SCORES
+from wagle_trl.attribution.statistics import accumulate_statistic
 from wagle_trl.losses.per_sample import sample_losses
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.masks.scope import scope_parameters

@@ -1,8 +1,8 @@
 import pytest
 
 from wagle_kernels import FORMULAS
-from wagle_trl.attribution.compute_mask.config import MaskConfig
-from wagle_trl.attribution.compute_mask.scores import SCORES, get_score, parse_gamma, score_scale
+from wagle_trl.attribution.config import MaskConfig
+from wagle_trl.attribution.scores import SCORES, get_score, parse_gamma, score_scale
 
 READS_FORGET = {"wagle", "gradient", "snip", "product", "ratio", "fisher_ratio"}
 READS_RETAIN = {"wagle", "product", "ratio", "fisher_ratio"}

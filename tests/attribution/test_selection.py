@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import wagle_kernels
 from wagle_kernels import ScoreSpec, triton_ops
 from wagle_kernels.reference import chunking
-from wagle_trl.attribution.compute_mask import selection
-from wagle_trl.attribution.compute_mask.selection import Scored, find_threshold, select
+from wagle_trl.attribution import selection
+from wagle_trl.attribution.selection import Scored, find_threshold, select
 
 # Few distinct values, so that most scores are tied: zeros, subnormals, neighbours, the largest finite
 TIED = [0.0, 1e-45, 3e-45, 1e-40, 1.1754944e-38, 1.0, 1.0000001, 2.0, 3e38, 3.4028235e38]

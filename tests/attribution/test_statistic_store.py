@@ -14,13 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
+from wagle_trl.attribution.compute_mask import SCRATCH_FOLDER, compute_mask
 from wagle_trl.attribution.compute_mask import compute_mask as attribution
-from wagle_trl.attribution.compute_mask import statistic_store as tiers
-from wagle_trl.attribution.compute_mask.compute_mask import SCRATCH_FOLDER, compute_mask
-from wagle_trl.attribution.compute_mask.config import MaskConfig, Tier
-from wagle_trl.attribution.compute_mask.scores import SCORES
-from wagle_trl.attribution.compute_mask.statistic_store import Store, Stream, gather, split_evenly
-from wagle_trl.attribution.compute_mask.statistics import accumulate_statistic
+from wagle_trl.attribution import statistic_store as tiers
+from wagle_trl.attribution.config import MaskConfig, Tier
+from wagle_trl.attribution.scores import SCORES
+from wagle_trl.attribution.statistic_store import Store, Stream, gather, split_evenly
+from wagle_trl.attribution.statistics import accumulate_statistic
 from wagle_trl.losses.per_sample import sample_losses
 from wagle_trl.masks.scope import scope_parameters
 from wagle_trl.memory.allocations import Allocations

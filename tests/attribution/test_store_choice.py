@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wagle_trl.attribution.compute_mask.config import MaskConfig, Tier
-from wagle_trl.attribution.compute_mask.scores import SCORES
-from wagle_trl.attribution.compute_mask.statistic_store import split_evenly
-from wagle_trl.attribution.compute_mask.store_choice import (
+from wagle_trl.attribution.config import MaskConfig, Tier
+from wagle_trl.attribution.scores import SCORES
+from wagle_trl.attribution.statistic_store import split_evenly
+from wagle_trl.attribution.store_choice import (
     HEADROOM,
     MAX_QUICK_SWEEPS,
     choose_tier,

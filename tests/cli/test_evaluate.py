@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from wagle_trl.cli import arguments, eval_model
 from wagle_trl.cli.main import main
-from wagle_trl.data.rows import rows as data_module
+from wagle_trl.data import rows as data_module
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
 from wagle_trl.masks.fingerprint import model_fingerprint

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from wagle_trl.data.rows.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
+from wagle_trl.data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 
 SIZES = [(6, 10), (7, 7), (10, 3), (5, 1), (4, 101)]
 

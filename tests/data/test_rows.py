@@ -6,8 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import SFTConfig, SFTTrainer
 
-from wagle_trl.data.rows import rows as data
-from wagle_trl.data.rows.formats import (
+from wagle_trl.data.formats import (
     pin_date,
     prompt_token_ids,
     row_format,
@@ -16,8 +15,9 @@ from wagle_trl.data.rows.formats import (
     to_trl,
     tokenize_row,
 )
-from wagle_trl.data.rows.rows import load_rows, read_jsonl
-from wagle_trl.data.rows.tofu import load_tofu, load_tofu_evaluation
+from wagle_trl.data.rows import load_rows, read_jsonl
+from wagle_trl.data import rows as data
+from wagle_trl.data.tofu import load_tofu, load_tofu_evaluation
 
 TOFU = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu"
 USER, ASSISTANT = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Oslo."}

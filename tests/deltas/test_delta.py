@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.deltas.delta import DELTA_FILE, weights_fingerprint
+from wagle_trl.deltas.delta import weights_fingerprint
+from wagle_trl.files.run_folder import DELTA_FILE
 
 from ..support.deltas import same_weights, unlearned
 

@@ -15,9 +15,9 @@ from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.deltas.delta import weights_fingerprint
 from wagle_trl.deltas.merging import merge_deltas
 from wagle_trl.deltas.on_disk import apply_to_folder, undo_to_folder
-from wagle_trl.files.atomic import tensor_file
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.masks.mask import MASK_FILE
+from wagle_trl.files import tensor_file
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.run_folder import MASK_FILE
 
 from ..support.deltas import same_weights
 from ..support.hostile import (

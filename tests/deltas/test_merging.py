@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.deltas.delta import weights_fingerprint
 from wagle_trl.deltas.merging import merge_deltas
-from wagle_trl.files.atomic.tensor_file import bit_patterns
+from wagle_trl.files.tensor_file import bit_patterns
 
 SHAPE = (6, 9)
 

@@ -13,7 +13,7 @@ from wagle_trl.deltas.merging import merge_deltas
 from wagle_trl.deltas.on_disk import apply_to_folder, delta_between, undo_to_folder
 from wagle_trl.deltas.peft_export import export_adapter
 from wagle_trl.deltas.verification import verify
-from wagle_trl.files.atomic.checkpoint import Checkpoint
+from wagle_trl.files.checkpoint import Checkpoint
 
 from ..support.deltas import same_weights, unlearned
 

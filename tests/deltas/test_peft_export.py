@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.deltas.delta import weights_fingerprint
 from wagle_trl.deltas.peft_export import export_adapter
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.files.atomic.tensor_file import bit_patterns
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.tensor_file import bit_patterns
 
 from ..support.deltas import same_weights, unlearned
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from wagle_trl import WeightMask
 from wagle_trl.deltas import verification
 from wagle_trl.deltas.verification import dtype_name, verify
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.files.atomic.tensor_file import DTYPES
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.tensor_file import DTYPES
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from wagle_trl.data.rows.formats import to_prompt_completion
+from wagle_trl.data.formats import to_prompt_completion
 from wagle_trl.demo.people import people_rows
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 

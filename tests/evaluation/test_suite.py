@@ -7,8 +7,9 @@ import pytest
 from wagle_trl.evaluation import cache_key as key
 from wagle_trl.evaluation import suite, tofu
 from wagle_trl.evaluation.inference import answer_scores
-from wagle_trl.evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
+from wagle_trl.evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from wagle_trl.evaluation.tofu import EvalOptions, evaluate_rows
+from wagle_trl.files.run_folder import PARTIAL_FILE
 
 from .conftest import RATIO, ROWS, make_model, make_record
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from wagle_trl.files.atomic import atomic as files
-from wagle_trl.files.atomic.atomic import (
+from wagle_trl.files import atomic as files
+from wagle_trl.files.atomic import (
     atomic_folder,
     atomic_path,
     land,

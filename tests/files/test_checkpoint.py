@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.files.atomic.tensor_file import bit_patterns
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.tensor_file import bit_patterns
 
 from ..support.deltas import same_weights
 

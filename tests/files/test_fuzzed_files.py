@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from wagle_trl.attribution.compute_mask.report import mask_report, plot_mask, report_tables
-from wagle_trl.hub.load.card import model_card
+from wagle_trl.attribution.report import mask_report, plot_mask, report_tables
+from wagle_trl.hub.card import model_card
 from wagle_trl.memory.allocations import Allocations
 
 from ..support.deltas import same_weights

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from wagle_trl.attribution.compute_mask.config import MaskConfig
-from wagle_trl.attribution.compute_mask.report import mask_report
+from wagle_trl.attribution.config import MaskConfig
+from wagle_trl.attribution.report import mask_report
 from wagle_trl.cli import verify
 from wagle_trl.cli.arguments import loading
 from wagle_trl.cli.parser import WagleParser
@@ -20,18 +20,18 @@ from wagle_trl.cli.train import option_types
 from wagle_trl.comparison.document import write_document
 from wagle_trl.comparison.runs import load_runs
 from wagle_trl.comparison.tables import attack_tables, evaluation_tables, kept_tables, setup_table
-from wagle_trl.data.rows.formats import to_trl
-from wagle_trl.data.rows.rows import load_rows
+from wagle_trl.data.formats import to_trl
+from wagle_trl.data.rows import load_rows
 from wagle_trl.deltas.config_changes import config_changes
 from wagle_trl.evaluation.resumable_records import PartialRecords
 from wagle_trl.evaluation.retrained_model import read_reference
 from wagle_trl.evaluation.robustness import AttackConfig
 from wagle_trl.evaluation.suite import summarize_all
 from wagle_trl.evaluation.tofu import EvalOptions, prepare_rows
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.files.atomic.run_folder import EVALUATION_FILE, REPORT_FILE
-from wagle_trl.hub.load.card import model_card
-from wagle_trl.hub.load.staging import stage_model
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.run_folder import EVALUATION_FILE, REPORT_FILE
+from wagle_trl.hub.card import model_card
+from wagle_trl.hub.staging import stage_model
 
 from ..comparison.conftest import EVALUATION, TRAINING
 from ..evaluation.test_resumable_records import record

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load
 
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.deltas.delta import DELTA_FILE
 from wagle_trl.deltas.on_disk import apply_to_folder
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.files.atomic.tensor_file import TensorFile
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.run_folder import DELTA_FILE
+from wagle_trl.files.tensor_file import TensorFile
 from wagle_trl.memory.allocations import Allocations
 
 from ..support.hostile import (

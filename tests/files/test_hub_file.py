@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.deltas.delta import weights_fingerprint
-from wagle_trl.files.atomic.hub_file import public_info
+from wagle_trl.files.hub_file import public_info
 
 from ..support.deltas import unlearned
 

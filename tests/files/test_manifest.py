@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from wagle_trl.files.atomic.manifest import MANIFEST_FILE, FileEntry, Manifest, check_of_one_run, files_in
+from wagle_trl.files.manifest import MANIFEST_FILE, FileEntry, Manifest, check_of_one_run, files_in
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import sys
 import pytest
 from typing_extensions import TypedDict
 
-from wagle_trl.files.atomic.reading import checked, read_json, read_json_lines, read_yaml
-from wagle_trl.files.atomic.schemas import Evaluation, Report, Row
+from wagle_trl.files.reading import checked, read_json, read_json_lines, read_yaml
+from wagle_trl.files.schemas import Evaluation, Report, Row
 
 from ..support.hostile import CLEAR_SCREEN, check_error
 

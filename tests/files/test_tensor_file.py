@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from wagle_trl.files.atomic.tensor_file import (
+from wagle_trl.files.tensor_file import (
     DTYPE_NAMES,
     DTYPES,
     LazyTensors,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from wagle_trl.hub.load.publish import publish
+from wagle_trl.hub.publish import publish
 
 from ..support.deltas import unlearned
 

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wagle_trl import SparseDelta, WeightMask, load_unlearned
 from wagle_trl.deltas.delta import weights_fingerprint
 from wagle_trl.deltas.on_disk import delta_between
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.files.atomic.manifest import Manifest
-from wagle_trl.hub.load.load import base_of, checkpoint_of
-from wagle_trl.hub.load.publish import publish
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.manifest import Manifest
+from wagle_trl.hub.load import base_of, checkpoint_of
+from wagle_trl.hub.publish import publish
 
 from ..support.deltas import same_weights, unlearned
 

@@ -6,8 +6,8 @@ import os
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from wagle_trl.files.atomic.model_files import ADAPTER_CONFIG
-from wagle_trl.hub.load.staging import STAGES, keep, link, stage_model
+from wagle_trl.files.model_files import ADAPTER_CONFIG
+from wagle_trl.hub.staging import STAGES, keep, link, stage_model
 
 from ..support.deltas import unlearned
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from wagle_trl.files.atomic.tensor_file import DTYPE_NAMES, TensorFile
+from wagle_trl.files.tensor_file import DTYPE_NAMES, TensorFile
 from wagle_trl.masks import fingerprint as module
 from wagle_trl.masks.fingerprint import fingerprint, fingerprint_of, model_fingerprint
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wagle_trl.files.atomic.tensor_file import LazyTensors
+from wagle_trl.files.run_folder import MASK_FILE
+from wagle_trl.files.tensor_file import LazyTensors
 from wagle_trl.masks.anatomy import layer_of, module_of
 from wagle_trl.masks.fingerprint import model_fingerprint
-from wagle_trl.masks.mask import MASK_FILE, WeightMask
+from wagle_trl.masks.mask import WeightMask
 
 SHAPES = {"model.layers.0.mlp.weight": (3, 5), "model.layers.1.mlp.weight": (4, 4), "model.norm.weight": (7,)}
 

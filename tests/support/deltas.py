@@ -5,7 +5,7 @@ import copy
 import torch
 
 from wagle_trl import WeightMask
-from wagle_trl.files.atomic.tensor_file import bit_patterns
+from wagle_trl.files.tensor_file import bit_patterns
 
 
 def unlearned(base, density=0.05, seed=0, names=None):

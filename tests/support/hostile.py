@@ -12,9 +12,9 @@ from safetensors.torch import load, save, save_file
 from torch import nn
 
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.deltas.delta import DELTA_FILE, weights_fingerprint
-from wagle_trl.files.atomic.checkpoint import Checkpoint
-from wagle_trl.masks.mask import MASK_FILE
+from wagle_trl.deltas.delta import weights_fingerprint
+from wagle_trl.files.checkpoint import Checkpoint
+from wagle_trl.files.run_folder import DELTA_FILE, MASK_FILE
 
 MODEL_FILE = "model.safetensors"
 FILES = {"mask": MASK_FILE, "delta": DELTA_FILE, "model": MODEL_FILE}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from wagle_trl import SparseDelta
 from wagle_trl.cli.main import main
 from wagle_trl.deltas.delta import weights_fingerprint
-from wagle_trl.files.atomic.manifest import Manifest
+from wagle_trl.files.manifest import Manifest
 
 from ..conftest import PEOPLE, make_rows
 from .deltas import unlearned

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from wagle_trl.files.atomic.manifest import Manifest, files_in
+from wagle_trl.files.manifest import Manifest, files_in
 from wagle_trl.trainers.resuming import newest_whole_checkpoint
 
 OPTIONS = dict(max_steps=4, save_strategy="steps", save_steps=1, lr_scheduler_type="linear")

@@ -4,8 +4,9 @@ import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 
-from wagle_trl.attribution.compute_mask.report import PLOT_FILE
-from wagle_trl.masks.mask import MASK_FILE, WeightMask
+from wagle_trl.attribution.report import PLOT_FILE
+from wagle_trl.files.run_folder import MASK_FILE
+from wagle_trl.masks.mask import WeightMask
 
 
 def test_the_card_of_the_output_folder_is_ours(make_trainer, small_mask, tmp_path):

@@ -13,8 +13,8 @@ from transformers.trainer_utils import HubStrategy
 
 import wagle_trl
 from wagle_trl import SparseDelta, WeightMask
-from wagle_trl.data.rows.rows import load_rows
-from wagle_trl.files.atomic.manifest import Manifest
+from wagle_trl.data.rows import load_rows
+from wagle_trl.files.manifest import Manifest
 from wagle_trl.trainers.resuming import whole_manifest
 
 from ..support.deltas import same_weights

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from wagle_trl import MaskConfig, NPOTrainer, WeightMask
-from wagle_trl.files.atomic.manifest import Manifest
+from wagle_trl.files.manifest import Manifest
 from wagle_trl.trainers.resuming import newest_whole_checkpoint, whole_manifest
 
 # 6 forget rows, 2 to a step: 3 steps an epoch, so checkpoint-2 is mid-epoch and the run goes on into the third

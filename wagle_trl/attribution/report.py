@@ -22,7 +22,6 @@ from .selection import Scored, select
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLOT_FILE = "wagle_mask.png"  # the picture of a mask, in the folder of its run
 # label -> formula, and whether it reads the forget and the retain statistic
 _RIVALS = {
     "|g_f|": ("gradient", True, False),
@@ -43,7 +42,7 @@ def mask_report(mask: WeightMask) -> dict[str, Any]:
 
     Returns:
         `dict`: `num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer`, `density_by_module`, and
-        `jaccard`, the overlaps of [`rival_overlaps`] that [`~attribution.compute_mask.compute_mask`] left in the mask.
+        `jaccard`, the overlaps of [`rival_overlaps`] that [`~attribution.compute_mask`] left in the mask.
     """
     info = dict(mask.info)
     return {

@@ -32,13 +32,13 @@ def accumulate_statistic(
     Args:
         model (`torch.nn.Module`): Model; its training mode, `requires_grad` flags and gradients are restored.
         parameters (`dict[str, torch.nn.Parameter]`): Parameters to differentiate for.
-        batches (iterable of batches): As in [`~attribution.compute_mask.compute_mask`].
+        batches (iterable of batches): As in [`~attribution.compute_mask`].
         squared (`bool`, *optional*, defaults to `False`):
             Average squared per-sample gradients (the diagonal of the empirical Fisher information).
         sum_batches (`bool`, *optional*, defaults to `False`):
             Instead sum, over batches, the gradient of the mean loss over all answer tokens of a batch, as the
             published WAGLE code does.
-        losses (callable): As in [`~attribution.compute_mask.compute_mask`].
+        losses (callable): As in [`~attribution.compute_mask`].
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Recompute every transformer layer in the backward pass instead of keeping its activations.
         device (`torch.device`, *optional*): Where the statistic is added up; by default where each parameter is.

@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
-from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..deltas.delta import SparseDelta
 from ..deltas.merging import Merged, merge_deltas
 from ..deltas.on_disk import apply_to_folder, delta_between, undo_to_folder
 from ..files.atomic import check_writable
 from ..files.checkpoint import Checkpoint
+from ..files.run_folder import DELTA_FILE
 from ..hub.load import base_of, checkpoint_of, require_base
 from ..masks.anatomy import layer_of
 from ..masks.mask import WeightMask

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..files.checkpoint import Checkpoint
-from ..files.manifest import MANIFEST_FILE, check_of_one_run
+from ..files.manifest import check_of_one_run
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..files.run_folder import MANIFEST_FILE
 from .arguments import loading, require_model
 
 

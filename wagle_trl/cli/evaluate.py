@@ -16,10 +16,10 @@ from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
 from ..evaluation.retrained_model import read_reference
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
-from ..evaluation.suite import PARTIAL_FILE, evaluate_sets, summarize_all, unseen_set
+from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, write_records
 from ..files.atomic import check_writable, land, staging_folder, write_json
-from ..files.run_folder import EVALUATION_FILE
+from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
 from ..masks.fingerprint import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
@@ -27,7 +27,6 @@ from .eval_tables import evaluation_tables
 from .output import Output
 from .parser import parse
 
-RECORDS_FILE = "wagle_records.jsonl"
 ATTACKS_FOLDER = "attacks"
 
 

@@ -5,11 +5,10 @@
 
 from pathlib import Path
 
-from ..attribution.report import PLOT_FILE, plot_mask, report_tables
+from ..attribution.report import plot_mask, report_tables
 from ..files.atomic import staging_folder
 from ..files.manifest import Manifest
-from ..files.run_folder import REPORT_FILE
-from ..masks.mask import MASK_FILE
+from ..files.run_folder import MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..trainers.run_report import write_run_report
 from ..unlearning.npo import NPOTrainer
 from .output import Output

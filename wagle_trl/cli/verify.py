@@ -8,9 +8,10 @@ from rich.table import Table
 from ..deltas.verification import Movement, Verification, verify
 from ..files.hub_file import known_revision
 from ..files.manifest import check_of_one_run
+from ..files.run_folder import MASK_FILE
 from ..files.tensor_file import few
 from ..hub.load import checkpoint_of
-from ..masks.mask import MASK_FILE, WeightMask
+from ..masks.mask import WeightMask
 from .output import Output
 from .parser import WagleParser
 

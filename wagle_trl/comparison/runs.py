@@ -8,9 +8,9 @@ from typing import Any
 
 from ..files.manifest import check_of_one_run
 from ..files.reading import read_json
-from ..files.run_folder import EVALUATION_FILE, REPORT_FILE
+from ..files.run_folder import EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..files.schemas import Attack, Evaluation, Report
-from ..masks.mask import MASK_FILE, WeightMask
+from ..masks.mask import WeightMask
 from .trajectory import matched, trajectory
 
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared

@@ -14,8 +14,8 @@ from datasets import Dataset
 from huggingface_hub import constants, try_to_load_from_cache
 
 from ..files.atomic import sync
+from ..files.run_folder import KEY_FILE
 
-KEY_FILE = "wagle_rows.key"  # in the output folder of a run; never published
 _KEY_BYTES = 32
 
 

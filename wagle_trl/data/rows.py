@@ -12,6 +12,7 @@ from ..files.schemas import Row
 from ..text import printable
 from .formats import row_format
 
+
 def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
     """
     Load a data set whose rows have `prompt`/`completion`, `question`/`answer`, `messages`, `text` or
@@ -68,6 +69,3 @@ def read_jsonl(path: str | os.PathLike, schema: type[Schema] = dict[str, Any]) -
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such data file: {printable(path)}.")
     return read_json_lines(path, schema)
-
-
-# Formats

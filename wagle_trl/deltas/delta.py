@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..files.hub_file import HubFile, known_revision
+from ..files.run_folder import DELTA_FILE
 from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
 from ..masks.fingerprint import fingerprint_of
 from ..masks.mask import WeightMask
 from ..masks.positions import CODINGS, encode
 from ..masks.values import put, take
 from .delta_file import FORMAT_VERSION, DeltaFile
-
-DELTA_FILE = "wagle_delta.safetensors"
 
 
 class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):

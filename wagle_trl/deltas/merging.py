@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attribution.report import PLOT_FILE, plot_mask
+from ..attribution.report import plot_mask
 from ..files.atomic import atomic_folder
+from ..files.run_folder import PLOT_FILE
 from ..files.tensor_file import bit_patterns
 from ..masks.mask import WeightMask
 from ..masks.positions import bits_at, positions_of

@@ -16,8 +16,7 @@ from ..evaluation.drift import weights_changed
 from ..evaluation.metrics import summarize
 from ..evaluation.tofu import evaluate_rows, write_records
 from ..files.atomic import write_json
-from ..unlearning.npo import NPOTrainer
-from ..unlearning.npo_config import NPOConfig
+from ..unlearning.npo import NPOConfig, NPOTrainer
 from .people import people_rows, split_rows
 from .tiny_model import build_model, build_tokenizer, train
 

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..files.run_folder import PARTIAL_FILE
 from ..text import printable
 from .cache_key import evaluation_key
 from .drift import check_same_weights, kl_to_base
@@ -23,7 +24,6 @@ from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows
 
 logger = logging.get_logger(__name__)
 
-PARTIAL_FILE = "wagle_records.partial.jsonl"
 # The first of them that there is shows what unlearning did to text it never used
 UNSEEN_SETS = ("unseen_retain", "holdout", "retain")
 

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 
 from .atomic import land, sync, write_json
 from .reading import read_json
+from .run_folder import MANIFEST_FILE
 
-MANIFEST_FILE = "wagle_manifest.json"
 FORMAT_VERSION = 1
 _THREADS = 2
 

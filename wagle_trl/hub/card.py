@@ -10,10 +10,8 @@ from yaml import YAMLError
 
 from ..comparison.runs import Run, read_run
 from ..data.tofu import TOFU_HUB_NAME
-from ..deltas.delta import DELTA_FILE
 from ..files.reading import read_text
-from ..files.run_folder import CARD_FILE, EVALUATION_FILE, REPORT_FILE
-from ..masks.mask import MASK_FILE
+from ..files.run_folder import CARD_FILE, DELTA_FILE, EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..text import HUB_ID, code, one_line, printable
 from .card_facts import Facts
 

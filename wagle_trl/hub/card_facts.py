@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..attribution.report import PLOT_FILE, mask_report
+from ..attribution.report import mask_report
 from ..attribution.scores import SCORES
 from ..comparison.runs import Run, attack_label, words
 from ..comparison.tables import Column, markdown_table, metric_columns
 from ..data.tofu import TOFU_FORGET_ROWS
-from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..deltas.delta import SparseDelta
 from ..files.hub_file import public_info
 from ..files.reading import parse_json
-from ..files.run_folder import REPORT_FILE
+from ..files.run_folder import DELTA_FILE, PLOT_FILE, REPORT_FILE
 from ..files.schemas import Versions
 from ..text import HUB_ID, code, one_line, percent, plain
 from .citations import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper

@@ -8,13 +8,12 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.hf_api import RepoFile
 
-from ..attribution.report import PLOT_FILE
-from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..deltas.delta import SparseDelta
 from ..files.atomic import writing
 from ..files.manifest import check_of_one_run
 from ..files.model_files import ADAPTER_CONFIG, WEIGHTS, is_like, names_without
-from ..files.run_folder import CARD_FILE
-from ..masks.mask import MASK_FILE, WeightMask
+from ..files.run_folder import CARD_FILE, DELTA_FILE, MASK_FILE, PLOT_FILE
+from ..masks.mask import WeightMask
 from ..text import printable
 from .staging import STAGES
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 
-from ..attribution.report import PLOT_FILE, plot_mask
+from ..attribution.report import plot_mask
 from ..comparison.runs import read_run
-from ..deltas.delta import DELTA_FILE, SparseDelta
+from ..deltas.delta import SparseDelta
 from ..deltas.on_disk import delta_between
 from ..deltas.verification import check_mask
 from ..files.atomic import write_json
@@ -18,8 +18,9 @@ from ..files.checkpoint import Checkpoint
 from ..files.hub_file import known_revision, public_info
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_at_home, files_beside_weights
 from ..files.reading import read_json
+from ..files.run_folder import DELTA_FILE, MASK_FILE, PLOT_FILE
 from ..files.schemas import AdapterConfig
-from ..masks.mask import MASK_FILE, WeightMask
+from ..masks.mask import WeightMask
 from ..masks.values import take
 from .load import checkpoint_of
 

@@ -13,13 +13,13 @@ import wagle_kernels
 
 from ..files.hub_file import HubFile, public_info
 from ..files.reading import parse_json
+from ..files.run_folder import MASK_FILE
 from ..files.schemas import MaskOverlaps, Versions
 from ..files.tensor_file import TensorFile, few, is_name, is_shape, write_tensors
 from .anatomy import layer_of, module_of
 from .fingerprint import model_fingerprint
 from .positions import check_bits
 
-MASK_FILE = "wagle_mask.safetensors"
 FORMAT_VERSION = "1"
 
 

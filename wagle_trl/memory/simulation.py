@@ -79,7 +79,7 @@ class Simulation:
         Memory of a step.
 
         Args:
-            losses (callable): As in [`~attribution.compute_mask.compute_mask`]; must not look at values.
+            losses (callable): As in [`~attribution.compute_mask`]; must not look at values.
             step ([`Step`]): The step.
         """
         self.model.train(step.training)

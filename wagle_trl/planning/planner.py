@@ -109,7 +109,7 @@ class Planner:
 
     Args:
         build (callable): dtype to the model; run where tensors get no memory.
-        losses (callable): As in [`~attribution.compute_mask.compute_mask`]; what both steps compute.
+        losses (callable): As in [`~attribution.compute_mask`]; what both steps compute.
         on_gpu (`bool`): Whether the run is on a GPU: the host's memory is then another.
         host (`int`, *optional*): Bytes that attribution may take on the host; by default those available here.
     """

@@ -14,14 +14,14 @@ from trl import SFTConfig, SFTTrainer
 
 from ..attribution.compute_mask import compute_mask
 from ..attribution.config import MaskConfig
-from ..attribution.report import PLOT_FILE, mask_report, plot_mask
+from ..attribution.report import mask_report, plot_mask
 from ..data.formats import pin_date
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..files.atomic import check_writable, staging_folder
-from ..files.run_folder import CARD_FILE, EVALUATION_FILE, REPORT_FILE
+from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..losses.per_sample import fused_sample_losses
 from ..masks.fingerprint import model_fingerprint
-from ..masks.mask import MASK_FILE, WeightMask
+from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..memory.simulation import losses_on_gpu
 from ..optim.masked_adamw import MaskedAdamW

@@ -14,9 +14,10 @@ from trl import SFTConfig
 from typing_extensions import TypedDict
 
 from ..attribution.config import MaskConfig
-from ..files.manifest import MANIFEST_FILE, Manifest, files_in
+from ..files.manifest import Manifest, files_in
 from ..files.reading import checked
-from ..masks.mask import MASK_FILE, WeightMask
+from ..files.run_folder import MANIFEST_FILE, MASK_FILE
+from ..masks.mask import WeightMask
 from ..text import printable
 from .run_report import OPTIONS
 from .whole_saves import restore_replaced

@@ -12,11 +12,10 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..attribution.report import PLOT_FILE
 from ..files.atomic import atomic_path, remove_folder, staging_folder, writing
-from ..files.manifest import MANIFEST_FILE, Manifest, files_in
+from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
-from ..files.run_folder import CARD_FILE, EVALUATION_FILE, REPORT_FILE
+from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
 from ..hub.staging import keep
 
 _REPLACED = ".replaced-"

@@ -1,8 +1,22 @@
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ..losses.objectives import cross_entropy
-from .base import Counts, UnlearningTrainer
-from .grad_diff_config import GradDiffConfig
+from .base import Counts, UnlearningConfig, UnlearningTrainer
+
+
+@dataclass
+class GradDiffConfig(UnlearningConfig):
+    r"""
+    Configuration class for the [`GradDiffTrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the cross-entropy on the retain rows.
+
+    The rest is that of [`~trl.SFTConfig`].
+    """
 
 
 class GradDiffTrainer(UnlearningTrainer):
