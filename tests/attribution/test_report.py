@@ -9,14 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from wagle_kernels import ScoreSpec
-from wagle_trl.attribution.report import (
-    draw_masks,
-    mask_report,
-    plot_mask,
-    plot_masks,
-    report_tables,
-    rival_overlaps,
-)
+from wagle_trl.attribution.report import draw_masks, mask_report, plot_mask, plot_masks, report_tables, rival_overlaps
 from wagle_trl.attribution.selection import Scored, select
 from wagle_trl.files.run_folder import MASK_FILE
 from wagle_trl.masks.mask import WeightMask

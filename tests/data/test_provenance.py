@@ -9,8 +9,9 @@ import pytest
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from wagle_trl.data.formats import to_trl
-from wagle_trl.data.provenance import KEY_FILE, _as_json, describe_rows, model_commit, rows_digest, secret_key
+from wagle_trl.data.provenance import _as_json, describe_rows, model_commit, rows_digest, secret_key
 from wagle_trl.data.rows import load_rows
+from wagle_trl.files.run_folder import KEY_FILE
 
 ROWS = [{"question": f"Where is {name}?", "answer": "Überall."} for name in ("Ada", "Bo", "Cy")]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import SFTConfig, SFTTrainer
 
+from wagle_trl.data import rows as data
 from wagle_trl.data.formats import (
     pin_date,
     prompt_token_ids,
@@ -16,7 +17,6 @@ from wagle_trl.data.formats import (
     tokenize_row,
 )
 from wagle_trl.data.rows import load_rows, read_jsonl
-from wagle_trl.data import rows as data
 from wagle_trl.data.tofu import load_tofu, load_tofu_evaluation
 
 TOFU = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu"

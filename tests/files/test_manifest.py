@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from wagle_trl.files.manifest import MANIFEST_FILE, FileEntry, Manifest, check_of_one_run, files_in
+from wagle_trl.files.manifest import FileEntry, Manifest, check_of_one_run, files_in
+from wagle_trl.files.run_folder import MANIFEST_FILE
 
 
 @pytest.fixture

@@ -9,15 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from wagle_trl.files.tensor_file import (
-    DTYPE_NAMES,
-    DTYPES,
-    LazyTensors,
-    TensorFile,
-    bit_patterns,
-    few,
-    write_tensors,
-)
+from wagle_trl.files.tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, bit_patterns, few, write_tensors
 
 SHAPES = ((), (0,), (3, 0), (1,), (7,), (3, 5), (2, 3, 4))
 OF_ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPE_NAMES, ids=str)

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from wagle_trl.attribution.report import mask_report
 from wagle_trl.deltas.delta import SparseDelta
 from wagle_trl.deltas.merging import merge_deltas
-from wagle_trl.hub.card import base_licence, model_card, read_card
 from wagle_trl.hub import card as card_module
+from wagle_trl.hub.card import base_licence, model_card, read_card
 from wagle_trl.masks.mask import WeightMask
 
 from ..support.fuzzing import check_lines

@@ -4,8 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 
-from wagle_trl.attribution.report import PLOT_FILE
-from wagle_trl.files.run_folder import MASK_FILE
+from wagle_trl.files.run_folder import MASK_FILE, PLOT_FILE
 from wagle_trl.masks.mask import WeightMask
 
 

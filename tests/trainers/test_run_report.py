@@ -6,8 +6,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import MaskConfig
-from wagle_trl.data.provenance import KEY_FILE, describe_rows, rows_digest, secret_key
-from wagle_trl.files.run_folder import REPORT_FILE
+from wagle_trl.data.provenance import describe_rows, rows_digest, secret_key
+from wagle_trl.files.run_folder import KEY_FILE, REPORT_FILE
 from wagle_trl.masks.fingerprint import model_fingerprint
 from wagle_trl.trainers.run_report import run_report, write_run_report
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from wagle_trl.files.manifest import MANIFEST_FILE, Manifest
+from wagle_trl.files.manifest import Manifest
+from wagle_trl.files.run_folder import MANIFEST_FILE
 
 SAVING = dict(max_steps=3, save_strategy="steps", save_steps=1)
 
