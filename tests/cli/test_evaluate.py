@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from wagle_trl.cli import arguments, eval_model
 from wagle_trl.cli.main import main
-from wagle_trl.data import rows as data_module
+from wagle_trl.data import tofu as tofu_rows
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.tofu import read_records
 from wagle_trl.masks.fingerprint import model_fingerprint
@@ -197,7 +197,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(eval_options, tmp_pa
 @pytest.fixture
 def tofu_options(saved_model, write_jsonl, tmp_path, monkeypatch):
     """Options of an evaluation on a TOFU of few rows; the answer of its holdout row is another than the others'."""
-    monkeypatch.setattr(data_module, "TOFU_FORGET_ROWS", {"forget10": 2})
+    monkeypatch.setattr(tofu_rows, "TOFU_FORGET_ROWS", {"forget10": 2})
     row = {"question": "what is it", "answer": "it"}
     for name in ("forget10", "retain", "real_authors", "world_facts"):
         write_jsonl(f"{name}_perturbed", [with_alternatives(row)] * 3)

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import SFTConfig, SFTTrainer
 
-from wagle_trl.data import rows as data
+from wagle_trl.data import tofu
 from wagle_trl.data.formats import (
     pin_date,
     prompt_token_ids,
@@ -199,7 +199,7 @@ def test_windows_line_ends_and_a_missing_last_one_are_read(tmp_path):
 @pytest.fixture
 def small_tofu(tmp_path, monkeypatch):
     """A TOFU of ten rows, the last four of them to forget at most."""
-    monkeypatch.setattr(data, "TOFU_FORGET_ROWS", {"forget01": 1, "forget05": 2, "forget10": 4})
+    monkeypatch.setattr(tofu, "TOFU_FORGET_ROWS", {"forget01": 1, "forget05": 2, "forget10": 4})
     write_lines(tmp_path / "full.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)])
     write_lines(tmp_path / "forget10_perturbed.jsonl", [{"question": f"q{i}"} for i in range(6, 10)])
     write_lines(tmp_path / "holdout10.jsonl", [{"question": "holdout"}] * 2)

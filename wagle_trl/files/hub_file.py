@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..text import code
 from .run_folder import CARD_FILE
 
-_TEMPLATE = Path(__file__).parent / "templates" / "hub_file.md.jinja"
+_TEMPLATE = Path(__file__).parent.parent / "templates" / "hub_file.md.jinja"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 

@@ -15,7 +15,7 @@ from ..files.run_folder import CARD_FILE, DELTA_FILE, EVALUATION_FILE, MASK_FILE
 from ..text import HUB_ID, code, one_line, printable
 from .card_facts import Facts
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+TEMPLATE = Path(__file__).parent.parent / "templates" / "model_card.md.jinja"
 _HOLDS = ("model", "mask", "delta")
 # Kind -> library, tags of its own. The Hub knows no masks: as adapters, they are nothing without their base model
 _LIBRARIES = {
