@@ -1,6 +1,6 @@
-"""`SFTTrainer` whose updates are restricted to a mask: the base of every trainer here."""
+"""`MaskMixin`: a mask on any `transformers.Trainer`."""
 
-import dataclasses
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -9,35 +9,31 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from ..attribution.compute_mask import compute_mask
 from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask
-from ..data.formats import pin_date
+from ..data.formats import tokenize_row
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..files.atomic import check_writable, staging_folder
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
-from ..losses.per_sample import fused_sample_losses
+from ..losses.per_sample import SampleLosses, sample_losses
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
-from ..memory.simulation import losses_on_gpu
 from ..optim.masked_adamw import MaskedAdamW
 from .checks import (
     check_accelerator,
-    check_answers,
     check_is_base,
     check_mask_config,
-    check_none_dropped,
     check_rows,
     check_save_delta,
     check_supported,
 )
 from .hub_pushes import HubPushes
 from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
-from .masked_sft_config import MaskedSFTConfig
+from .mask_options import MaskOptions
 from .memory_watch import MemoryWatch
 from .model_card import write_card
 from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
@@ -46,114 +42,111 @@ from .update_share import MovedShare
 from .whole_saves import WholeSaves, add_to_save, holds_save, lend
 
 
-class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
+class MaskMixin(HubPushes, WholeSaves):
     """
-    `trl.SFTTrainer` that trains the weights a mask selects and leaves every other weight bit-identical.
+    Goes first in the bases of a [`~transformers.Trainer`], as in `class MaskedDPOTrainer(MaskMixin, DPOTrainer)`: it then
+    trains the weights that a mask selects and leaves every other weight bit-identical.
 
-    The arguments are those of [`~trl.SFTTrainer`] and:
+    The arguments are those of the other base, and as keywords:
 
     Args:
-        retain_dataset ([`~datasets.Dataset`], *optional*):
-            Rows to keep, in any format of `train_dataset`.
         mask_config ([`MaskConfig`], *optional*):
             Compute a mask when training starts; it is saved as `wagle_mask.safetensors` in `args.output_dir`.
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
             A ready mask, or where one is saved. With neither `mask` nor `mask_config`, all trainable weights train.
+        forget_dataset ([`~datasets.Dataset`], *optional*):
+            Rows whose weights the mask of `mask_config` looks for, in any format of [`~data.formats.tokenize_row`]; by
+            default the training rows, where they have `input_ids`.
+        retain_dataset ([`~datasets.Dataset`], *optional*):
+            Rows whose weights it should spare, for scores that compare two sets.
+
+    [`~trainers.mask_options.MaskOptions`] are taken from `args`, where that has them.
     """
 
-    _tag_names = ["trl", "wagle-trl"]
-    config_class: type[SFTConfig] = MaskedSFTConfig
+    _name = "Masked training"
+    _tag_names = ["wagle-trl"]
     train_set = "train"  # what the rows of `train_dataset` are called in reports
     rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
+    sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
+    planning_losses: SampleLosses | None = None  # what takes the memory that these take on a GPU
+
+    def __init_subclass__(cls, **kwargs):
+        """Notebooks show the arguments of both bases."""
+        super().__init_subclass__(**kwargs)
+        own = inspect.signature(cls.__init__).parameters.values()
+        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+            after = cls.__mro__[cls.__mro__.index(MaskMixin) + 1 :]
+            base = next(base for base in after if "__init__" in vars(base) and base is not object)
+            keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+            own = [*(p for p in inspect.signature(base.__init__).parameters.values() if p.kind != p.VAR_KEYWORD), *keywords]
+        cls.__signature__ = inspect.Signature(list(own)[1:])
 
     def __init__(
         self,
-        model,
-        args: TrainingArguments | None = None,
-        data_collator=None,
-        train_dataset: Dataset | None = None,
-        retain_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class=None,
+        *args,
         mask_config: MaskConfig | None = None,
         mask: WeightMask | str | os.PathLike | None = None,
-        optimizers=(None, None),
-        optimizer_cls_and_kwargs=None,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
         **kwargs,
     ):
         if mask is not None and mask_config is not None:
             raise ValueError("Pass either `mask` (a ready one) or `mask_config` (compute one), not both.")
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
         masked = mask is not None or mask_config is not None
-        args = self._to_config(args, model)
-        check_rows(train_dataset, "train_dataset")
+        check_rows(forget_dataset, "forget_dataset")
         check_rows(retain_dataset, "retain_dataset")
-        check_writable(args.output_dir)
-        if masked:
-            check_supported(args, optimizers[0] is not None or optimizer_cls_and_kwargs is not None)
+        if given.get("args") is not None:
+            self._check_arguments(given["args"], masked, given)
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            **kwargs,
-        )
+        super().__init__(*args, **kwargs)
+        self.mask_options = self.args if isinstance(self.args, MaskOptions) else MaskOptions()
         if masked:
             check_accelerator(self.accelerator)
-        if args.save_delta:
+        if self.mask_options.save_delta:
             check_save_delta(masked, self.model)
-        if mask_config is not None:
-            check_mask_config(mask_config, self.model, args, retain_dataset)
-        self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
         self.mask_config = mask_config
-        revision = (args.model_init_kwargs or {}).get("revision")
-        self.given = Given(model, revision, {self.train_set: train_dataset, "retain": retain_dataset})
+        self.forget_dataset = None if forget_dataset is None else self._prepare_further(forget_dataset, "forget")
+        self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
+        if mask_config is not None:
+            check_mask_config(self)
+        revision = (vars(self.args).get("model_init_kwargs") or {}).get("revision")
+        rows = {self.train_set: given.get("train_dataset"), "forget": forget_dataset, "retain": retain_dataset}
+        rows = {name: dataset for name, dataset in rows.items() if isinstance(dataset, Dataset)}
+        self.given = Given(given.get("model", self.model), revision, rows)
         if self.mask is not None:
             self.mask.check(self.model)
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
 
-    @classmethod
-    def _to_config(cls, args: TrainingArguments | None, model) -> SFTConfig:
-        """`args` as this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
-        if isinstance(args, cls.config_class):
-            return args
-        if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
-        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by to_dict
-        values = args.to_dict() | hidden
-        known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
-        return cls.config_class(**{name: value for name, value in values.items() if name in known})
+    @staticmethod
+    def _check_arguments(args: TrainingArguments, masked: bool, given: dict[str, Any]) -> None:
+        check_writable(args.output_dir)
+        if masked:
+            has_optimizer = (given.get("optimizers") or (None,))[0] is not None
+            check_supported(args, has_optimizer or given.get("optimizer_cls_and_kwargs") is not None)
 
-    # Data
-
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if isinstance(dataset, Dataset):
-            check_answers(dataset, dataset_name)
-        template = self.chat_template or getattr(processing_class, "chat_template", None)
-        self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
-        if args.completion_only_loss is None:  # of each data set, where TRL decides by the training rows for all
-            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
-        prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        if isinstance(prepared, Dataset) and not packing:
-            check_none_dropped(dataset, prepared, dataset_name, args.max_length)
-        return prepared
+    # Rows to attribute
 
     def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
-        """Prepare a data set that `SFTTrainer` knows nothing of as it prepares `train_dataset`."""
-        return self._prepare_dataset(
-            dataset, self.processing_class, self.args, self.args.packing, self._formatting_func, name
+        """Tokenize rows that the base trainer knows nothing of."""
+        return dataset.map(
+            tokenize_row,
+            fn_kwargs={"tokenizer": self.processing_class},
+            remove_columns=dataset.column_names,
+            desc=f"Tokenizing {name} dataset",
         )
 
+    @property
+    def attributed_dataset(self) -> Dataset:
+        """Tokenized rows whose weights the mask looks for."""
+        return self.train_dataset if self.forget_dataset is None else self.forget_dataset
+
     def _batches(self, dataset: Dataset) -> DataLoader:
-        """Plain batches of a prepared data set, in order."""
+        """Plain batches of tokenized rows, in order."""
         rows = dataset.select_columns(["input_ids", "labels"])
-        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator)
+        collator = DataCollatorForSeq2Seq(self.processing_class)
+        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=collator)
 
     # Mask
 
@@ -172,7 +165,7 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
             checkpoint = str(checkpoint)
         self.memory.predict()
         self.prepare_training(checkpoint)
-        if self.args.compile_layers:
+        if self.mask_options.compile_layers:
             for layer in transformer_layers(self.model):
                 layer.compile()
         with only_masked_weights_trainable(self.model, self.mask), self.memory.measure("training"):
@@ -199,7 +192,7 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
         self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
         # Here the weights are still the original ones
         self._moved = MovedShare(self.model, self.mask)
-        if self.args.save_delta and self._base_fingerprint is None:
+        if self.mask_options.save_delta and self._base_fingerprint is None:
             check_is_base(self.model, self.mask)
             self._base_fingerprint = weights_fingerprint(self.model)
             if checkpoint is not None:
@@ -216,11 +209,6 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
         name = self.model.config._name_or_path
         return {"base_model": name, "base_revision": str(self.given.base_revision)} if name else {}
 
-    @property
-    def attributed_dataset(self) -> Dataset:
-        """Prepared rows whose weights the mask looks for: the training rows."""
-        return self.train_dataset
-
     def compute_mask(self) -> WeightMask:
         """
         Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Attribution in sweeps
@@ -232,8 +220,8 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
                 self._batches(self.attributed_dataset),
                 None if self.retain_dataset is None else self._batches(self.retain_dataset),
                 self.mask_config,
-                losses=fused_sample_losses,
-                planning_losses=losses_on_gpu if self.args.device.type == "cuda" else None,
+                losses=self.sample_losses,
+                planning_losses=self.planning_losses if self.args.device.type == "cuda" else None,
                 gradient_checkpointing=self.args.gradient_checkpointing,
                 folder=self.args.output_dir,
                 progress=not self.args.disable_tqdm,
@@ -272,14 +260,6 @@ class MaskedTrainer(HubPushes, WholeSaves, SFTTrainer):
             logs["grad_norm"] = self._grad_norm
             logs["selected_moved"] = self._moved.share()
         super().log(logs, start_time)
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...`, the last one winning
-        metrics = self._metrics["eval"]
-        output.metrics.update({f"{metric_key_prefix}_{key}": sum(v) / len(v) for key, v in metrics.items()})
-        metrics.clear()
-        return output
 
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
         if self.args.should_save:

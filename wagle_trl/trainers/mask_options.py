@@ -1,14 +1,14 @@
-from dataclasses import dataclass, field
+"""Options of a mask's training, for the configuration of any trainer."""
 
-from transformers.utils import is_torch_bf16_gpu_available
-from trl import SFTConfig
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass
-class MaskedSFTConfig(SFTConfig):
+class MaskOptions:
     r"""
-    Configuration class for the [`MaskedSFTTrainer`]: that of [`~trl.SFTConfig`], but `bf16` defaults to whether the
-    device has it, so that the same script runs on a CPU.
+    Goes before the base trainer's configuration in the bases of a dataclass, as in
+    `class MyConfig(MaskOptions, DPOConfig)`.
 
     Parameters:
         accumulator_dtype (`str`, *optional*, defaults to `"float32"`):
@@ -25,12 +25,11 @@ class MaskedSFTConfig(SFTConfig):
             compare without the key, which stays in `wagle_rows.key` in the output folder.
     """
 
-    accumulator_dtype: str = field(
+    accumulator_dtype: Literal["float32", "bfloat16"] = field(
         default="float32",
         metadata={
             "help": "In what the gradients of selected weights are added up over `gradient_accumulation_steps`. "
             "'bfloat16' rounds every sum of bf16 weights' gradients, as torch does without a mask, in half the memory.",
-            "choices": ["float32", "bfloat16"],
         },
     )
     compile_layers: bool = field(
@@ -54,8 +53,3 @@ class MaskedSFTConfig(SFTConfig):
             "without the key, which stays in wagle_rows.key in the output folder."
         },
     )
-
-    def __post_init__(self):
-        if self.bf16 is None and not is_torch_bf16_gpu_available():
-            self.bf16 = False
-        super().__post_init__()
