@@ -13,7 +13,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .kernels.conftest import allocations  # noqa: F401
+from .kernels.conftest import allocations
 from .support.hub import Hub, connected
 
 torch.set_num_threads(1)

@@ -12,8 +12,22 @@ if TYPE_CHECKING:
     from .hub.load import load_unlearned
     from .masks.mask import WeightMask
     from .optim.masked_adamw import MaskedAdamW
-    from .trainers.masked_sft_config import MaskedSFTConfig
-    from .trainers.masked_sft_trainer import MaskedSFTTrainer
+    from .trainers.mask_mixin import MaskMixin
+    from .trainers.mask_options import MaskOptions
+    from .trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
+    from .trainers.masked_trainers import (
+        MaskedDPOConfig,
+        MaskedDPOTrainer,
+        MaskedGRPOConfig,
+        MaskedGRPOTrainer,
+        MaskedKTOConfig,
+        MaskedKTOTrainer,
+        MaskedRewardConfig,
+        MaskedRewardTrainer,
+        MaskedTrainer,
+        MaskedTrainingArguments,
+    )
+    from .unlearning.base import UnlearningConfig, UnlearningTrainer
     from .unlearning.grad_diff import GradDiffConfig, GradDiffTrainer
     from .unlearning.npo import NPOConfig, NPOTrainer
 
@@ -22,12 +36,26 @@ _HOMES = {
     "GradDiffConfig": ".unlearning.grad_diff",
     "GradDiffTrainer": ".unlearning.grad_diff",
     "MaskConfig": ".attribution.config",
+    "MaskMixin": ".trainers.mask_mixin",
+    "MaskOptions": ".trainers.mask_options",
     "MaskedAdamW": ".optim.masked_adamw",
-    "MaskedSFTConfig": ".trainers.masked_sft_config",
-    "MaskedSFTTrainer": ".trainers.masked_sft_trainer",
+    "MaskedDPOConfig": ".trainers.masked_trainers",
+    "MaskedDPOTrainer": ".trainers.masked_trainers",
+    "MaskedGRPOConfig": ".trainers.masked_trainers",
+    "MaskedGRPOTrainer": ".trainers.masked_trainers",
+    "MaskedKTOConfig": ".trainers.masked_trainers",
+    "MaskedKTOTrainer": ".trainers.masked_trainers",
+    "MaskedRewardConfig": ".trainers.masked_trainers",
+    "MaskedRewardTrainer": ".trainers.masked_trainers",
+    "MaskedSFTConfig": ".trainers.masked_sft",
+    "MaskedSFTTrainer": ".trainers.masked_sft",
+    "MaskedTrainer": ".trainers.masked_trainers",
+    "MaskedTrainingArguments": ".trainers.masked_trainers",
     "NPOConfig": ".unlearning.npo",
     "NPOTrainer": ".unlearning.npo",
     "SparseDelta": ".deltas.delta",
+    "UnlearningConfig": ".unlearning.base",
+    "UnlearningTrainer": ".unlearning.base",
     "WeightMask": ".masks.mask",
     "compute_mask": ".attribution.compute_mask",
     "load_unlearned": ".hub.load",
@@ -38,12 +66,26 @@ __all__ = [
     "GradDiffConfig",
     "GradDiffTrainer",
     "MaskConfig",
+    "MaskMixin",
+    "MaskOptions",
     "MaskedAdamW",
+    "MaskedDPOConfig",
+    "MaskedDPOTrainer",
+    "MaskedGRPOConfig",
+    "MaskedGRPOTrainer",
+    "MaskedKTOConfig",
+    "MaskedKTOTrainer",
+    "MaskedRewardConfig",
+    "MaskedRewardTrainer",
     "MaskedSFTConfig",
     "MaskedSFTTrainer",
+    "MaskedTrainer",
+    "MaskedTrainingArguments",
     "NPOConfig",
     "NPOTrainer",
     "SparseDelta",
+    "UnlearningConfig",
+    "UnlearningTrainer",
     "WeightMask",
     "compute_mask",
     "load_unlearned",
@@ -57,3 +99,7 @@ def __getattr__(name: str):
     if name in __all__:
         return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

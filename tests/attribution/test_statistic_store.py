@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
+from wagle_trl.attribution import compute_mask as attribution
 from wagle_trl.attribution import statistic_store as tiers
 from wagle_trl.attribution.compute_mask import SCRATCH_FOLDER, compute_mask
-from wagle_trl.attribution import compute_mask as attribution
 from wagle_trl.attribution.config import MaskConfig, Tier
 from wagle_trl.attribution.scores import SCORES
 from wagle_trl.attribution.statistic_store import Store, Stream, gather, split_evenly

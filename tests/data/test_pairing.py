@@ -72,11 +72,11 @@ def test_collator_puts_forget_rows_first_and_passes_their_columns_on():
         seen.extend(rows)
         return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
 
-    forget = [{"input_ids": [1], "reference": 0.5}, {"input_ids": [2], "reference": -1.5}]
+    forget = [{"input_ids": [1], "reference": [0.5, 2.0]}, {"input_ids": [2], "reference": [-1.5]}]
     retain = [{"input_ids": [3]}, {"input_ids": [4]}]
     batch = PairCollator(collator, ["reference"])(list(zip(forget, retain)))
     assert batch["input_ids"].tolist() == [[1], [2], [3], [4]]
-    assert batch["reference"].tolist() == [0.5, -1.5]
+    assert batch["reference"].tolist() == [0.5, 2.0, -1.5]
     assert all(set(row) == {"input_ids"} for row in seen)
 
 

@@ -197,7 +197,7 @@ def test_out_of_memory_names_the_cheapest_change(place, make_trainer, monkeypatc
     def fails(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    target = "wagle_trl.trainers.masked.compute_mask" if place == "attribution" else "trl.SFTTrainer.train"
+    target = "wagle_trl.trainers.mask_mixin.compute_mask" if place == "attribution" else "trl.SFTTrainer.train"
     monkeypatch.setattr(target, fails)
     with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory\. By plan .* makes it fit: \w+=") as caught:
         trainer.train()

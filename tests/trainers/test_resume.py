@@ -9,7 +9,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from wagle_trl import MaskConfig, NPOTrainer, WeightMask
+from wagle_trl import MaskConfig, WeightMask
 from wagle_trl.files.manifest import Manifest
 from wagle_trl.trainers.resuming import newest_whole_checkpoint, whole_manifest
 
@@ -39,8 +39,8 @@ def run_and_resume(make_trainer, tiny_model, tmp_path, monkeypatch):
         whole.train()
         torch.manual_seed(1234)  # the new process starts with other random numbers
         resumed = make_trainer(kind, tiny_model(**model), output_dir=str(tmp_path / "again"), **OPTIONS | options)
-        monkeypatch.setattr("wagle_trl.trainers.masked.compute_mask", refuse)
-        monkeypatch.setattr(NPOTrainer, "reference_log_probs", refuse)
+        monkeypatch.setattr("wagle_trl.trainers.mask_mixin.compute_mask", refuse)
+        monkeypatch.setattr("wagle_trl.unlearning.base.reference_log_probs", refuse)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / checkpoint))
         return whole, resumed
 
@@ -104,7 +104,9 @@ def test_dense_unlearning_resumes_bit_identically_with_the_reference_of_the_chec
     whole, resumed = run_and_resume()
     assert_same_weights(whole, resumed)
     saved = load_file(tmp_path / "out" / "checkpoint-2" / "wagle_reference.safetensors")["reference_log_probs"]
-    assert torch.equal(torch.tensor(resumed.train_dataset["reference_log_probs"]), saved)
+    assert torch.equal(
+        torch.tensor([value for row in resumed.train_dataset["reference_log_probs"] for value in row]), saved
+    )
     assert whole.train_dataset["reference_log_probs"] == resumed.train_dataset["reference_log_probs"]
 
 
@@ -115,7 +117,7 @@ def test_true_resumes_from_the_last_checkpoint_of_the_output_directory(
     whole.train()
     shutil.rmtree(tmp_path / "out" / "checkpoint-7")
     last = make_trainer(mask_config=small_mask, **OPTIONS)
-    monkeypatch.setattr("wagle_trl.trainers.masked.compute_mask", refuse)
+    monkeypatch.setattr("wagle_trl.trainers.mask_mixin.compute_mask", refuse)
     last.train(resume_from_checkpoint=True)
     assert last.state.global_step == 7
     assert_same_weights(whole, last)

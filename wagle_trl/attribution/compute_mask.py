@@ -140,7 +140,9 @@ def _tier(config: MaskConfig, model: nn.Module, parameters, score: Score, stream
 
 def _working_memory(model: nn.Module, parameters, streams: dict[str, Stream], options, free: int) -> int:
     """Bytes that a pass takes on the largest batch."""
-    shapes = [batch["input_ids"].shape for stream in streams.values() for batch in stream]
+    shapes = [
+        (len(batch["input_ids"]), batch["input_ids"].shape[-1]) for stream in streams.values() for batch in stream
+    ]
     if not shapes:
         raise ValueError("No batches to attribute: the data set is empty.")
     rows, length = (max(sizes) for sizes in zip(*shapes))

@@ -7,7 +7,7 @@ from trl import get_peft_config, get_quantization_config
 
 from ..attribution.config import MaskConfig
 from ..attribution.report import report_tables
-from ..trainers.masked_sft_trainer import MaskedSFTTrainer
+from ..trainers.masked_sft import MaskedSFTTrainer
 from ..unlearning.grad_diff import GradDiffTrainer
 from ..unlearning.npo import NPOTrainer
 from .arguments import (

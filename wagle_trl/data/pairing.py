@@ -61,7 +61,7 @@ class PairCollator:
 
     Args:
         collator (callable): Collator of single rows.
-        columns (`list[str]`, *optional*): Numeric forget columns to pass on, one value a row.
+        columns (`list[str]`, *optional*): Columns of forget rows with lists of numbers, passed on one after the other.
     """
 
     def __init__(self, collator, columns: list[str] | None = None):
@@ -69,7 +69,7 @@ class PairCollator:
 
     def __call__(self, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, torch.Tensor]:
         forget, retain = zip(*pairs, strict=True)
-        extras = {column: torch.tensor([row[column] for row in forget]) for column in self.columns}
+        extras = {name: torch.tensor([value for row in forget for value in row[name]]) for name in self.columns}
         rows = [{key: value for key, value in row.items() if key not in self.columns} for row in (*forget, *retain)]
         return {**self.collator(rows), **extras}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
@@ -42,3 +43,22 @@ def fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]
     """[`~losses.per_sample.sample_losses`] through TRL's fused LM head, which never holds the logits."""
     outputs = model(**batch, use_cache=False, fused_lm_head=True)
     return per_sample_mean(-outputs.log_probs, outputs.label_mask)
+
+
+def pair_rows(batch: Batch) -> Batch:
+    """A batch of a reward model, the chosen rows and then the rejected ones, as one of pairs, so that it can be cut."""
+    ids, mask = (torch.stack(batch[name].chunk(2), 1) for name in ("input_ids", "attention_mask"))
+    return {"input_ids": ids, "pair_mask": mask}
+
+
+def pair_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """
+    Loss of each pair of a reward model, `-log sigmoid(chosen - rejected)`, and its weight, 1.
+
+    Args:
+        model (`torch.nn.Module`): Sequence classifier with one label.
+        batch (`dict`): Of [`pair_rows`]: `input_ids` and `pair_mask` of shape `(pairs, 2, length)`.
+    """
+    ids, mask = batch["input_ids"].flatten(0, 1), batch["pair_mask"].flatten(0, 1)
+    chosen, rejected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.view(-1, 2).unbind(1)
+    return -nn.functional.logsigmoid(chosen.float() - rejected.float()), torch.ones(len(chosen), device=ids.device)

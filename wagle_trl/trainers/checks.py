@@ -4,6 +4,7 @@ from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from ..attribution.config import MaskConfig
@@ -57,7 +58,7 @@ def _says_something(message: dict) -> bool:
     return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
 
 
-def check_supported(args: SFTConfig, has_optimizer: bool) -> None:
+def check_supported(args: TrainingArguments, has_optimizer: bool) -> None:
     """The options must be such that a mask can be trained."""
     if args.fp16:
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
@@ -100,7 +101,7 @@ def check_accelerator(accelerator: Accelerator) -> None:
         raise ValueError("A mask cannot be trained with FSDP yet; run on one process or with DDP.")
 
 
-def check_mask_config(config: MaskConfig, model: nn.Module, args: SFTConfig, retain: Dataset | None) -> None:
+def check_mask_config(config: MaskConfig, model: nn.Module, has_rows: bool, retain: Dataset | None) -> None:
     """It must be possible to compute the mask of `config`, as far as one can tell without data."""
     scope = scope_parameters(model, config.mask_scope, config.mask_exclude)
     for name, parameter in scope.items():
@@ -111,5 +112,14 @@ def check_mask_config(config: MaskConfig, model: nn.Module, args: SFTConfig, ret
             f"mask_score '{config.mask_score}' needs `retain_dataset`; pass one or choose a score of the training "
             "rows alone."
         )
+    if get_score(config.mask_score).statistic and not has_rows:
+        raise ValueError(
+            f"mask_score '{config.mask_score}' needs rows with answers, and `train_dataset` has none that it understands; pass "
+            "`forget_dataset`, for example with prompt/completion."
+        )
+
+
+def check_one_row_a_sample(args: SFTConfig) -> None:
+    """Attribution goes row by row."""
     if args.packing or args.padding_free:
         raise ValueError("Attribution needs one row a sample; set `packing=False` and `padding_free=False`.")

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters
 from ..optim.compact_state import STATE_BITS
 from ..optim.masked_adamw import MaskedAdamW
-from .masked_sft_config import MaskedSFTConfig
 
 
-def masked_optimizer(model: nn.Module, mask: WeightMask, decayed: set[str], args: MaskedSFTConfig) -> MaskedAdamW:
+def masked_optimizer(
+    model: nn.Module, mask: WeightMask, decayed: set[str], args: TrainingArguments, accumulator_dtype: str
+) -> MaskedAdamW:
     """
     AdamW for the weights that a mask selects.
 
@@ -21,7 +22,8 @@ def masked_optimizer(model: nn.Module, mask: WeightMask, decayed: set[str], args
         model (`torch.nn.Module`): Model.
         mask ([`WeightMask`]): Its mask.
         decayed (`set[str]`): Names of the parameters with weight decay.
-        args ([`MaskedSFTConfig`]): Options.
+        args ([`~transformers.TrainingArguments`]): Options of the optimizer.
+        accumulator_dtype (`str`): As in [`~trainers.mask_options.MaskOptions`].
     """
     state_bits = STATE_BITS[args.optim]
     # A row of an embedding has gradients of one size where its token occurs, none elsewhere: too much for 8 bits
@@ -43,7 +45,7 @@ def masked_optimizer(model: nn.Module, mask: WeightMask, decayed: set[str], args
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
-        accumulator_dtype=args.accumulator_dtype,
+        accumulator_dtype=accumulator_dtype,
     )
     if args.gradient_accumulation_steps > 1:
         optimizer.prepare_accumulation()

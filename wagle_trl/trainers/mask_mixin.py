@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import DataCollatorForSeq2Seq, TrainingArguments
+from transformers import TrainingArguments
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..attribution.compute_mask import compute_mask
 from ..attribution.config import MaskConfig
@@ -18,19 +19,12 @@ from ..data.formats import tokenize_row
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..files.atomic import check_writable, staging_folder
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
-from ..losses.per_sample import SampleLosses, sample_losses
+from ..losses.per_sample import Batch, SampleLosses, sample_losses
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..optim.masked_adamw import MaskedAdamW
-from .checks import (
-    check_accelerator,
-    check_is_base,
-    check_mask_config,
-    check_rows,
-    check_save_delta,
-    check_supported,
-)
+from .checks import check_accelerator, check_is_base, check_mask_config, check_rows, check_save_delta, check_supported
 from .hub_pushes import HubPushes
 from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .mask_options import MaskOptions
@@ -68,6 +62,7 @@ class MaskMixin(HubPushes, WholeSaves):
     train_set = "train"  # what the rows of `train_dataset` are called in reports
     rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
     sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
+    attributed_columns = ("input_ids", "labels")  # that they read
     planning_losses: SampleLosses | None = None  # what takes the memory that these take on a GPU
 
     def __init_subclass__(cls, **kwargs):
@@ -78,7 +73,10 @@ class MaskMixin(HubPushes, WholeSaves):
             after = cls.__mro__[cls.__mro__.index(MaskMixin) + 1 :]
             base = next(base for base in after if "__init__" in vars(base) and base is not object)
             keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
-            own = [*(p for p in inspect.signature(base.__init__).parameters.values() if p.kind != p.VAR_KEYWORD), *keywords]
+            own = [
+                *(p for p in inspect.signature(base.__init__).parameters.values() if p.kind != p.VAR_KEYWORD),
+                *keywords,
+            ]
         cls.__signature__ = inspect.Signature(list(own)[1:])
 
     def __init__(
@@ -109,7 +107,8 @@ class MaskMixin(HubPushes, WholeSaves):
         self.forget_dataset = None if forget_dataset is None else self._prepare_further(forget_dataset, "forget")
         self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
         if mask_config is not None:
-            check_mask_config(self)
+            columns = set(self.attributed_dataset.column_names or ())
+            check_mask_config(mask_config, self.model, columns >= set(self.attributed_columns), retain_dataset)
         revision = (vars(self.args).get("model_init_kwargs") or {}).get("revision")
         rows = {self.train_set: given.get("train_dataset"), "forget": forget_dataset, "retain": retain_dataset}
         rows = {name: dataset for name, dataset in rows.items() if isinstance(dataset, Dataset)}
@@ -143,10 +142,12 @@ class MaskMixin(HubPushes, WholeSaves):
         return self.train_dataset if self.forget_dataset is None else self.forget_dataset
 
     def _batches(self, dataset: Dataset) -> DataLoader:
-        """Plain batches of tokenized rows, in order."""
-        rows = dataset.select_columns(["input_ids", "labels"])
-        collator = DataCollatorForSeq2Seq(self.processing_class)
-        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=collator)
+        """Plain batches of prepared rows, in order."""
+        rows = dataset.select_columns(list(self.attributed_columns))
+        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self._collate)
+
+    def _collate(self, rows: list[dict[str, Any]]) -> Batch:
+        return DataCollatorForLanguageModeling(self.processing_class.pad_token_id)(rows)
 
     # Mask
 
@@ -243,7 +244,9 @@ class MaskMixin(HubPushes, WholeSaves):
         if self.mask is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         decayed = set(self.get_decay_parameter_names(self.model))
-        self.optimizer = self._masked_optimizer = masked_optimizer(self.model, self.mask, decayed, self.args)
+        self.optimizer = self._masked_optimizer = masked_optimizer(
+            self.model, self.mask, decayed, self.args, self.mask_options.accumulator_dtype
+        )
         return self.optimizer
 
     def _clip_grad_norm(self, model):

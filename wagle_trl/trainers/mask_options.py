@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import TrainingArguments
+
 
 @dataclass
 class MaskOptions:
@@ -53,3 +55,8 @@ class MaskOptions:
             "without the key, which stays in wagle_rows.key in the output folder."
         },
     )
+
+
+def base_config(args: TrainingArguments) -> type[TrainingArguments]:
+    """The class of the base trainer's own configuration, such as [`~trl.SFTConfig`]."""
+    return next(kind for kind in type(args).__mro__ if not issubclass(kind, MaskOptions))

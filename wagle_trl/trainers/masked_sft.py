@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from torch.utils.data import DataLoader
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -26,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ..attribution.config import MaskConfig
 from ..data.formats import pin_date
-from ..losses.per_sample import fused_sample_losses
+from ..losses.per_sample import Batch, fused_sample_losses
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
 from .checks import check_answers, check_none_dropped, check_one_row_a_sample, check_rows
@@ -153,9 +152,8 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
             dataset, self.processing_class, self.args, self.args.packing, self._formatting_func, name
         )
 
-    def _batches(self, dataset: Dataset) -> DataLoader:
-        rows = dataset.select_columns(["input_ids", "labels"])
-        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator)
+    def _collate(self, rows: list[dict[str, Any]]) -> Batch:
+        return self.data_collator(rows)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

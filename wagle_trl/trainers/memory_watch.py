@@ -11,9 +11,8 @@ from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
 
-from ..losses.per_sample import fused_sample_losses
 from ..memory.available import usable_memory
-from ..memory.simulation import losses_on_gpu, without_data
+from ..memory.simulation import without_data
 from ..optim.compact_state import STATE_BITS
 from ..planning.advice import advise
 from ..planning.planner import CONTEXT_BYTES, Plan, Planner, Setup, plan_table
@@ -97,7 +96,7 @@ class MemoryWatch:
             and args.world_size == 1
             and args.optim in STATE_BITS
             and not getattr(trainer.model, "is_quantized", False)
-            and "input_ids" in trainer.train_dataset.column_names
+            and "input_ids" in (trainer.train_dataset.column_names or ())
         )
 
     def _planner(self) -> Planner:
@@ -107,7 +106,8 @@ class MemoryWatch:
             # As it is, where nothing changes: adapters may have another dtype than their base
             return without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
 
-        return Planner(build, losses_on_gpu if on_gpu else fused_sample_losses, on_gpu)
+        losses = self.trainer.planning_losses if on_gpu else None
+        return Planner(build, losses or self.trainer.sample_losses, on_gpu)
 
     def _setup(self) -> Setup:
         trainer, args = self.trainer, self.trainer.args
@@ -123,7 +123,7 @@ class MemoryWatch:
             max_length=longest_row(*trained),
             attribution_length=longest_row(trainer.attributed_dataset, trainer.retain_dataset),
             bf16=args.bf16,
-            accumulator_dtype=args.accumulator_dtype,
+            accumulator_dtype=trainer.mask_options.accumulator_dtype,
             rows_a_sample=trainer.rows_a_sample,
         )
 

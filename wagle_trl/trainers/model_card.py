@@ -25,7 +25,7 @@ def write_card(
         tags (`str` or `list[str]`, *optional*): Tags beside the card's own.
     """
     name = model_name or Path(trainer.hub_model_id or trainer.args.output_dir).resolve().name
-    hashed = trainer.args.hash_forget_set
+    hashed = trainer.mask_options.hash_forget_set
     card = model_card(folder, repo_id=trainer.hub_model_id, model_name=name, hash_forget_set=hashed)
     given = [tags] if isinstance(tags, str) else tags or []
     card.data.tags = list(dict.fromkeys([*card.data.tags, *trainer._tag_names, *given]))

@@ -10,7 +10,6 @@ from typing import Any, NotRequired
 from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
-from trl import SFTConfig
 from typing_extensions import TypedDict
 
 from ..attribution.config import MaskConfig
@@ -19,6 +18,7 @@ from ..files.reading import checked
 from ..files.run_folder import MANIFEST_FILE, MASK_FILE
 from ..masks.mask import WeightMask
 from ..text import printable
+from .mask_options import base_config
 from .run_report import OPTIONS
 from .whole_saves import restore_replaced
 
@@ -88,12 +88,12 @@ def run_facts(trainer) -> dict[str, Any]:
         trainer ([`~trainers.MaskedTrainer`]): The trainer.
     """
     args = trainer.args.to_dict()
-    of_others = {field.name for field in dataclasses.fields(SFTConfig)}
+    of_others = {field.name for field in dataclasses.fields(base_config(trainer.args))}
     own = {*OPTIONS, *(field.name for field in dataclasses.fields(trainer.args) if field.name not in of_others)}
     rows = {trainer.train_set: trainer.train_dataset, "retain": trainer.retain_dataset}
     return {
         "objective": trainer._name,
-        "rows": {name: rows_key(dataset) for name, dataset in rows.items() if dataset is not None},
+        "rows": {name: rows_key(dataset) for name, dataset in rows.items() if isinstance(dataset, Dataset)},
         "mask_config": None if trainer.mask_config is None else _of_mask(trainer.mask_config),
         "base_fingerprint": trainer._base_fingerprint,
         # Of other options no text: it may be a path, and checkpoints are pushed
@@ -116,11 +116,11 @@ def _plain(value: Any) -> Any:
 
 
 def rows_key(dataset: Dataset) -> str:
-    """Hash of tokens and labels of prepared rows, in their order."""
+    """Hash of tokens and labels of prepared rows, in their order; of rows of another kind, of all that they hold."""
     digest = hashlib.sha256()
-    columns = sorted(_COLUMNS & set(dataset.column_names))
+    columns = sorted(_COLUMNS & set(dataset.column_names)) or sorted(dataset.column_names)
     for row in dataset.select_columns(columns).with_format(None):
-        digest.update(json.dumps([row[name] for name in columns]).encode())
+        digest.update(json.dumps([row[name] for name in columns], default=str).encode())
     return digest.hexdigest()
 
 

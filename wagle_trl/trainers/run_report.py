@@ -1,7 +1,7 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from transformers import TrainingArguments
 
 from ..data.provenance import describe_rows, model_commit
 from ..files.atomic import write_json
 from ..files.run_folder import REPORT_FILE
+from .mask_options import MaskOptions, base_config
 
 OPTIONS = (  # that decide what a run becomes
     "learning_rate",
@@ -27,8 +29,9 @@ OPTIONS = (  # that decide what a run becomes
     "seed",
     "max_length",
     "beta",
-    "retain_weight",
 )
+_SHOWN = "trajectory_"  # options of what is shown of a run
+
 _TIMED = ("_runtime", "_per_second")
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
@@ -92,16 +95,23 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "base_is_local": os.path.isdir(base),
         "peft_type": None if adapters is None else adapters.peft_type.value,
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
-        "data": trainer.given.data(trainer.args.output_dir, trainer.args.hash_forget_set),
-        "num_train_rows": len(trainer.train_dataset),
+        "data": trainer.given.data(trainer.args.output_dir, trainer.mask_options.hash_forget_set),
+        "num_train_rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None,
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
-        "options": {name: args[name] for name in OPTIONS if name in args},
+        "options": {name: args[name] for name in reported_options(trainer.args) if name in args},
         "mask": trainer.mask_report,
         "steps": trainer.state.global_step,
         "log_history": [_part(entry, timed=False) for entry in trainer.state.log_history],
         "versions": {name: version(name) for name in _PACKAGES},
         "cost": _cost(trainer),
     }
+
+
+def reported_options(args: TrainingArguments) -> list[str]:
+    """Names of the options that decide what a run becomes: common ones, and those of the objective's own config."""
+    others = {field.name for kind in (base_config(args), MaskOptions) for field in fields(kind)}
+    own = [field.name for field in fields(args) if field.name not in others]
+    return list(dict.fromkeys([*OPTIONS, *(name for name in own if not name.startswith(_SHOWN))]))
 
 
 def _cost(trainer) -> dict[str, Any]:

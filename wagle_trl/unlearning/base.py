@@ -1,20 +1,39 @@
-"""The base of the unlearning trainers: forget rows and retain rows in one batch, one forward, one backward."""
+"""The base of the unlearning trainers: rows of every kind in one batch, one forward, one backward."""
 
+import os
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTConfig
 
+from ..attribution.config import MaskConfig
 from ..data.formats import split_last_message
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
+from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
+from ..masks.mask import WeightMask
 from ..trainers.checks import check_answers
-from ..trainers.masked import MaskedTrainer
-from ..trainers.masked_sft_config import MaskedSFTConfig
+from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
+from .batch import Stream, UnlearningBatch
+from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .trajectory import Trajectory
 
 
@@ -25,7 +44,9 @@ class UnlearningConfig(MaskedSFTConfig):
 
     Parameters:
         retain_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the cross-entropy on the retain rows.
+            Weight of the loss on the retain rows.
+        retain_loss (`str`, *optional*, defaults to `"nll"`):
+            What is to stay: `"nll"`, the cross-entropy of the retain answers, averaged over their tokens.
         trajectory_steps (`int`, *optional*, defaults to `10`):
             Every how many steps the answer probability of each set is measured and logged, see
             [`~unlearning.trajectory.Trajectory`]; `0` never.
@@ -33,8 +54,9 @@ class UnlearningConfig(MaskedSFTConfig):
             On at most how many rows of each set.
     """
 
-    retain_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the cross-entropy on the retain rows in the loss."}
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
+    retain_loss: Literal["nll"] = field(
+        default="nll", metadata={"help": "What is to stay: 'nll', the cross-entropy of the retain answers."}
     )
     trajectory_steps: int = field(
         default=10,
@@ -58,37 +80,97 @@ class UnlearningConfig(MaskedSFTConfig):
             raise ValueError("Unlearning has a loss of its own; leave `loss_type` and `label_smoothing_factor` alone.")
 
 
-class Counts(NamedTuple):
-    """Numbers that losses are divided by, over one micro-batch or all of an optimizer step."""
-
-    forget_rows: Tensor
-    forget_tokens: Tensor
-    retain_tokens: Tensor
+RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
+    "nll": lambda retain: cross_entropy(retain.log_probs, retain.num_tokens),
+}
 
 
-class UnlearningTrainer(MaskedTrainer):
+class UnlearningTrainer(MaskedSFTTrainer):
     """
     Forget `train_dataset`, keep `retain_dataset`.
 
-    Every step pairs `per_device_train_batch_size` forget rows with as many retain rows; an epoch sees every forget row
-    once. Subclasses define [`forget_loss`].
+    An objective is a subclass with a config of its own, its declarations and [`forget_loss`]. Every step pairs
+    `per_device_train_batch_size` forget rows with as many retain rows; an epoch sees every forget row once.
+
+    Declarations:
+        reference (`"log_probs"` or `None`):
+            What `forget_loss` compares with: the log-probabilities of the forget answers under the model before
+            unlearning. They are computed once, before the first step, and kept with the checkpoints; there is no second
+            model.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to unlearn from. A PEFT model (or `peft_config`) trains its adapters.
+        args ([`UnlearningConfig`], *optional*):
+            Configuration, of the class `config_class`; an [`~trl.SFTConfig`] is taken too.
+        train_dataset ([`~datasets.Dataset`]):
+            Rows to forget, in any format of [`~trl.SFTTrainer`].
+        eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
+            For example `{"forget": ..., "retain": ...}`: cross-entropy and token accuracy of each.
+        retain_dataset ([`~datasets.Dataset`]):
+            Rows to keep; no row may be in both.
+        mask_config ([`MaskConfig`], *optional*):
+            Compute a mask before training.
+        mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
+            A ready mask. With neither, all trainable weights train.
+
+    The other arguments are those of [`~trl.SFTTrainer`].
     """
+
+    reference: ClassVar[Literal["log_probs"] | None] = None
 
     config_class = UnlearningConfig
     train_set = "forget"
     rows_a_sample = 2
 
-    def __init__(self, model, args=None, *positional, train_dataset=None, retain_dataset=None, **kwargs):
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SFTConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
+        *,
+        retain_dataset: Dataset | None = None,
+        mask_config: MaskConfig | None = None,
+        mask: WeightMask | str | os.PathLike | None = None,
+    ):
         if train_dataset is None or retain_dataset is None:
             missing = "train_dataset" if train_dataset is None else "retain_dataset"
             raise ValueError(
                 f"`{missing}` is required: pass the rows to forget as `train_dataset` and the rows to "
                 "keep as `retain_dataset`."
             )
-        if kwargs.get("compute_loss_func") is not None:
+        if compute_loss_func is not None:
             raise ValueError("Unlearning has a loss of its own; subclass and override `forget_loss` for another.")
         super().__init__(
-            model, args, *positional, train_dataset=train_dataset, retain_dataset=retain_dataset, **kwargs
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
+            retain_dataset=retain_dataset,
+            mask_config=mask_config,
+            mask=mask,
         )
         # Both terms are divided by the counts of the whole optimizer step, so nothing is left to divide. Not said by
         # `loss_is_scaled_for_ga`: before transformers 5.19, TRL answers it with a `compute_loss_func` that is no function
@@ -101,15 +183,15 @@ class UnlearningTrainer(MaskedTrainer):
             self.add_callback(Trajectory(self))
 
     @abstractmethod
-    def forget_loss(self, token_log_probs: Tensor, inputs: dict[str, Tensor], counts: Counts) -> Tensor:
+    def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         """
-        The forget term of the objective.
+        The forget term of the objective, a scalar.
 
         Args:
-            token_log_probs (`torch.Tensor` of shape `(forget_rows, length)`): Zero outside the answers.
-            inputs (`dict`): The extra forget columns of the batch.
-            counts ([`Counts`]): What to divide by.
+            batch ([`~unlearning.batch.UnlearningBatch`]): What the model says of the rows, and what to divide by.
         """
+
+    # Rows
 
     def _prepare_dataset(self, dataset, processing_class, args, *others):
         """Of a conversation the last message is the answer, as for every other format and in the evaluation."""
@@ -123,13 +205,13 @@ class UnlearningTrainer(MaskedTrainer):
         return super()._prepare_dataset(dataset, processing_class, args, *others)
 
     @property
-    def forget_columns(self) -> list[str]:
-        """Numeric columns of `train_dataset` that [`forget_loss`] reads."""
-        return []
+    def _columns(self) -> list[str]:
+        """Columns of the forget rows beside those of every row."""
+        return [] if self.reference is None else [REFERENCE_COLUMN]
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.forget_columns]))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self._columns]))
 
     def get_train_dataloader(self) -> DataLoader:
         forget = self._remove_unused_columns(self.train_dataset, description="forget")
@@ -139,7 +221,7 @@ class UnlearningTrainer(MaskedTrainer):
                 PairedRows(forget, retain),
                 batch_size=self._train_batch_size,
                 sampler=self._pair_sampler,
-                collate_fn=PairCollator(self.data_collator, self.forget_columns),
+                collate_fn=PairCollator(self.data_collator, self._columns),
                 drop_last=self.args.dataloader_drop_last,
                 num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,
@@ -150,41 +232,64 @@ class UnlearningTrainer(MaskedTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.stack([torch.stack(_count(batch["labels"][:, 1:] != -100)) for batch in batches]).sum(0)
+        counts = torch.stack([UnlearningBatch.count(batch["labels"][:, 1:] != -100) for batch in batches]).sum(0)
         # Every process divides by the counts of all; DDP then averages the gradients, see `compute_loss`
-        return batches, self.accelerator.gather(counts.to(device)).view(-1, len(Counts._fields)).sum(0)
+        return batches, self.accelerator.gather(counts.to(device)).view(-1, len(counts)).sum(0)
+
+    # Loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        extras = {column: inputs.pop(column) for column in self.forget_columns}
+        reference = None if self.reference is None else inputs.pop(REFERENCE_COLUMN)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        rows = len(outputs.log_probs) // 2
-        forget, retain = outputs.log_probs[:rows], outputs.log_probs[rows:]
-        counts = Counts(*num_items_in_batch)
-        forget_loss = self.forget_loss(forget, extras, counts)
-        retain_loss = cross_entropy(retain, counts.retain_tokens)
-        self._record(outputs, extras, inputs["attention_mask"])
-        loss = forget_loss + self.args.retain_weight * retain_loss
+        batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
+        loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
+        self._record(outputs, reference, inputs["attention_mask"])
         return loss * self.accelerator.num_processes
 
+    def retain_loss(self, batch: UnlearningBatch) -> Tensor:
+        """The term of `args.retain_loss`, a scalar, before its weight."""
+        return RETAIN_LOSSES[self.args.retain_loss](batch.retain)
+
     @torch.no_grad()
-    def _record(self, outputs, extras: dict[str, Tensor], attention_mask: Tensor) -> None:
+    def _record(self, outputs, reference: Tensor | None, attention_mask: Tensor) -> None:
         """Metrics of a micro-batch, averaged over all until the next log."""
-        rows = len(outputs.log_probs) // 2
-        local = Counts(*_count(outputs.label_mask))
-        correct = outputs.is_top1
+        batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference)
+        correct = outputs.is_top1.chunk(2)
         values = {
-            "forget_loss": self.forget_loss(outputs.log_probs[:rows], extras, local),
-            "retain_loss": cross_entropy(outputs.log_probs[rows:], local.retain_tokens),
-            "forget_token_accuracy": correct[:rows].sum() / local.forget_tokens,
-            "retain_token_accuracy": correct[rows:].sum() / local.retain_tokens,
+            "forget_loss": self.forget_loss(batch),
+            "retain_loss": self.retain_loss(batch),
+            "forget_token_accuracy": correct[0].sum() / batch.forget.num_tokens,
+            "retain_token_accuracy": correct[1].sum() / batch.retain.num_tokens,
         }
         means = self.accelerator.gather(torch.stack(list(values.values())).float()).view(-1, len(values)).mean(0)
         for key, value in zip(values, means.tolist(), strict=True):
             self._metrics["train"][key].append(value)
         self._total_train_tokens += self.accelerator.gather(attention_mask.sum()).sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    # Reference
+
+    def prepare_training(self, checkpoint: str | None) -> None:
+        super().prepare_training(checkpoint)
+        if self.reference is None:
+            return
+        if checkpoint is not None:
+            values = load_reference(Path(checkpoint) / REFERENCE_FILE, self.train_dataset)
+        elif REFERENCE_COLUMN in self.train_dataset.column_names:
+            return
+        else:
+            values = reference_log_probs(self, self.train_dataset)
+        if REFERENCE_COLUMN in self.train_dataset.column_names:
+            self.train_dataset = self.train_dataset.remove_columns(REFERENCE_COLUMN)
+        self.train_dataset = self.train_dataset.add_column(REFERENCE_COLUMN, values)
+
+    def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
+        super().write_files(folder, in_checkpoint=in_checkpoint, with_delta=with_delta)
+        # The weights that it came from are gone when a run is resumed
+        if in_checkpoint and self.args.should_save and self.reference is not None:
+            save_reference(folder / REFERENCE_FILE, self.train_dataset[REFERENCE_COLUMN])
 
 
 class _EpochSetter(TrainerCallback):
@@ -193,9 +298,3 @@ class _EpochSetter(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.sampler.epoch = int(state.epoch or 0)
-
-
-def _count(answer: Tensor) -> Counts:
-    """Counts of a batch from its answer mask of shape `(rows, length)`, the forget rows first."""
-    rows = len(answer) // 2
-    return Counts(torch.tensor(rows, device=answer.device), answer[:rows].sum(), answer[rows:].sum())

@@ -1,0 +1,60 @@
+"""The reference: what the model said of the rows to forget before unlearning, token by token; there is no second model."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..files.tensor_file import TensorFile, write_tensors
+from ..trainers.masked_sft import MaskedSFTTrainer
+
+REFERENCE_COLUMN = "reference_log_probs"
+
+
+@torch.no_grad()
+def reference_log_probs(trainer: MaskedSFTTrainer, dataset: Dataset) -> list[list[float]]:
+    """
+    Log-probabilities of the answer tokens of every row under the current weights, in eval mode.
+
+    Args:
+        trainer ([`~trainers.masked_sft.MaskedSFTTrainer`]): Trainer with the model.
+        dataset ([`~datasets.Dataset`]): Prepared rows.
+    """
+    model, values = trainer.model, []
+    was_training = model.training
+    model.eval()
+    batches = trainer._batches(dataset)
+    for batch in tqdm(batches, desc="Computing reference log-probabilities", disable=trainer.args.disable_tqdm):
+        with trainer.compute_loss_context_manager():
+            outputs = model(**trainer._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
+        rows = zip(outputs.log_probs.float(), outputs.label_mask)
+        values += [log_probs[answer].tolist() for log_probs, answer in rows]
+    model.train(was_training)
+    return values
+
+
+def save_reference(path: Path, values: list[list[float]]) -> None:
+    """Write the values of all rows, one row after the other, atomically."""
+    flat = torch.tensor([value for row in values for value in row], dtype=torch.float32)
+    spec = {REFERENCE_COLUMN: (flat.dtype, tuple(flat.shape))}
+    write_tensors(path, spec, lambda name: flat, {})
+
+
+def load_reference(path: Path, dataset: Dataset) -> list[list[float]]:
+    """
+    Read the values of the rows of a data set.
+
+    Args:
+        path (`pathlib.Path`): File of [`save_reference`].
+        dataset ([`~datasets.Dataset`]): The rows, as they were prepared then. A `ValueError` if they are others.
+    """
+    if not path.is_file():
+        raise ValueError(f"No reference log-probabilities at {path}; resume from a checkpoint of this trainer.")
+    counts = [sum(label != -100 for label in labels[1:]) for labels in dataset["labels"]]
+    file = TensorFile(path)
+    if REFERENCE_COLUMN not in file or file.shape(REFERENCE_COLUMN) != (sum(counts),):
+        raise ValueError(
+            f"{path} does not hold the log-probabilities of {len(dataset)} rows; it is damaged or hostile."
+        )
+    return [row.tolist() for row in file[REFERENCE_COLUMN].split(counts)]
