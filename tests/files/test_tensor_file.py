@@ -1,6 +1,7 @@
 import json
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -201,8 +202,8 @@ def test_a_file_is_never_the_header_of_one_and_the_data_of_another_while_a_write
     writer = threading.Thread(target=replace_in_turn)
     writer.start()
     try:
-        seen = set()
-        for _ in range(300):
+        seen, end = set(), time.monotonic() + 60
+        while seen != {1, 2} and time.monotonic() < end:
             file = TensorFile(path)
             number = int(file.metadata["number"])
             assert same(file["w"], files[number - 1][0]["w"])

@@ -1,10 +1,15 @@
 import copy
+import json
+import math
+import re
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
-from wagle_trl import MaskConfig, NPOTrainer, WeightMask
+from wagle_trl import MaskConfig, NPOTrainer, UnlearningConfig, UnlearningTrainer, WeightMask
+from wagle_trl.papers import Paper
 
 KINDS = ["npo", "grad_diff", "masked_sft"]
 
@@ -424,3 +429,61 @@ def test_without_args_the_output_directory_is_named_after_model_and_trainer(
     model.config._name_or_path = "someone/tiny"
     trainer = NPOTrainer(model, train_dataset=forget_rows, retain_dataset=retain_rows, processing_class=tiny_tokenizer)
     assert trainer.args.output_dir == "tiny-NPO"
+
+
+# An objective of one's own
+
+
+@dataclass
+class AscentConfig(UnlearningConfig):
+    """Gradient ascent on what the model says more often than a share of what it said."""
+
+    share: float = field(default=0.5, metadata={"help": "Where ascent ends, as a share of the reference."})
+
+
+class AscentTrainer(UnlearningTrainer):
+    _name = "Ascent"
+    _tag_names = ["trl", "wagle-trl", "unlearning", "ascent"]
+    _paper = Paper("2501.00001", "Ascent", "Climber, Ann")
+    config_class = AscentConfig
+    reference = "log_probs"
+
+    def forget_loss(self, batch):
+        forget = batch.forget
+        above = (forget.log_probs - forget.reference_log_probs).detach() > math.log(self.args.share)
+        return (forget.log_probs * above).sum() / forget.num_tokens
+
+
+def test_an_objective_of_ones_own_is_one_class_and_reaches_report_and_card(
+    make_trainer, tiny_model, tiny_tokenizer, forget_rows, retain_rows, small_mask, tmp_path
+):
+    out = tmp_path / "own"
+    args = AscentConfig(
+        str(out),
+        share=0.25,
+        max_steps=4,
+        logging_steps=1,
+        learning_rate=1e-2,
+        report_to="none",
+        save_strategy="no",
+        bf16=False,
+    )
+    trainer = AscentTrainer(
+        tiny_model(),
+        args,
+        train_dataset=forget_rows,
+        retain_dataset=retain_rows,
+        processing_class=tiny_tokenizer,
+        mask_config=small_mask,
+    )
+    trainer.train()
+    logs = [entry["forget_loss"] for entry in trainer.state.log_history if "forget_loss" in entry]
+    probabilities = [
+        entry["forget_probability"] for entry in trainer.state.log_history if "forget_probability" in entry
+    ]
+    assert probabilities[-1] < probabilities[0] and logs
+    trainer.save_model()
+    trainer.create_model_card()
+    report, card = json.loads((out / "wagle_report.json").read_text()), (out / "README.md").read_text()
+    assert report["objective"] == "Ascent" and report["options"]["share"] == 0.25
+    assert re.search(r"share *\| *0.25", card) and "[arXiv 2501.00001]" in card and "author        = {Climber, Ann}" in card

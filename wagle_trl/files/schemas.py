@@ -9,6 +9,7 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
+_IN_BLOCK = r"^[ -_a-z{|}~]{1,500}$"  # printable ASCII without backticks
 _NUMBERS = TypeAdapter(dict[str, float])
 _MEASURED = (
     "model_utility|forget_quality(_ks)?|privleak|weights_changed|(kl_to_base|mia)_.*|"
@@ -91,10 +92,19 @@ class Cost(TypedDict, total=False):
     peak_memory_bytes: dict[str, float]
 
 
+class CitedPaper(TypedDict):
+    """A [`~papers.Paper`], which a card has in a block of code."""
+
+    arxiv: Annotated[str, Field(pattern=r"^[0-9]{4}\.[0-9]{5}$")]
+    title: Annotated[str, Field(pattern=_IN_BLOCK)]
+    authors: Annotated[str, Field(pattern=_IN_BLOCK)]
+
+
 class Report(TypedDict, total=False):
     """`wagle_report.json`, see [`~trainers.run_report`]."""
 
     objective: str | None
+    paper: CitedPaper | None
     base_model: str | None
     base_revision: str | None
     base_is_local: bool | None

@@ -17,8 +17,9 @@ from ..files.hub_file import public_info
 from ..files.reading import parse_json
 from ..files.run_folder import DELTA_FILE, PLOT_FILE, REPORT_FILE
 from ..files.schemas import Versions
+from ..papers import Paper
 from ..text import HUB_ID, code, one_line, percent, plain
-from .citations import OBJECTIVE_PAPERS, SCORE_PAPERS, Paper
+from .citations import SCORE_PAPERS
 
 _ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
 _DEFAULT_SCOPE = "all trainable weights but embeddings and LM head"
@@ -92,13 +93,8 @@ class Facts:
 
     @cached_property
     def data(self) -> dict[str, dict[str, Any]]:
-        """Descriptions of the row sets, see [`~data.provenance.describe_rows`]; older reports have the numbers only."""
-        training = self.run.training
-        if "data" in training:
-            return training["data"]
-        first = "forget" if self.objective in (*OBJECTIVE_PAPERS, "mask") else "train"
-        counts = {first: training.get("num_train_rows"), "retain": training.get("num_retain_rows")}
-        return {name: {"rows": count} for name, count in counts.items() if count is not None}
+        """Descriptions of the row sets, see [`~data.provenance.describe_rows`]."""
+        return self.run.training.get("data", {})
 
     @property
     def rows(self) -> dict[str, str]:
@@ -166,7 +162,8 @@ class Facts:
 
     @property
     def objective_paper(self) -> Paper | None:
-        return OBJECTIVE_PAPERS.get(self.objective) if self.is_trained else None
+        paper = self.run.training.get("paper")
+        return Paper(**paper) if paper and self.is_trained else None
 
     @property
     def score_paper(self) -> Paper | None:

@@ -110,7 +110,8 @@ class MaskMixin(HubPushes, WholeSaves):
             columns = set(self.attributed_dataset.column_names or ())
             check_mask_config(mask_config, self.model, columns >= set(self.attributed_columns), retain_dataset)
         revision = (vars(self.args).get("model_init_kwargs") or {}).get("revision")
-        rows = {self.train_set: given.get("train_dataset"), "forget": forget_dataset, "retain": retain_dataset}
+        rows = {self.train_set: given.get("train_dataset"), "retain": retain_dataset}
+        rows |= {} if forget_dataset is None else {"forget": forget_dataset}
         rows = {name: dataset for name, dataset in rows.items() if isinstance(dataset, Dataset)}
         self.given = Given(given.get("model", self.model), revision, rows)
         if self.mask is not None:

@@ -1,7 +1,7 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from ..data.provenance import describe_rows, model_commit
 from ..files.atomic import write_json
 from ..files.run_folder import REPORT_FILE
+from ..papers import Paper
 from .mask_options import MaskOptions, base_config
 
 OPTIONS = (  # that decide what a run becomes
@@ -90,6 +91,7 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
     adapters = trainer.model.active_peft_config if isinstance(trainer.model, PeftModel) else None
     return {
         "objective": objective or trainer._name,
+        "paper": None if objective else _paper(trainer),
         "base_model": base,
         "base_revision": trainer.given.base_revision,
         "base_is_local": os.path.isdir(base),
@@ -105,6 +107,11 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "versions": {name: version(name) for name in _PACKAGES},
         "cost": _cost(trainer),
     }
+
+
+def _paper(trainer) -> dict[str, str] | None:
+    """What the card cites. TRL's own trainers keep a text instead, which says no authors apart."""
+    return asdict(trainer._paper) if isinstance(getattr(trainer, "_paper", None), Paper) else None
 
 
 def reported_options(args: TrainingArguments) -> list[str]:

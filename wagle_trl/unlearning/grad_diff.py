@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..losses.objectives import cross_entropy
+from ..papers import Paper
 from .base import UnlearningConfig, UnlearningTrainer
 from .batch import UnlearningBatch
 
@@ -27,6 +28,10 @@ class GradDiffTrainer(UnlearningTrainer):
 
     _name = "GradDiff"
     _tag_names = ["trl", "wagle-trl", "unlearning", "grad-diff"]
+    # TOFU (2401.06121) gave gradient difference its name, and took it from here
+    _paper = Paper(
+        "2203.12817", "Continual Learning and Private Unlearning", "Liu, Bo and Liu, Qiang and Stone, Peter"
+    )
     config_class = GradDiffConfig
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:

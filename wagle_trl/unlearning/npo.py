@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..losses.objectives import npo_loss
+from ..papers import Paper
 from .base import UnlearningConfig, UnlearningTrainer
 from .batch import UnlearningBatch
 
@@ -48,6 +49,11 @@ class NPOTrainer(UnlearningTrainer):
 
     _name = "NPO"
     _tag_names = ["trl", "wagle-trl", "unlearning", "npo"]
+    _paper = Paper(
+        "2404.05868",
+        "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
+        "Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song",
+    )
     config_class = NPOConfig
     reference = "log_probs"
 
