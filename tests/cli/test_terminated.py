@@ -75,6 +75,7 @@ def test_a_signal_is_one_line_and_leaves_nothing_half(command, number, moments, 
     argv, (code, word) = arguments(WRITERS[command].line, inputs, disk), CODES[number]
 
     def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
         changes = Changes(disk)
         start(disk, command, inputs)
         changes.expect(None, None)
@@ -115,6 +116,7 @@ def test_a_signal_in_training_ends_workers_without_a_word(number, everybody, inp
         return step(*args, **options)
 
     def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setpgid(0, 0)
         found, lines, err = call([*argv, "--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true"])
         code, word = CODES[number]

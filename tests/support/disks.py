@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # of sched.h
 _REMOUNT, _PRIVATE_ALL = 0x20, 0x4000 | 0x40000  # of sys/mount.h
@@ -82,6 +83,7 @@ def in_a_process(work: Callable[[], str | None]) -> None:
     child = os.fork()
     if child == 0:
         os.close(reader)
+        torch.set_num_threads(torch.get_num_threads())  # a new pool, before two threads ask for one at once
         try:
             said = work() or ""
         except BaseException:

@@ -115,7 +115,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def check_what_is_left(disk: Path, before: dict[str, bytes], command: str) -> None:
     """What was there is there, or as new as all that belongs to it; nothing is half there, or hidden."""
     left = contents(disk)
-    assert not [name for name in left if any(part.startswith(".") for part in Path(name).parts)]
+    hidden = [name for name in left if any(part.startswith(".") for part in Path(name).parts)]
+    assert not hidden, hidden
     for folder in {(disk / name).parent for name in left}:
         manifest = Manifest.read(folder)
         assert manifest is None or not manifest.changed(folder)

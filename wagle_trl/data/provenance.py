@@ -6,14 +6,13 @@ import json
 import os
 import re
 import secrets
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import constants, try_to_load_from_cache
 
-from ..files.atomic import sync
+from ..files.atomic import sync, temporary_folder
 from ..files.run_folder import KEY_FILE
 
 _KEY_BYTES = 32
@@ -66,20 +65,18 @@ def secret_key(folder: str | os.PathLike) -> bytes:
 
 def _make_key(path: Path) -> None:
     """Not by `atomic_path`: the file is private, and of two processes that make one, the first wins and both use it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{KEY_FILE}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(_KEY_BYTES) + "\n")
-        sync(Path(name))
+    with temporary_folder(path.parent) as folder:
+        made = folder / path.name
+        made.touch(mode=0o600)
+        made.write_text(secrets.token_hex(_KEY_BYTES) + "\n", encoding="ascii")
+        sync(made)
         try:
-            os.link(name, path)
+            os.link(made, path)
         except FileExistsError:
             pass
         except OSError:  # a disk without links
-            os.replace(name, path)
+            os.replace(made, path)
         sync(path.parent)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _as_json(row: dict[str, Any]) -> bytes:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -212,7 +211,7 @@ def check_writable(output_dir: str) -> None:
     """`output_dir` must be a folder that files can be written to; it is made if need be."""
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=output_dir):
+        with temporary_folder(Path(output_dir)):
             pass
     except OSError as error:
         raise ValueError(f"Cannot write to output_dir '{output_dir}': {error.strerror}.") from error

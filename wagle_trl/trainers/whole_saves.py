@@ -4,7 +4,7 @@ import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,15 @@ class WholeSaves:
 
     def finish_saves(self) -> None:
         """Wait until the last checkpoint is whole and on the disk; an `OSError` if it could not be."""
-        marking, self._marking = self._marking, None
-        if marking is not None:
-            marking.result()
+        if self._marking is None:
+            return
+        try:
+            self._marking.result()
+        except KeyboardInterrupt:
+            wait([self._marking])  # a checkpoint is not left half way
+            raise
+        finally:
+            self._marking = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]."""
