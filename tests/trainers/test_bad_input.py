@@ -9,7 +9,7 @@ from accelerate import DistributedType
 from datasets import Dataset, DatasetDict
 
 from wagle_trl import MaskConfig, NPOConfig, NPOTrainer, WeightMask
-from wagle_trl.trainers import masked
+from wagle_trl.trainers import mask_mixin
 from wagle_trl.trainers.checks import check_accelerator
 
 KINDS = ["npo", "grad_diff"]
@@ -289,7 +289,7 @@ def test_errors_come_before_attribution(make_trainer, monkeypatch, forget_rows, 
     def refuse(*args, **kwargs):
         raise AssertionError("long work began")
 
-    monkeypatch.setattr(masked, "compute_mask", refuse)
+    monkeypatch.setattr(mask_mixin, "compute_mask", refuse)
     for arguments in (
         dict(retain_dataset=forget_rows),
         dict(mask_config=MaskConfig(mask_scope=["nothing"])),

@@ -62,6 +62,7 @@ class KilledAtSave(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == LAST and not self.kills:
+            self.trainer.finish_saves()  # a copy of this process has no thread that would
             self.kills = after_every_kill(lambda: self.save(model), self.folder, self.examine)
 
     def save(self, model):

@@ -486,4 +486,8 @@ def test_an_objective_of_ones_own_is_one_class_and_reaches_report_and_card(
     trainer.create_model_card()
     report, card = json.loads((out / "wagle_report.json").read_text()), (out / "README.md").read_text()
     assert report["objective"] == "Ascent" and report["options"]["share"] == 0.25
-    assert re.search(r"share *\| *0.25", card) and "[arXiv 2501.00001]" in card and "author        = {Climber, Ann}" in card
+    assert (
+        re.search(r"share *\| *0.25", card)
+        and "[arXiv 2501.00001]" in card
+        and "author        = {Climber, Ann}" in card
+    )

@@ -35,10 +35,10 @@ from .mask_options import MaskOptions
 
 @dataclass
 class MaskedSFTConfig(MaskOptions, SFTConfig):
-    __doc__ = rf"""
-    Configuration class for the [`MaskedSFTTrainer`]: that of [`~trl.SFTConfig`], but `bf16` defaults to whether the
-    device has it, so that the same script runs on a CPU.
-    {MaskOptions.__doc__.partition("DPOConfig)`.")[2]}"""
+    r"""
+    Configuration class for the [`MaskedSFTTrainer`]: [`~trl.SFTConfig`] with [`~trainers.mask_options.MaskOptions`], but
+    `bf16` defaults to whether the device has it, so that the same script runs on a CPU.
+    """
 
     def __post_init__(self):
         if self.bf16 is None and not is_torch_bf16_gpu_available():
