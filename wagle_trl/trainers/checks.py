@@ -13,7 +13,8 @@ from ..attribution.selection import num_to_select
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
-from ..optim.compact_state import STATE_BITS, check_dtype
+from ..optim.compact_state import check_dtype
+from ..optim.masked_adamw import STATE_BITS
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:

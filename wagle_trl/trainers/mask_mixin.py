@@ -261,7 +261,7 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._masked_optimizer is not None and "grad_norm" in logs:
-            logs["grad_norm"] = self._grad_norm
+            logs["grad_norm"] = self._masked_optimizer.last_grad_norm
             logs["selected_moved"] = self._moved.share()
         super().log(logs, start_time)
 
