@@ -26,6 +26,7 @@ from transformers.utils import logging
 import wagle_kernels
 from wagle_kernels import ScoreSpec
 
+from ..distributed import rank
 from ..losses.per_sample import SampleLosses, sample_losses
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
@@ -179,8 +180,7 @@ def _scratch(folder: str | Path | None) -> Iterator[Path]:
         with TemporaryDirectory(prefix="wagle-attribution-") as temporary:
             yield Path(temporary)
     else:
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        scratch = Path(folder, f"{SCRATCH_FOLDER}-{rank}")
+        scratch = Path(folder, f"{SCRATCH_FOLDER}-{rank()}")
         yield scratch
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -17,6 +17,7 @@ from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask
 from ..data.formats import tokenize_row
 from ..deltas.delta import SparseDelta, weights_fingerprint
+from ..distributed import broadcast_, world_size
 from ..files.atomic import check_writable, staging_folder
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..losses.per_sample import Batch, SampleLosses, sample_losses
@@ -229,10 +230,10 @@ class MaskMixin(HubPushes, WholeSaves):
                 progress=not self.args.disable_tqdm,
             )
         self.mask.info |= self._origin
-        if self.accelerator.num_processes > 1:  # gradients may differ in the last bit between processes
+        if world_size() > 1:  # gradients may differ in the last bit between processes
             self.mask = self.mask.to(self.args.device)
             for bits in self.mask.bits.values():
-                torch.distributed.broadcast(bits, src=0)
+                broadcast_(bits)
         if self.args.should_save and not holds_save(Path(self.args.output_dir)):
             self.mask.save(self.args.output_dir)
         return self.mask
