@@ -28,6 +28,7 @@ import wagle_kernels
 from benchmarks.environment import ROOT, write_result
 from wagle_trl.deltas.delta import SparseDelta
 from wagle_trl.files.tensor_file import LazyTensors, write_tensors
+from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
 
 CONFIG = dict(
@@ -72,7 +73,7 @@ def random_mask(shapes: dict[str, tuple[int, ...]], density: float) -> WeightMas
         for name, shape in shapes.items()
         if ".layers." in name
     }
-    return WeightMask(bits, shapes, {"score": "random", "base_model": "base"})
+    return WeightMask(bits, shapes, MaskInfo(score="random", base_model="base"))
 
 
 def write_pair(folder: Path, layers: int) -> None:

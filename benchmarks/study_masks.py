@@ -138,7 +138,7 @@ def _rows(parameters, values: Statistics, density: float) -> WeightMask:
 def _joined(masks) -> WeightMask:
     parts = list(masks)
     bits = {name: bits for part in parts for name, bits in part.bits.items()}
-    return WeightMask(bits, {name: shape for part in parts for name, shape in part.shapes.items()}, {})
+    return WeightMask(bits, {name: shape for part in parts for name, shape in part.shapes.items()})
 
 
 BUDGETS = {"global": _global, "parameter": _by_parameter, "rows": _rows}

@@ -17,7 +17,7 @@ PACKAGES = ("wagle_kernels", "wagle_trl")
 
 FLOORS = (
     ("wagle_kernels",),
-    ("text", "terminal", "papers", "data", "losses", "files"),
+    ("text", "terminal", "papers", "data", "losses", "files", "distributed"),
     ("masks", "memory"),
     ("attribution", "optim", "deltas", "evaluation", "comparison"),
     ("planning", "hub"),

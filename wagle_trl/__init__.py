@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .attribution.scores import SCORES
     from .deltas.delta import SparseDelta
     from .hub.load import load_unlearned
+    from .masks.info import MaskInfo
     from .masks.mask import WeightMask
     from .optim.masked_adamw import MaskedAdamW
     from .trainers.mask_mixin import MaskMixin
@@ -36,6 +37,7 @@ _HOMES = {
     "GradDiffConfig": ".unlearning.grad_diff",
     "GradDiffTrainer": ".unlearning.grad_diff",
     "MaskConfig": ".attribution.config",
+    "MaskInfo": ".masks.info",
     "MaskMixin": ".trainers.mask_mixin",
     "MaskOptions": ".trainers.mask_options",
     "MaskedAdamW": ".optim.masked_adamw",
@@ -66,6 +68,7 @@ __all__ = [
     "GradDiffConfig",
     "GradDiffTrainer",
     "MaskConfig",
+    "MaskInfo",
     "MaskMixin",
     "MaskOptions",
     "MaskedAdamW",

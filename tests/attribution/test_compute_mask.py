@@ -1,7 +1,5 @@
 """Statistics against a plain loop of autograd over single rows; masks against the formulas on whole tensors."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from wagle_trl.attribution.config import MaskConfig
 from wagle_trl.attribution.scores import SCORES
 from wagle_trl.attribution.statistics import accumulate_statistic
 from wagle_trl.losses.per_sample import sample_losses
+from wagle_trl.masks.info import UNKNOWN_REVISION
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.masks.scope import scope_parameters
 
@@ -336,8 +335,8 @@ def test_balanced_gamma_is_the_ratio_of_the_means(setting):
     mask, _ = compute_mask(model, batched(forget, 3), batched(retain, 4), MaskConfig("wagle"), progress=False)
     parameters = scope_parameters(model)
     r = flat(by_single_rows(model, parameters, retain, 1))
-    assert mask.info["gamma"] == "balanced"
-    assert float(mask.info["scale"]) == pytest.approx(float(r.abs().mean() / flat(parameters).abs().mean()), rel=1e-5)
+    assert mask.info.gamma == "balanced"
+    assert mask.info.scale == pytest.approx(float(r.abs().mean() / flat(parameters).abs().mean()), rel=1e-5)
 
 
 def test_a_given_gamma_is_used_as_it_is(setting):
@@ -346,7 +345,7 @@ def test_a_given_gamma_is_used_as_it_is(setting):
     mask, _ = compute_mask(model, batched(forget, 3), batched(retain, 4), config, progress=False)
     parameters = scope_parameters(model)
     f, r = (flat(by_single_rows(model, parameters, pairs, 1)) for pairs in (forget, retain))
-    assert float(mask.info["scale"]) == 0.003
+    assert mask.info.scale == 0.003
     assert jaccard_of(mask, top(((flat(parameters) - r / 0.003) * f).abs(), mask.num_selected)) > 0.995
 
 
@@ -375,7 +374,7 @@ def test_official_gamma_gives_the_published_mask(size, density, setting):
     config = MaskConfig("wagle", mask_gamma="official", mask_density=density)
     mask, report = compute_mask(model, forget, retain, config, progress=False)
     assert jaccard_of(mask, ranks < k) > 0.995  # 1.000 but for rounding at the threshold
-    assert float(mask.info["scale"]) == 1e-6
+    assert mask.info.scale == 1e-6
     assert jaccard_of(mask, top((f * r).abs(), k)) > 0.999  # degenerate: the weights have no say
     assert report["jaccard"]["|g_f*g_r|"] > 0.999
     balanced, _ = compute_mask(model, forget, retain, MaskConfig("wagle", mask_density=density), progress=False)
@@ -413,12 +412,12 @@ def test_a_mask_says_how_it_was_made(setting, tmp_path):
     mask, report = compute_mask(model, batched(forget, 3), batched(retain, 3), config, progress=False)
     info = WeightMask.load(mask.save(tmp_path)).info
     assert info == mask.info
-    assert report["info"] == {key: value for key, value in info.items() if key != "jaccard"}
-    assert report["jaccard"] == json.loads(info["jaccard"])
-    assert (info["score"], info["seed"], info["base_model"]) == ("ratio", "7", "org/base")
-    assert (json.loads(info["scope"]), json.loads(info["exclude"])) == (["*mlp*"], ["*.0.*"])
-    assert {"wagle-trl", "torch", "transformers"} == set(json.loads(info["versions"]))
-    assert float(info["threshold"]) > 0
+    assert report["info"] == {key: text for key, text in info.to_metadata().items() if key != "jaccard"}
+    assert report["jaccard"] == info.jaccard
+    assert (info.score, info.seed, info.base_model, info.base_revision) == ("ratio", 7, "org/base", UNKNOWN_REVISION)
+    assert (info.scope, info.exclude) == (("*mlp*",), ("*.0.*",))
+    assert {"wagle-trl", "torch", "transformers"} == info.versions.keys()
+    assert info.threshold > 0 and info.others == {}
     mask.check(model)
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from wagle_kernels import ScoreSpec
 from wagle_trl.attribution.report import draw_masks, mask_report, plot_mask, plot_masks, report_tables, rival_overlaps
 from wagle_trl.attribution.selection import Scored, select
 from wagle_trl.files.run_folder import MASK_FILE
+from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
 
 from ..support.fuzzing import check_shown
@@ -19,7 +21,7 @@ from ..support.fuzzing import check_shown
 SHAPES = {f"model.layers.{i}.{part}.weight": (20, 9) for i in range(3) for part in ("mlp.up_proj", "self_attn.q_proj")}
 SHAPES["model.norm.weight"] = (11,)
 SELF = {"gradient": "|g_f|", "snip": "|theta*g_f|", "product": "|g_f*g_r|", "magnitude": "|theta|"}
-INFO = {"score": "wagle", "scale": "0.05"}
+INFO = MaskInfo(score="wagle", scale=0.05)
 
 
 def scored_by(formula, scale=1.0, forget=True, retain=True, seed=0):
@@ -88,13 +90,13 @@ def test_a_report_has_its_fields_and_is_json(mask):
     assert set(report) == fields
     assert (report["num_selected"], report["numel"]) == (109, 6 * 180 + 11)
     assert report["density"] == 109 / 1091
-    assert report["info"] == mask.info
+    assert report["info"] == mask.info.to_metadata()
     assert list(report["density_by_layer"]) == ["0", "1", "2", "-"]
     assert list(report["density_by_module"]) == ["mlp.up_proj.weight", "self_attn.q_proj.weight", "model.norm.weight"]
 
 
 def test_tables_print_what_the_report_holds(mask):
-    mask.info["jaccard"] = json.dumps({"|g_f|": 0.25, "|g_f*g_r|": None})
+    mask.info = replace(mask.info, jaccard={"|g_f|": 0.25, "|g_f*g_r|": None})
     report = mask_report(mask)
     console = Console(width=100, record=True, file=io.StringIO())
     for table in report_tables(report):
@@ -164,7 +166,7 @@ def test_masks_share_one_scale_of_colours(mask):
 @pytest.mark.parametrize("score", ["[/x]", r"$\frac$", "$", "\x1b[2J\u202e", "_", "x" * 500, "a\nb"], ids=ascii)
 def test_a_score_of_a_hostile_name_is_drawn_and_shown_like_any_other(score, tmp_path):
     masks = {name: torch.ones(2, 3) for name in ("model.layers.0.$\\frac$.weight", "b" * 900, "[/x]")}
-    mask = WeightMask.from_dense(masks, {"score": score})
+    mask = WeightMask.from_dense(masks, MaskInfo(score=score))
     figure = draw_masks([(score, mask)])
     title, count = figure.axes[0].get_title().split("\n")
     assert title.isprintable() and len(title) < 80 and count == "18 of 18 weights"
@@ -176,6 +178,6 @@ def test_a_score_of_a_hostile_name_is_drawn_and_shown_like_any_other(score, tmp_
     ("name", "text"), [("jaccard", "[1]"), ("jaccard", '{"a": "b"}'), ("versions", "{"), ("versions", '{"a": 1}')]
 )
 def test_a_mask_whose_information_has_another_shape_is_refused(name, text, tmp_path):
-    path = WeightMask.from_dense({"a": torch.ones(3)}, {name: text}).save(tmp_path)
+    path = WeightMask.from_dense({"a": torch.ones(3)}, MaskInfo(others={name: text})).save(tmp_path)
     with pytest.raises(ValueError, match=f"{MASK_FILE}: {name}"):
         WeightMask.load(path)

@@ -11,6 +11,7 @@ from wagle_kernels import ScoreSpec, triton_ops
 from wagle_kernels.reference import chunking
 from wagle_trl.attribution import selection
 from wagle_trl.attribution.selection import Scored, find_threshold, select
+from wagle_trl.masks.info import MaskInfo
 
 # Few distinct values, so that most scores are tied: zeros, subnormals, neighbours, the largest finite
 TIED = [0.0, 1e-45, 3e-45, 1e-40, 1.1754944e-38, 1.0, 1.0000001, 2.0, 3e38, 3.4028235e38]
@@ -195,8 +196,8 @@ def test_the_threshold_is_the_kth_largest_score():
 
 
 def test_the_mask_carries_its_threshold_and_info():
-    mask = select(scored_by([1.0, 2.0, 3.0, 4.0]), 0.5, {"score": "gradient"})
-    assert mask.info == {"score": "gradient", "threshold": "3.0"}
+    mask = select(scored_by([1.0, 2.0, 3.0, 4.0]), 0.5, MaskInfo(score="gradient"))
+    assert mask.info == MaskInfo(score="gradient", threshold=3.0)
 
 
 def test_random_masks_do_not_depend_on_how_weights_are_cut_into_parameters():

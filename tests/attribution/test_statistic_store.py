@@ -323,7 +323,7 @@ def test_other_losses_do_not_take_up_the_files(tiny_model, tmp_path):
     model, config = tiny_model(), configured("gradient", sweeps=2)
     run_in(tmp_path, model, config, cut_at="selection")
     mask = run(model, config, losses=doubled, folder=tmp_path)
-    assert float(mask.info["threshold"]) == 2 * float(run(model, config).info["threshold"])
+    assert mask.info.threshold == 2 * run(model, config).info.threshold
 
 
 @pytest.mark.parametrize("sweeps", [1, 2, 100])

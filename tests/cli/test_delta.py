@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import HfApi
@@ -22,7 +23,7 @@ def requests(saved_model, tmp_path):
     folders = []
     for seed in range(2):
         model, mask = unlearned(loaded(saved_model), 0.2, seed)
-        mask.info["base_model"] = saved_model
+        mask.info = replace(mask.info, base_model=saved_model)
         folders.append(str(tmp_path / f"request-{seed}"))
         model.save_pretrained(folders[-1])
         mask.save(folders[-1])
@@ -148,14 +149,14 @@ def moved_on(tiny_model, hub, tmp_path, monkeypatch):
         before.push_to_hub("user/base")
         commits.setdefault("base", HfApi().repo_info("user/base").sha)
         model, mask = unlearned(before)
-        mask.info["base_revision"] = HfApi().repo_info("user/base").sha
+        mask.info = replace(mask.info, base_revision=HfApi().repo_info("user/base").sha)
         model.push_to_hub("user/model")
         SparseDelta.from_model(model, mask, weights_fingerprint(before)).push_to_hub("user/delta")
         commits |= (
             {} if before is other else {what: HfApi().repo_info(f"user/{what}").sha for what in ("model", "delta")}
         )
     model, mask = unlearned(base)
-    mask.info["base_revision"] = commits["base"]
+    mask.info = replace(mask.info, base_revision=commits["base"])
     model.save_pretrained("out")
     mask.save("out")
     return commits

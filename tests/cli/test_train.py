@@ -13,6 +13,7 @@ from wagle_trl.cli.arguments import FineTuningData, UnlearningData
 from wagle_trl.cli.main import main
 from wagle_trl.cli.parser import parse
 from wagle_trl.cli.train import option_types
+from wagle_trl.masks.info import MaskInfo
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 
@@ -81,7 +82,7 @@ def test_a_saved_mask_is_used_as_it_is(saved_model, data, quick, tmp_path, capsy
 def test_a_run_ends_well_whatever_its_mask_calls_itself(saved_model, data, quick, tmp_path, capsys):
     hostile = "[/x]$\\frac$\x1b[2J\u202e"
     masks = {name: torch.rand(value.shape) < 0.1 for name, value in weights(saved_model).items() if "mlp" in name}
-    WeightMask.from_dense(masks, {"score": hostile, "base_model": hostile}).save(tmp_path)
+    WeightMask.from_dense(masks, MaskInfo(score=hostile, base_model=hostile)).save(tmp_path)
     assert main(["npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     shown = captured.out + captured.err + (tmp_path / "out" / "README.md").read_text()
@@ -147,7 +148,7 @@ def test_without_json_tables_are_printed(saved_model, data, quick, capsys):
 def test_a_mask_of_other_weights_is_refused_before_training(saved_model, data, quick, tmp_path, tiny_model, capsys):
     mask = WeightMask.from_dense(
         {name: torch.ones_like(p, dtype=torch.bool) for name, p in tiny_model().named_parameters()},
-        {"fingerprint": "0" * 16},
+        MaskInfo(fingerprint="0" * 16),
     )
     mask.save(tmp_path / "other")
     code = main(["npo", "--model_name_or_path", saved_model, *data, *quick, "--mask", str(tmp_path / "other")])

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from wagle_trl import WeightMask
 from wagle_trl.cli.main import main
+from wagle_trl.masks.info import MaskInfo
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def unlearned_folder(saved_model, tmp_path):
                 masks[name] = torch.arange(parameter.numel()).view(parameter.shape) % 10 == 0
                 parameter[masks[name]] += 0.25
     model.save_pretrained(folder)
-    WeightMask.from_dense(masks, {"score": "random", "base_model": saved_model}).save(folder)
+    WeightMask.from_dense(masks, MaskInfo(score="random", base_model=saved_model)).save(folder)
     return str(folder)
 
 

@@ -9,13 +9,14 @@ from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.deltas.delta import weights_fingerprint
 from wagle_trl.deltas.merging import merge_deltas
 from wagle_trl.files.tensor_file import bit_patterns
+from wagle_trl.masks.info import MaskInfo
 
 SHAPE = (6, 9)
 
 
 def delta_of(selected, values, dtype=torch.float32, fingerprint="base", old=None):
     """Delta of one matrix: boolean mask and dense values."""
-    mask = WeightMask.from_dense({"w": selected}, {"score": "random", "base_model": "user/base"})
+    mask = WeightMask.from_dense({"w": selected}, MaskInfo(score="random", base_model="user/base"))
     return SparseDelta(
         mask,
         {"w": values[selected].to(dtype)},
@@ -121,8 +122,8 @@ def test_deltas_of_different_scopes_merge_in_model_order():
 def test_a_merged_mask_says_what_it_was_merged_from():
     first, second = random_delta(0), random_delta(1)
     info = merge_deltas([first, second]).delta.mask.info
-    assert info["base_model"] == "user/base"
-    assert (info["score"], info["merged"]) == (
+    assert info.base_model == "user/base"
+    assert (info.score, info.merged) == (
         "merged",
         f"{first.num_selected} by random, {second.num_selected} by random",
     )

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def export(tmp_path):
 
     def run(base, model, mask, folder="adapter"):
         base.save_pretrained(tmp_path / "base")
-        mask.info["base_model"] = str(tmp_path / "base")
+        mask.info = replace(mask.info, base_model=str(tmp_path / "base"))
         delta = SparseDelta.from_model(model, mask, weights_fingerprint(base))
         return delta, export_adapter(delta, Checkpoint(tmp_path / "base"), tmp_path / folder)
 

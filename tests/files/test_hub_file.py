@@ -1,6 +1,7 @@
 """Masks and deltas on the Hub and in folders, by the methods of the Hub's own mixin."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from wagle_trl import SparseDelta, WeightMask
 from wagle_trl.deltas.delta import weights_fingerprint
-from wagle_trl.files.hub_file import public_info
+from wagle_trl.files.hub_file import public_base
+from wagle_trl.masks.info import UNKNOWN_REVISION, MaskInfo
 
 from ..support.deltas import unlearned
 
@@ -19,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def mask():
     generator = torch.Generator().manual_seed(0)
-    return WeightMask.from_dense({"w": torch.rand(7, 9, generator=generator) < 0.3}, {"score": "wagle", "seed": "0"})
+    return WeightMask.from_dense({"w": torch.rand(7, 9, generator=generator) < 0.3}, MaskInfo(score="wagle", seed=0))
 
 
 @pytest.fixture
@@ -104,11 +106,10 @@ def test_a_card_stays_whatever_name_and_patterns_are_given(ignored, mask, hub, t
 
 
 def test_a_card_says_what_the_file_holds_and_how_to_load_it(saved, hub):
-    public = {"base_model": "org/base", "base_revision": COMMIT, "score": "`wagle`\n# x"}
-    getattr(saved, "mask", saved).info |= public
+    counted = saved.selection
+    counted.info = replace(counted.info, base_model="org/base", base_revision=COMMIT, score="`wagle`\n# x")
     saved.push_to_hub("user/repo")
     card = ModelCard.load("user/repo")
-    counted = getattr(saved, "mask", saved)
     assert f"{counted.num_selected:,} of the {counted.numel:,} weights in scope (" in card.text
     assert "score `wagle # x`" in card.text and "https://huggingface.co/org/base" in card.text
     how = 'load_unlearned("user/repo")' if saved is not counted else 'WeightMask.from_pretrained("user/repo")'
@@ -119,19 +120,16 @@ def test_a_card_says_what_the_file_holds_and_how_to_load_it(saved, hub):
 
 def test_a_base_that_is_a_folder_is_not_named_in_file_or_card(saved, hub, tmp_path):
     folder = str(tmp_path / "base")
-    getattr(saved, "mask", saved).info |= {"base_model": folder, "base_revision": "None"}
+    mask = saved.selection
+    mask.info = replace(mask.info, base_model=folder, base_revision=UNKNOWN_REVISION)
     saved.push_to_hub("user/repo")
     for name in HfApi().list_repo_files("user/repo"):
         assert folder.encode() not in hub.repositories["user/repo"].files("main")[name].content
     assert ModelCard.load("user/repo").data.base_model is None
     saved.push_to_hub("user/named", base_model="org/base")
     loaded = type(saved).from_pretrained("user/named")
-    assert (
-        getattr(loaded, "mask", loaded).info["base_model"]
-        == ModelCard.load("user/named").data.base_model
-        == "org/base"
-    )
-    assert getattr(saved, "mask", saved).info["base_model"] == folder
+    assert loaded.selection.info.base_model == ModelCard.load("user/named").data.base_model == "org/base"
+    assert mask.info.base_model == folder
 
 
 def test_old_values_stay_at_home(delta, hub, tmp_path):
@@ -140,7 +138,7 @@ def test_old_values_stay_at_home(delta, hub, tmp_path):
     assert delta.old is not None and SparseDelta.load(tmp_path / "mine").old is not None
 
 
-HUB, FOLDER, OTHER = {"base_model": "a/b", "base_revision": COMMIT}, {}, {"base_model": "c/d"}
+HUB, FOLDER, OTHER = ("a/b", COMMIT), (None, None), ("c/d", None)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +149,8 @@ HUB, FOLDER, OTHER = {"base_model": "a/b", "base_revision": COMMIT}, {}, {"base_
         ("a/b", None, None, None, FOLDER),
         ("a/b", COMMIT, None, True, FOLDER),
         ("a/b", COMMIT, None, False, HUB),
-        ("a/b", None, None, False, {"base_model": "a/b"}),
-        ("gpt2", COMMIT, None, None, {"base_model": "gpt2", "base_revision": COMMIT}),
+        ("a/b", None, None, False, ("a/b", None)),
+        ("gpt2", COMMIT, None, None, ("gpt2", COMMIT)),
         ("here/base", COMMIT, None, None, FOLDER),
         ("/a/b", COMMIT, None, False, FOLDER),
         ("a/b/c", COMMIT, None, False, FOLDER),
@@ -170,9 +168,7 @@ def test_only_a_base_that_came_from_the_hub_is_named(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "base").mkdir(parents=True)
-    info = {"base_model": name, "base_revision": revision, "seed": "0"}
-    known = {key: value for key, value in info.items() if value is not None}
-    assert public_info(known, base_model, is_local) == expected | {"seed": "0"}
+    assert public_base(name, revision, base_model, is_local) == expected
 
 
 @pytest.mark.parametrize("name", ["/a/b", "a/b/c", "here/base"])
@@ -180,7 +176,7 @@ def test_a_path_is_no_name_of_a_base(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "base").mkdir(parents=True)
     with pytest.raises(ValueError, match=f"'{name}' is a path here; give the name of the base model on the Hub"):
-        public_info({}, name)
+        public_base(None, None, name)
 
 
 @pytest.mark.parametrize("name", ["/none", "./none", "none/", "a/b/none", "none/wagle_mask.safetensors", "../none"])

@@ -1,7 +1,7 @@
 import json
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from wagle_trl.deltas.delta import SparseDelta
 from wagle_trl.deltas.merging import merge_deltas
 from wagle_trl.hub import card as card_module
 from wagle_trl.hub.card import base_licence, model_card, read_card
+from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
 
 from ..support.fuzzing import check_lines
@@ -62,7 +63,7 @@ def mask() -> WeightMask:
     """Two of 24 weights of two layers and a norm."""
     dense = {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(2, 5) for i in range(2)}
     dense["model.layers.1.mlp.up_proj.weight"][0, :2] = 1
-    info = {"score": "wagle", "gamma": "balanced", "scope": "null", "exclude": '["*bias*"]', "eps": "1.0"}
+    info = MaskInfo(score="wagle", gamma="balanced", eps=1.0, scope=(), exclude=("*bias*",))
     return WeightMask.from_dense(dense | {"model.norm.weight": torch.zeros(4)}, info)
 
 
@@ -383,7 +384,7 @@ def test_unseen_rows_are_not_of_tofu(make_folder):
 def delta(mask) -> SparseDelta:
     """New values of the two weights."""
     new = {name: torch.ones(mask.num_selected_of(name)) for name in mask.bits}
-    info = mask.info | {"base_model": "user/base", "base_revision": COMMIT}
+    info = replace(mask.info, base_model="user/base", base_revision=COMMIT)
     return SparseDelta(WeightMask(mask.bits, mask.shapes, info), new, dict.fromkeys(mask.bits, torch.float32), "ab")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from wagle_trl.files.checkpoint import Checkpoint
 from wagle_trl.files.manifest import Manifest
 from wagle_trl.hub.load import base_of, checkpoint_of
 from wagle_trl.hub.publish import publish
+from wagle_trl.masks.info import UNKNOWN_REVISION
 
 from ..support.deltas import same_weights, unlearned
 
@@ -33,7 +35,7 @@ def run(tiny_model, tiny_tokenizer, tmp_path, hub):
     model, mask = unlearned(base)
     model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    mask.info["base_revision"] = HfApi().repo_info("user/base").sha
+    mask.info = replace(mask.info, base_revision=HfApi().repo_info("user/base").sha)
     mask.save(folder)
     base.save_pretrained(tmp_path / "base")
     delta_between(Checkpoint(tmp_path / "base"), Checkpoint(folder), mask, undo=True, progress=False).save(folder)
@@ -102,7 +104,7 @@ def test_a_published_mask_is_that_of_the_run(run):
     publish(run, "user/mask", CARD, what="mask")
     assert files_of("user/mask") == {"README.md", "wagle_mask.png", "wagle_mask.safetensors"}
     mask = WeightMask.from_pretrained("user/mask")
-    assert mask == WeightMask.load(run) and mask.info["base_model"] == "user/base"
+    assert mask == WeightMask.load(run) and mask.info.base_model == "user/base"
 
 
 def test_load_unlearned_makes_the_model_of_a_published_delta(run):
@@ -343,18 +345,18 @@ def write_report(folder, **report):
 
 def test_the_report_knows_whether_a_relative_path_was_a_folder(run):
     mask = WeightMask.load(run)
-    mask.info |= {"base_model": "patients/base", "base_revision": "None"}
+    mask.info = replace(mask.info, base_model="patients/base", base_revision=UNKNOWN_REVISION)
     mask.save(run)
     (run / "wagle_delta.safetensors").unlink()
     for report in ({"base_model": "patients/base", "base_is_local": True}, {}):
         write_report(run, **report)
         publish(run, "user/mask", CARD, what="mask")
-        assert "base_model" not in WeightMask.from_pretrained("user/mask").info
+        assert WeightMask.from_pretrained("user/mask").info.base_model is None
         with pytest.raises(ValueError, match="'patients/base' is not known to be on the Hub"):
             publish(run, "user/delta", CARD, what="delta")  # and the Hub is not asked for it
     write_report(run, base_model="patients/base", base_is_local=False)
     publish(run, "user/mask", CARD, what="mask")
-    assert WeightMask.from_pretrained("user/mask").info["base_model"] == "patients/base"
+    assert WeightMask.from_pretrained("user/mask").info.base_model == "patients/base"
 
 
 @pytest.fixture
@@ -393,7 +395,7 @@ def test_adapters_whose_base_came_from_the_hub_keep_its_name(adapters):
 
 def test_no_local_path_is_published(run, tmp_path):
     mask = WeightMask.load(run)
-    mask.info |= {"base_model": str(tmp_path / "base"), "base_revision": "None"}
+    mask.info = replace(mask.info, base_model=str(tmp_path / "base"), base_revision=UNKNOWN_REVISION)
     mask.save(run)
     (run / "wagle_delta.safetensors").unlink()
     with pytest.raises(
@@ -403,7 +405,7 @@ def test_no_local_path_is_published(run, tmp_path):
     publish(run, "user/delta", CARD, what="delta", base_model="user/base")
     publish(run, "user/model", CARD)
     assert same_weights(load_unlearned("user/delta"), AutoModelForCausalLM.from_pretrained(run, dtype="auto"))
-    assert "base_model" not in WeightMask.from_pretrained("user/model").info
+    assert WeightMask.from_pretrained("user/model").info.base_model is None
     for repo_id in ("user/delta", "user/model"):
         for name in files_of(repo_id):
             content = Path(HfApi().hf_hub_download(repo_id, name)).read_bytes()

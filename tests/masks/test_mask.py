@@ -14,6 +14,7 @@ from wagle_trl.files.run_folder import MASK_FILE
 from wagle_trl.files.tensor_file import LazyTensors
 from wagle_trl.masks.anatomy import layer_of, module_of
 from wagle_trl.masks.fingerprint import model_fingerprint
+from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
 
 SHAPES = {"model.layers.0.mlp.weight": (3, 5), "model.layers.1.mlp.weight": (4, 4), "model.norm.weight": (7,)}
@@ -26,7 +27,7 @@ def random_masks(seed=0, shapes=SHAPES, density=0.4):
 
 @pytest.fixture
 def mask():
-    return WeightMask.from_dense(random_masks(), {"score": "wagle", "seed": "0"})
+    return WeightMask.from_dense(random_masks(), MaskInfo(score="wagle", seed=0))
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_layer_and_module_come_from_the_name(name, layer, module):
 )
 def test_any_mask_survives_a_file(tmp_path_factory, shapes, seed):
     names = [f"layers.{i}.weight" for i in range(len(shapes))][::-1]
-    saved = WeightMask.from_dense(random_masks(seed, dict(zip(names, shapes))), {"score": "snip"})
+    saved = WeightMask.from_dense(random_masks(seed, dict(zip(names, shapes))), MaskInfo(score="snip"))
     loaded = WeightMask.load(saved.save(tmp_path_factory.mktemp("mask")))
     assert loaded == saved
     assert list(loaded.bits) == names  # model order, not the file's
@@ -141,7 +142,7 @@ def test_folder_and_file_name_load_the_same(mask, tmp_path):
     mask.save(tmp_path)
     loaded = WeightMask.load(tmp_path)
     assert loaded == WeightMask.load(tmp_path / MASK_FILE) == mask
-    assert loaded.info == {"score": "wagle", "seed": "0"}
+    assert loaded.info == MaskInfo(score="wagle", seed=0)
     assert WeightMask.load(loaded.save(tmp_path / "again.safetensors")).info == loaded.info
 
 
@@ -280,7 +281,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def mask_of(model, **info):
-    return WeightMask.from_dense({n: torch.rand(p.shape) < 0.1 for n, p in model.named_parameters()}, info)
+    return WeightMask.from_dense({n: torch.rand(p.shape) < 0.1 for n, p in model.named_parameters()}, MaskInfo(**info))
 
 
 def test_a_mask_fits_its_own_model(tiny_model):

@@ -340,6 +340,7 @@ def test_clipping_is_by_the_norm_of_the_selected_gradients(max_norm):
     selected = torch.cat([p.grad[mask.dense(name)] for name, p in model.named_parameters()])
     whole = torch.cat([p.grad.view(-1) for p in model.parameters()])
     norm = optimizer.clip_grad_norm_(max_norm)
+    assert optimizer.last_grad_norm == float(norm)
     torch.testing.assert_close(norm, selected.double().norm().float(), rtol=1e-5, atol=0)
     assert norm < 0.9 * whole.norm()
     optimizer.step()

@@ -6,6 +6,7 @@ import torch
 
 from wagle_trl import WeightMask
 from wagle_trl.files.tensor_file import bit_patterns
+from wagle_trl.masks.info import MaskInfo
 
 
 def unlearned(base, density=0.05, seed=0, names=None):
@@ -18,7 +19,7 @@ def unlearned(base, density=0.05, seed=0, names=None):
                 masks[name] = torch.rand(parameter.shape, generator=generator) < density
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter += (masks[name] * noise).to(parameter.dtype)
-    info = {"score": "random", "base_model": "user/base", "base_revision": "main"}
+    info = MaskInfo(score="random", base_model="user/base", base_revision="main")
     return model, WeightMask.from_dense(masks, info)
 
 

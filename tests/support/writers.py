@@ -3,7 +3,7 @@
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ def make_inputs(folder: Path, base, tokenizer) -> None:
     for seed in range(2):
         run = folder / f"run-{seed}"
         model, mask = unlearned(base, 0.2, seed)
-        mask.info["base_model"] = str(folder / "base")
+        mask.info = replace(mask.info, base_model=str(folder / "base"))
         SparseDelta.from_model(model, mask, weights_fingerprint(base), base).save(run)
         for save in (model.save_pretrained, tokenizer.save_pretrained, mask.save):
             save(run)

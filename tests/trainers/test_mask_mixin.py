@@ -224,7 +224,7 @@ def test_a_mask_is_computed_from_rows_to_forget_and_to_retain(kind, score, make,
         rows = {name: rows_of("reward", dataset, None) for name, dataset in rows.items()}
     trainer = make(kind, max_steps=1, mask_config=MaskConfig(score, 0.1), **rows)
     trainer.train()
-    assert trainer.mask.density == pytest.approx(0.1, abs=1e-3) and trainer.mask.info["score"] == score
+    assert trainer.mask.density == pytest.approx(0.1, abs=1e-3) and trainer.mask.info.score == score
     assert {"train", "forget", "retain"} == set(trainer.given.rows)
 
 

@@ -46,7 +46,7 @@ def test_push_to_hub_carries_model_mask_picture_and_card_only(make_trainer, smal
     assert same_weights(AutoModelForCausalLM.from_pretrained("user/unlearned", dtype="auto"), trainer.model)
     mask = WeightMask.from_pretrained("user/unlearned")
     assert mask == trainer.mask
-    assert mask.info["base_revision"] == HfApi().repo_info("user/base").sha
+    assert mask.info.base_revision == HfApi().repo_info("user/base").sha
     data = ModelCard.load("user/unlearned").data
     assert (data.base_model, data.base_model_relation) == ("user/base", "finetune")
     assert {"npo", "unlearning", "wagle-trl", "mine"} <= set(data.tags)

@@ -6,6 +6,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import SparseDelta
+from wagle_trl.masks.info import MaskInfo
 
 from ..support.deltas import same_weights
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_is_no_base(make_trainer, small_mask, tiny_model, tmp_path)
 def test_a_delta_names_its_base_whatever_its_mask_says(make_trainer, small_mask, tiny_model, tiny_tokenizer, tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     mask = make_trainer(mask_config=small_mask).compute_mask()
-    mask.info.clear()
+    mask.info = MaskInfo()
     trainer = make_trainer(model=str(tmp_path / "base"), mask=mask, save_delta=True)
     trainer.train()
     trainer.save_model()

@@ -26,8 +26,10 @@ from transformers.utils import logging
 import wagle_kernels
 from wagle_kernels import ScoreSpec
 
+from ..distributed import rank
 from ..losses.per_sample import SampleLosses, sample_losses
 from ..masks.fingerprint import model_fingerprint
+from ..masks.info import UNKNOWN_REVISION, MaskInfo
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
 from ..memory.available import free_memory
@@ -111,7 +113,7 @@ def compute_mask(
         mask = select(scored, config.mask_density, _info(model, config, scale))
         # The rivals are scores of gradients: of Fisher information they read the square root
         overlaps = rival_overlaps(mask, replace(scored, root=score.statistic == "fisher"))
-    mask.info["jaccard"] = json.dumps(overlaps)
+    mask.info = replace(mask.info, jaccard=overlaps)
     return mask, mask_report(mask)
 
 
@@ -179,8 +181,7 @@ def _scratch(folder: str | Path | None) -> Iterator[Path]:
         with TemporaryDirectory(prefix="wagle-attribution-") as temporary:
             yield Path(temporary)
     else:
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        scratch = Path(folder, f"{SCRATCH_FOLDER}-{rank}")
+        scratch = Path(folder, f"{SCRATCH_FOLDER}-{rank()}")
         yield scratch
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -199,19 +200,20 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("wagle-trl", "torch", "transformers")}
 
 
-def _info(model: nn.Module, config: MaskConfig, scale: float) -> dict[str, str]:
-    info = {
-        "score": config.mask_score,
-        "scale": repr(scale),
-        "gamma": config.mask_gamma,
-        "eps": repr(config.mask_eps),
-        "seed": str(config.mask_seed),
-        "scope": json.dumps(config.mask_scope),
-        "exclude": json.dumps(config.mask_exclude),
-        "fingerprint": model_fingerprint(model),
-        "versions": json.dumps(_versions()),
-    }
+def _info(model: nn.Module, config: MaskConfig, scale: float) -> MaskInfo:
+    base = {}
     if getattr(model, "config", None) and model.config._name_or_path:  # a plain or new model has no name
-        info["base_model"] = model.config._name_or_path
-        info["base_revision"] = str(getattr(model.config, "_commit_hash", None))
-    return info
+        base["base_model"] = model.config._name_or_path
+        base["base_revision"] = getattr(model.config, "_commit_hash", None) or UNKNOWN_REVISION
+    return MaskInfo(
+        score=config.mask_score,
+        scale=scale,
+        gamma=config.mask_gamma,
+        eps=config.mask_eps,
+        seed=config.mask_seed,
+        scope=tuple(config.mask_scope or ()),
+        exclude=tuple(config.mask_exclude or ()),
+        fingerprint=model_fingerprint(model),
+        versions=_versions(),
+        **base,
+    )

@@ -1,6 +1,5 @@
 """The anatomy of a mask: where its bits are, and which simpler scores would have chosen the same."""
 
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -44,15 +43,14 @@ def mask_report(mask: WeightMask) -> dict[str, Any]:
         `dict`: `num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer`, `density_by_module`, and
         `jaccard`, the overlaps of [`rival_overlaps`] that [`~attribution.compute_mask`] left in the mask.
     """
-    info = dict(mask.info)
     return {
         "num_selected": mask.num_selected,
         "numel": mask.numel,
         "density": mask.density,
         "density_by_layer": mask.density_by("layer"),
         "density_by_module": mask.density_by("module"),
-        "jaccard": json.loads(info.pop("jaccard", "{}")),  # checked when the mask was read
-        "info": info,
+        "jaccard": dict(mask.info.jaccard or {}),
+        "info": replace(mask.info, jaccard=None).to_metadata(),
     }
 
 
@@ -106,7 +104,7 @@ def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
         mask ([`WeightMask`]): The mask.
         path (`str` or `os.PathLike`): File to write.
     """
-    return plot_masks([(mask.info.get("score", "mask"), mask)], path)
+    return plot_masks([(mask.info.score or "mask", mask)], path)
 
 
 def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike) -> Path:

@@ -6,7 +6,7 @@ scores are equal, a radix selection finds the exact key, and the pass is made ag
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 import wagle_kernels
 from wagle_kernels import NON_FINITE_KEY, TILE, Candidates, ScoreSpec
 
+from ..masks.info import MaskInfo
 from ..masks.mask import WeightMask
 
 _ALWAYS_RANKED = 2**16  # up to so many scores are all ranked, and so many ties at least
@@ -175,7 +176,7 @@ def num_to_select(density: float, numel: int) -> int:
     return k
 
 
-def select(scored: Scored, density: float, info: Mapping[str, str] | None = None) -> WeightMask:
+def select(scored: Scored, density: float, info: MaskInfo | None = None) -> WeightMask:
     """
     Select the `round(density * numel)` weights with the largest scores over the whole scope.
 
@@ -185,7 +186,7 @@ def select(scored: Scored, density: float, info: Mapping[str, str] | None = None
     Args:
         scored ([`Scored`]): What to rank.
         density (`float`): Share to select, in (0, 1].
-        info (`dict[str, str]`, *optional*): Carried by the mask; the threshold is added.
+        info ([`~masks.info.MaskInfo`], *optional*): Carried by the mask; the threshold is added.
 
     Returns:
         [`WeightMask`]: On the device of each parameter.
@@ -208,7 +209,8 @@ def select(scored: Scored, density: float, info: Mapping[str, str] | None = None
     bits = {piece.name: bits for cut in cuts for piece, bits in zip(cut.pieces, cut.bits)}
     shapes = {name: tuple(parameter.shape) for name, parameter in scored.parameters.items()}
     value = torch.tensor(key, dtype=torch.int32).view(torch.float32).item()
-    return WeightMask({name: bits[name] for name in shapes}, shapes, {**(info or {}), "threshold": repr(value)})
+    info = replace(info or MaskInfo(), threshold=value)
+    return WeightMask({name: bits[name] for name in shapes}, shapes, info)
 
 
 def bracket(scored: Scored, k: int) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from ..files.atomic import atomic_path
 from ..files.reading import read_yaml
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
-from ..optim.compact_state import STATE_BITS
+from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
 from .arguments import loading, require_model

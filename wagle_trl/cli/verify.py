@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from ..deltas.verification import Movement, Verification, verify
-from ..files.hub_file import known_revision
 from ..files.manifest import check_of_one_run
 from ..files.run_folder import MASK_FILE
 from ..files.tensor_file import few
@@ -63,9 +62,9 @@ def run(argv: list[str], command: str) -> Output:
 
 def revision_of_base(base: str, given: str | None, mask: WeightMask) -> str | None:
     """Revision of a base: the one given, or the one that a mask names, if it is the base that the mask names."""
-    if given is not None or base != mask.info.get("base_model"):
+    if given is not None or base != mask.info.base_model:
         return given
-    return known_revision(mask.info)
+    return mask.info.known_revision
 
 
 def _tables(result: Verification) -> list[Table | str]:

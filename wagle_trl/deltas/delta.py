@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files.hub_file import HubFile, known_revision
+from ..files.hub_file import HubFile
 from ..files.run_folder import DELTA_FILE
 from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
 from ..masks.fingerprint import fingerprint_of
@@ -64,12 +64,12 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     @property
     def base_model(self) -> str | None:
         """Name of the base model, where it is known."""
-        return self.mask.info.get("base_model") or None
+        return self.mask.info.base_model or None
 
     @property
     def base_revision(self) -> str | None:
         """Commit of the base model, where it is known."""
-        return known_revision(self.mask.info)
+        return self.mask.info.known_revision
 
     @property
     def selection(self) -> WeightMask:
@@ -215,7 +215,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
             specs[f"{coding}:{name}"] = (torch.uint8, tuple(code.shape))
             for kind in self._values():
                 specs[f"{kind}:{name}"] = (self.dtypes[name], (self.mask.num_selected_of(name),))
-        metadata = self.mask.info | {
+        metadata = self.mask.info.to_metadata() | {
             "format": "pt",
             "format_version": FORMAT_VERSION,
             "shapes": json.dumps(self.mask.shapes),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..files.tensor_file import DTYPES, TensorFile, is_name
-from ..masks.mask import check_info, parse_shapes
+from ..masks.info import MaskInfo
+from ..masks.mask import parse_shapes
 from ..masks.positions import CODINGS, count, decode
 
 FORMAT_VERSION = "2"
@@ -27,21 +28,22 @@ class DeltaFile(TensorFile):
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
-        self.info = dict(self.metadata)
-        self.info.pop("format", None)
-        if self.info.pop("format_version", None) != FORMAT_VERSION or "base_fingerprint" not in self.info:
+        header = dict(self.metadata)
+        header.pop("format", None)
+        if header.pop("format_version", None) != FORMAT_VERSION or "base_fingerprint" not in header:
             raise ValueError(f"{self.path} is not a wagle delta of format version {FORMAT_VERSION}.")
-        check_info(self.path, self.info)
-        self.base_fingerprint = self.info.pop("base_fingerprint")
-        self.shapes = parse_shapes(self.path, self.info.pop("shapes", ""))
-        self.dtypes = self._parse_dtypes(self.info.pop("dtypes", ""))
+        self.base_fingerprint = header.pop("base_fingerprint")
+        shapes, dtypes, declared = (header.pop(name, None) for name in ("shapes", "dtypes", "k"))
+        self.info = MaskInfo.from_metadata(header, self.path)
+        self.shapes = parse_shapes(self.path, shapes)
+        self.dtypes = self._parse_dtypes(dtypes)
         self.has_old = any(key.startswith("old:") for key in self)
         self.kinds = ("new", "old") if self.has_old else ("new",)
         self.codings = {name: self._coding(name) for name in self.shapes}
         if len(self) != len(self.shapes) * (1 + len(self.kinds)):
             raise ValueError(f"{self.path}: the header does not declare all parameters that the file holds values of.")
         self.counts = {name: self._count(name) for name in self.shapes}
-        declared, total = self.info.pop("k", None), sum(self.counts.values())
+        total = sum(self.counts.values())
         if declared != str(total):
             raise ValueError(f"{self.path}: the header declares k = {declared!r:.40}, the positions are {total}.")
 
@@ -53,7 +55,7 @@ class DeltaFile(TensorFile):
         """Packed mask of a parameter."""
         return decode(*self.code(name), math.prod(self.shapes[name]))
 
-    def _parse_dtypes(self, text: str) -> dict[str, torch.dtype]:
+    def _parse_dtypes(self, text: str | None) -> dict[str, torch.dtype]:
         try:
             dtypes = {name: DTYPES[dtype] for name, dtype in json.loads(text).items()}
             valid = bool(dtypes) and self.shapes.keys() <= dtypes.keys() and all(map(is_name, dtypes))

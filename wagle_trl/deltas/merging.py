@@ -14,6 +14,7 @@ from ..attribution.report import plot_mask
 from ..files.atomic import atomic_folder
 from ..files.run_folder import PLOT_FILE
 from ..files.tensor_file import bit_patterns
+from ..masks.info import MaskInfo
 from ..masks.mask import WeightMask
 from ..masks.positions import bits_at, positions_of
 from .delta import SparseDelta
@@ -148,10 +149,12 @@ def _have_old(deltas: Sequence[SparseDelta]) -> bool:
     return all(delta.old is not None for delta in deltas)
 
 
-def _info(deltas: Sequence[SparseDelta]) -> dict[str, str]:
+def _info(deltas: Sequence[SparseDelta]) -> MaskInfo:
     """What the merged mask says of itself: the base that all share, and what was merged."""
     infos = [delta.mask.info for delta in deltas]
-    keys = ("base_model", "base_revision", "fingerprint")
-    base = {key: infos[0][key] for key in keys if key in infos[0] and all(i.get(key) == infos[0][key] for i in infos)}
-    merged = ", ".join(f"{delta.num_selected:,} by {delta.mask.info.get('score', '?')}" for delta in deltas)
-    return base | {"score": "merged", "merged": merged}
+    base = {}
+    for name in ("fingerprint", "base_model", "base_revision"):
+        values = {getattr(info, name) for info in infos}
+        base[name] = values.pop() if len(values) == 1 else None
+    merged = ", ".join(f"{delta.num_selected:,} by {delta.mask.info.score or '?'}" for delta in deltas)
+    return MaskInfo(score="merged", merged=merged, **base)

@@ -3,7 +3,7 @@
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -49,20 +49,14 @@ def asking_hub(name: str) -> Iterator[None]:
         ) from error
 
 
-def known_revision(info: Mapping[str, str]) -> str | None:
-    """Commit of the base model that a mask records."""
-    revision = info.get("base_revision")
-    return None if revision == "None" else revision
-
-
-def public_info(
-    info: Mapping[str, str], base_model: str | None = None, is_local: bool | None = None
-) -> dict[str, str]:
+def public_base(
+    name: str | None, revision: str | None, base_model: str | None = None, is_local: bool | None = None
+) -> tuple[str | None, str | None]:
     """
-    What a mask may tell others about itself: not the name of a base model that is a folder of its owner.
+    Name and revision of a base model as others may know them: not the name of a folder of its owner.
 
     Args:
-        info (`dict[str, str]`): Of the mask.
+        name (`str`, *optional*), revision (`str`, *optional*): As recorded.
         base_model (`str`, *optional*): Name of the base on the Hub. Where it is not the recorded name, the recorded
             revision is none of its own.
         is_local (`bool`, *optional*): Whether the recorded base is a folder. By default it is taken for one unless its
@@ -70,18 +64,11 @@ def public_info(
     """
     if base_model is not None and (os.path.exists(base_model) or not is_hub_name(base_model)):
         raise ValueError(f"'{base_model}' is a path here; give the name of the base model on the Hub.")
-    recorded = info.get("base_model")
-    if base_model == recorded or (base_model is None and _is_on_hub(info, is_local)):
-        return dict(info)
-    nameless = {key: value for key, value in info.items() if key not in ("base_model", "base_revision")}
-    return nameless | ({} if base_model is None else {"base_model": base_model})
-
-
-def _is_on_hub(info: Mapping[str, str], is_local: bool | None) -> bool:
-    name = info.get("base_model", "")
-    if is_local is None:
-        is_local = os.path.exists(name) or not _COMMIT.fullmatch(info.get("base_revision", ""))
-    return is_hub_name(name) and not is_local
+    if base_model is None and name is not None:
+        if is_local is None:
+            is_local = os.path.exists(name) or not _COMMIT.fullmatch(revision or "")
+        base_model = name if is_hub_name(name) and not is_local else None
+    return base_model, revision if base_model == name else None
 
 
 class HubFile(ModelHubMixin, library_name="wagle-trl"):
@@ -118,10 +105,10 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
     @abstractmethod
     def public(self, base_model: str | None = None, is_local: bool | None = None):
         """
-        The object as others may have it, with the [`public_info`] of its mask.
+        The object as others may have it: its mask names its base as [`public_base`] does.
 
         Args:
-            base_model (`str`, *optional*), is_local (`bool`, *optional*): As of [`public_info`].
+            base_model (`str`, *optional*), is_local (`bool`, *optional*): As of [`public_base`].
         """
 
     def generate_model_card(self, repo_id: str | None = None, base_model: str | None = None) -> ModelCard:
@@ -133,7 +120,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             base_model (`str`, *optional*): Name of the base on the Hub, where the recorded one is a folder.
         """
         mask = self.selection
-        base = public_info(mask.info, base_model).get("base_model")
+        base = mask.info.public(base_model).base_model
         data = self._hub_mixin_info.model_card_data.to_dict()
         if base:
             data |= {"base_model": base, "base_model_relation": "adapter"}
@@ -143,7 +130,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             is_delta=mask is not self,
             base=base,
             selected=f"{mask.num_selected:,} of the {mask.numel:,} weights in scope ({100 * mask.density:.3g}%)",
-            score=code(score) if (score := mask.info.get("score", "merged")) != "merged" else None,
+            score=None if mask.info.score in (None, "merged") else code(mask.info.score),
             place=repo_id or "path/to/this/folder",
         )
 

@@ -253,3 +253,4 @@ class AdapterConfig(TypedDict, total=False):
 Config = dict[str, Any]  # `config.json`: its keys depend on the model
 MaskOverlaps = dict[str, float | None]  # `jaccard` in the metadata of a mask
 Versions = dict[str, str]  # `versions` there
+Patterns = list[str] | None  # `scope` and `exclude` there

@@ -13,7 +13,7 @@ from ..comparison.runs import Run, attack_label, words
 from ..comparison.tables import Column, markdown_table, metric_columns
 from ..data.tofu import TOFU_FORGET_ROWS
 from ..deltas.delta import SparseDelta
-from ..files.hub_file import public_info
+from ..files.hub_file import public_base
 from ..files.reading import parse_json
 from ..files.run_folder import DELTA_FILE, PLOT_FILE, REPORT_FILE
 from ..files.schemas import Versions
@@ -73,7 +73,7 @@ class Facts:
         is_local = None if info.get("base_model") == name else os.path.isdir(name)
         if training.get("base_model") == name:
             is_local = training.get("base_is_local")
-        return public_info(info | {"base_model": name}, self.base_model, is_local).get("base_model") or None
+        return public_base(name, info.get("base_revision"), self.base_model, is_local)[0] or None
 
     @property
     def base_revision(self) -> str | None:

@@ -15,7 +15,7 @@ from ..deltas.on_disk import delta_between
 from ..deltas.verification import check_mask
 from ..files.atomic import write_json
 from ..files.checkpoint import Checkpoint
-from ..files.hub_file import known_revision, public_info
+from ..files.hub_file import public_base
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_at_home, files_beside_weights
 from ..files.reading import read_json
 from ..files.run_folder import DELTA_FILE, MASK_FILE, PLOT_FILE
@@ -108,19 +108,18 @@ def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None, nee
     """Replace a config of PEFT by one that names the base as others can load it."""
     config = read_json(path, AdapterConfig)
     name = config.get("base_model_name_or_path")
-    recorded = {"base_model": name, "base_revision": config.get("revision")}
-    public = public_info({key: value for key, value in recorded.items() if value}, base_model, _is_local(folder, name))
+    is_local = _is_local(folder, name)
+    public, revision = public_base(name or None, config.get("revision") or None, base_model, is_local)
     if needs_base:
-        _check_on_hub(public.get("base_model"), name)
-    names = {"base_model_name_or_path": public.get("base_model"), "revision": public.get("base_revision")}
-    write_json(path, config | names)
+        _check_on_hub(public, name)
+    write_json(path, config | {"base_model_name_or_path": public, "revision": revision})
 
 
 def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
     """Put the mask, as others may have it, and its picture into a folder. Arguments as of [`stage_model`]."""
     check_at_home(folder / MASK_FILE)
     mask = WeightMask.load(folder)
-    mask.public(base_model, _is_local(folder, mask.info.get("base_model"))).save(stage)
+    mask.public(base_model, _is_local(folder, mask.info.base_model)).save(stage)
     plot_mask(mask, stage / PLOT_FILE)
 
 
@@ -169,13 +168,13 @@ def _is_current(delta: SparseDelta, folder: Path) -> bool:
 def _made_delta(folder: Path, base_model: str | None) -> SparseDelta:
     """Made now, from the base that the run started from."""
     mask = WeightMask.load(folder)
-    recorded = mask.info.get("base_model")
+    recorded = mask.info.base_model
     if recorded and os.path.isdir(recorded):
         base = Checkpoint(recorded)
     else:
-        public = public_info(mask.info, base_model, _is_local(folder, recorded))
-        _check_on_hub(public.get("base_model"), recorded)
-        base = checkpoint_of(public["base_model"], known_revision(public))
+        public = mask.info.public(base_model, _is_local(folder, recorded))
+        _check_on_hub(public.base_model, recorded)
+        base = checkpoint_of(public.base_model, public.known_revision)
     return delta_between(base, Checkpoint(folder), mask)
 
 

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 import wagle_kernels
 
-from ..files.hub_file import HubFile, public_info
-from ..files.reading import parse_json
+from ..files.hub_file import HubFile
 from ..files.run_folder import MASK_FILE
-from ..files.schemas import MaskOverlaps, Versions
 from ..files.tensor_file import TensorFile, few, is_name, is_shape, write_tensors
 from .anatomy import layer_of, module_of
 from .fingerprint import model_fingerprint
+from .info import MaskInfo
 from .positions import check_bits
 
 FORMAT_VERSION = "1"
@@ -33,7 +32,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
             byte `i` standing for flat element `8 * i + j`. A parameter without an entry is unselected.
         shapes (`dict[str, tuple[int, ...]]`):
             Shape of each of those parameters.
-        info (`dict[str, str]`, *optional*):
+        info ([`~masks.info.MaskInfo`], *optional*):
             How the mask was made (score, gamma, seed, base model, ...). Travels with the file.
         counts (`dict[str, int]`, *optional*): Numbers of selected weights, where they are known.
 
@@ -51,16 +50,16 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         self,
         bits: Mapping[str, Tensor],
         shapes: Mapping[str, Iterable[int]],
-        info: dict[str, str] | None = None,
+        info: MaskInfo | None = None,
         counts: Mapping[str, int] | None = None,
     ):
         self.bits = bits
         self.shapes = {name: tuple(shapes[name]) for name in bits}
-        self.info = dict(info or {})
+        self.info = info or MaskInfo()
         self._counts = dict(counts or {})
 
     @classmethod
-    def from_dense(cls, masks: Mapping[str, Tensor], info: dict[str, str] | None = None) -> "WeightMask":
+    def from_dense(cls, masks: Mapping[str, Tensor], info: MaskInfo | None = None) -> "WeightMask":
         """Mask from one boolean tensor a parameter, each of the parameter's shape."""
         bits = {name: wagle_kernels.pack(mask.bool().contiguous().view(-1)) for name, mask in masks.items()}
         return cls(bits, {name: mask.shape for name, mask in masks.items()}, info)
@@ -82,8 +81,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         return self
 
     def public(self, base_model: str | None = None, is_local: bool | None = None) -> "WeightMask":
-        info = public_info(self.info, base_model, is_local)
-        return WeightMask(self.bits, self.shapes, info, self._counts)
+        return WeightMask(self.bits, self.shapes, self.info.public(base_model, is_local), self._counts)
 
     @property
     def numel(self) -> int:
@@ -165,7 +163,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         """
         path = self.path_in(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = self.info | {
+        metadata = self.info.to_metadata() | {
             "format_version": FORMAT_VERSION,
             "shapes": json.dumps(self.shapes),
             "k": str(self.num_selected),
@@ -185,11 +183,12 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         """
         path = cls.existing(path, "mask file")
         file = TensorFile(path)
-        info = dict(file.metadata)
-        if info.pop("format_version", None) != FORMAT_VERSION:
+        header = dict(file.metadata)
+        if header.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{path} is not a wagle mask of format version {FORMAT_VERSION}.")
-        check_info(path, info)
-        shapes = parse_shapes(path, info.pop("shapes", ""))
+        text, declared, _ = (header.pop(name, None) for name in ("shapes", "k", "density"))
+        info = MaskInfo.from_metadata(header, path)
+        shapes = parse_shapes(path, text)
         if set(shapes) != set(file):
             raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(file))}.")
         bits = {}
@@ -198,8 +197,6 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
                 bits[name] = check_bits(file[name], math.prod(shape))
             except ValueError as error:
                 raise ValueError(f"{path}: '{name}' {error}.") from error
-        info.pop("density", None)
-        declared = info.pop("k", None)
         mask = cls(bits, shapes, info)
         if declared != str(mask.num_selected):
             raise ValueError(f"{path}: the header declares k = {declared!r:.40}, the bits select {mask.num_selected}.")
@@ -225,11 +222,11 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
                     f"The mask is for another model: '{name}' has shape {tuple(parameters[name].shape)} here and "
                     f"{shape} in the mask."
                 )
-        declared = self.info.get("fingerprint")
+        declared = self.info.fingerprint
         if fingerprint and declared and declared != (actual := model_fingerprint(model)):
             raise ValueError(
                 f"The mask was made for other weights (fingerprint {declared[:16]!r}, this model {actual[:16]!r}); load the "
-                f"base model {self.info.get('base_model', '?')!r:.200} or compute a new mask."
+                f"base model {self.info.base_model or '?'!r:.200} or compute a new mask."
             )
 
     def to(self, device: torch.device | str) -> "WeightMask":
@@ -247,13 +244,7 @@ def _ones(numel: int, device: torch.device) -> Tensor:
     return packed
 
 
-def check_info(path: Path, info: Mapping[str, str]) -> None:
-    """Raise a `ValueError` unless that part of a file's header that is JSON holds what reports show of it."""
-    for name, schema in (("jaccard", MaskOverlaps), ("versions", Versions)):
-        parse_json(info.get(name, "{}"), schema, f"{path}: {name}")
-
-
-def parse_shapes(path: Path, text: str) -> dict[str, tuple[int, ...]]:
+def parse_shapes(path: Path, text: str | None) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's header, or a `ValueError` if it holds none."""
     try:
         shapes = json.loads(text)

@@ -1,6 +1,7 @@
 """Compact state of a masked optimizer: flat tensors that hold the selected elements of many parameters."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,6 @@ from wagle_kernels import DENSE_GROUP, INDEX_DENSITY, RANK_GROUP, TILE, Layout
 
 from ..masks.mask import WeightMask
 
-# Values of `optim` that a mask can be trained with: AdamW of our own, with moments in as many bits
-STATE_BITS = {"adamw_torch": 32, "adamw_torch_fused": 32, "adamw_8bit": 8, "adamw_bnb_8bit": 8, "adamw_torch_8bit": 8}
 _MIN_NUMEL_8_BIT = 4096  # smaller tensors and vectors (norms, biases) keep 32-bit state
 
 
@@ -48,8 +47,8 @@ class Slice:
 @dataclass
 class Arena:
     """
-    AdamW state of parameters that are alike, one flat tensor a kind; every parameter owns a slice, in model order, its
-    selected elements in rising flat order.
+    State of parameters that are alike, one flat tensor per kind; every parameter owns a slice, in model order, its
+    selected elements in rising flat order. The optimizer says which moments there are, and updates them.
 
     Args:
         group (`dict`): Parameter group of the optimizer; holds the options.
@@ -60,9 +59,9 @@ class Arena:
             Gradient accumulator; fp32 from the first time on that gradients are added up, unless the group says bf16.
         squares (`torch.Tensor` of shape `(tiles,)`, fp32): Partial sums of the squares of `grad`, each tensor's in its tiles.
         states (`dict[str, torch.Tensor]`):
-            What lasts from step to step, by kind: `exp_avg` and `exp_avg_sq` of shape `(selected,)`, fp32, or int8 and
-            uint8 with `exp_avg_exponent` and `exp_avg_sq_exponent` of shape `(groups,)`, uint8; and for bf16 weights
-            `remainder` of shape `(selected,)`, int16, the low bits of the fp32 master.
+            What lasts from step to step, by kind: each moment of shape `(selected,)`, fp32, or 8-bit with an
+            `..._exponent` of shape `(groups,)`, uint8; and for bf16 weights `remainder` of shape `(selected,)`, int16, the
+            low bits of the fp32 master.
     """
 
     group: dict[str, Any]
@@ -74,7 +73,13 @@ class Arena:
     states: dict[str, Tensor]
 
     @classmethod
-    def allocate(cls, group: dict[str, Any], parameters: dict[str, nn.Parameter], mask: WeightMask) -> "Arena":
+    def allocate(
+        cls,
+        group: dict[str, Any],
+        parameters: dict[str, nn.Parameter],
+        mask: WeightMask,
+        moments: Mapping[str, torch.dtype],
+    ) -> "Arena":
         """Zeroed state for named parameters that are alike in dtype, device, state bits and coding."""
         first = next(iter(parameters.values()))
         packed = [mask.bits[name].to(first.device) for name in parameters]
@@ -87,14 +92,19 @@ class Arena:
         selected = layout.num_selected
         if _bits_of(first, group["state_bits"]) == 8:
             num_groups = int(layout.groups[-1])
-            states = {"exp_avg": zeros(selected, torch.int8), "exp_avg_sq": zeros(selected, torch.uint8)}
-            states |= {f"{kind}_exponent": zeros(num_groups, torch.uint8) for kind in tuple(states)}
+            states = {kind: zeros(selected, dtype) for kind, dtype in moments.items()}
+            states |= {f"{kind}_exponent": zeros(num_groups, torch.uint8) for kind in moments}
         else:
-            states = {"exp_avg": zeros(selected), "exp_avg_sq": zeros(selected)}
+            states = {kind: zeros(selected) for kind in moments}
         if first.dtype == torch.bfloat16 and group["master"] == "split":
             states["remainder"] = zeros(selected, torch.int16)
         grad, squares = zeros(selected, first.dtype), zeros(layout.tiles[-1])
         return cls(group, layout, slices, torch.tensor(0.0), grad, squares, states)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weights of the parameters, flat."""
+        return [item.weights for item in self.slices]
 
     def state_of(self, item: Slice) -> dict[str, Tensor]:
         """Views of the state of one parameter, under torch's names."""
@@ -147,39 +157,36 @@ class Arena:
         for item in self.slices:
             item.is_collected = False
 
-    def update(self, grad_scale: float) -> None:
-        """One AdamW step of every selected weight, with the gradients times `grad_scale`."""
+    def begin_step(self) -> None:
+        """Count a step, in which a gradient that did not come is zero."""
         self.step += 1
         for item in self.slices:
             if not item.is_collected:
                 self.grad[item.selected].zero_()
-        wagle_kernels.adamw(
-            [item.weights for item in self.slices],
-            self.layout,
-            self.grad,
-            **self.states,
-            step=int(self.step),
-            lr=float(self.group["lr"]),
-            beta1=self.group["betas"][0],
-            beta2=self.group["betas"][1],
-            eps=self.group["eps"],
-            weight_decay=self.group["weight_decay"],
-            grad_scale=grad_scale,
-        )
 
 
-def allocate_arenas(group: dict[str, Any], mask: WeightMask) -> list[Arena]:
-    """Arenas of a parameter group, one for each dtype, device, number of state bits and coding of positions in it."""
+def allocate_arenas(group: dict[str, Any], mask: WeightMask, moments: Mapping[str, torch.dtype]) -> list[Arena]:
+    """
+    Arenas of a parameter group, one for each dtype, device, number of state bits and coding of positions in it.
+
+    Args:
+        group (`dict`): Parameter group, with `state_bits`, `master` and `accumulator_dtype`.
+        mask ([`WeightMask`]): The selection.
+        moments (`dict[str, torch.dtype]`): What the update rule keeps for each weight, and its dtype in 8 bits: int8, or
+            uint8 where it is never negative.
+    """
     kinds: dict[tuple, dict[str, nn.Parameter]] = {}
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         _check_parameter(name, parameter, mask)
         is_sparse = mask.num_selected_of(name) <= INDEX_DENSITY * parameter.numel()
         kind = (parameter.dtype, parameter.device, _bits_of(parameter, group["state_bits"]), is_sparse)
         kinds.setdefault(kind, {})[name] = parameter
-    return [Arena.allocate(group, parameters, mask) for parameters in kinds.values()]
+    return [Arena.allocate(group, parameters, mask, moments) for parameters in kinds.values()]
 
 
-def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, in_fp32: bool) -> dict[str, int]:
+def state_bytes(
+    parameter: Tensor, num_selected: float, state_bits: int, in_fp32: bool, num_moments: int
+) -> dict[str, int]:
     """
     Bytes that [`Arena.allocate`] takes for a parameter, by kind.
 
@@ -188,6 +195,7 @@ def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, in_fp32
         num_selected (`float`): Number of selected weights, or how many to expect.
         state_bits (`int`): As in [`~optim.masked_adamw.MaskedAdamW`].
         in_fp32 (`bool`): Whether gradients are added up, in fp32.
+        num_moments (`int`): How many the update rule has.
     """
     tiles = (parameter.numel() + TILE - 1) // TILE
     is_indexed = num_selected <= INDEX_DENSITY * parameter.numel()
@@ -196,7 +204,7 @@ def state_bytes(parameter: Tensor, num_selected: float, state_bits: int, in_fp32
     is_split = parameter.dtype == torch.bfloat16
     sizes = {
         "positions": (2 * num_selected if is_indexed else tiles * TILE // 8) + 20 * tiles,  # starts, groups, owners
-        "moments": 2 * (num_selected + groups) if is_8_bit else 8 * num_selected,
+        "moments": num_moments * (num_selected + groups if is_8_bit else 4 * num_selected),
         "remainders": 2 * num_selected if is_split else 0,
         "gradients": num_selected * (4 if in_fp32 else parameter.element_size()) + 4 * tiles,  # and their squares
     }

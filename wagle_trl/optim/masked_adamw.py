@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import wagle_kernels
+
 from ..masks.mask import WeightMask
 from .compact_state import Arena, allocate_arenas
 from .overlap import check_separate
+
+# Values of `optim` that a mask can be trained with: AdamW of our own, with moments in as many bits
+STATE_BITS = {"adamw_torch": 32, "adamw_torch_fused": 32, "adamw_8bit": 8, "adamw_bnb_8bit": 8, "adamw_torch_8bit": 8}
+MOMENTS = {"exp_avg": torch.int8, "exp_avg_sq": torch.uint8}  # and their dtypes in 8 bits
 
 
 class MaskedAdamW(Optimizer):
@@ -50,6 +56,8 @@ class MaskedAdamW(Optimizer):
         accumulator_dtype (`"float32"` or `"bfloat16"`, *optional*, defaults to `"float32"`):
             Of gradients that are added up. `"bfloat16"` rounds every sum of bf16 weights' gradients, as torch does
             without a mask, in half the memory; fp32 weights add up in fp32.
+
+    Its attribute `last_grad_norm` is the norm before clipping that [`clip_grad_norm_`] last found, `None` until then.
 
     Example:
     ```python
@@ -97,11 +105,12 @@ class MaskedAdamW(Optimizer):
         for group in self.param_groups:
             _check_options(**{name: group[name] for name in self.defaults})
             group["mask"] = _mask_digest(mask, group["param_names"])
-            self._arenas += allocate_arenas(group, mask)
+            self._arenas += allocate_arenas(group, mask, MOMENTS)
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
         self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
         self._has_gradient, self._grad_scale = False, None
         self._refusal: str | None = None  # why the collected gradients must not be applied
+        self.last_grad_norm: float | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Used by the constructor alone: the arenas are laid out once."""
@@ -153,7 +162,8 @@ class MaskedAdamW(Optimizer):
             `torch.Tensor`: Norm before clipping, a scalar.
         """
         norm = self._grad_norm()
-        self._grad_scale *= min(1.0, max_norm / (float(norm) + 1e-6))
+        self.last_grad_norm = float(norm)
+        self._grad_scale *= min(1.0, max_norm / (self.last_grad_norm + 1e-6))
         return norm
 
     def _grad_norm(self) -> Tensor:
@@ -215,7 +225,20 @@ class MaskedAdamW(Optimizer):
         if self._grad_scale is None:  # else clipping has looked already
             self._grad_norm()
         for arena in self._arenas:
-            arena.update(self._grad_scale)
+            arena.begin_step()
+            wagle_kernels.adamw(
+                arena.weights,
+                arena.layout,
+                arena.grad,
+                **arena.states,
+                step=int(arena.step),
+                lr=float(arena.group["lr"]),
+                beta1=arena.group["betas"][0],
+                beta2=arena.group["betas"][1],
+                eps=arena.group["eps"],
+                weight_decay=arena.group["weight_decay"],
+                grad_scale=self._grad_scale,
+            )
         self.zero_grad()
         return loss
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..optim.compact_state import STATE_BITS
+from ..optim.masked_adamw import STATE_BITS
 from .planner import Planner, Setup
 
 _SMALLEST_DENSITY, _SMALLEST_LENGTH = 0.01, 128  # no further down goes advice

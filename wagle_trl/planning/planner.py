@@ -14,7 +14,8 @@ from ..losses.per_sample import SampleLosses
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters, scope_parameters
 from ..memory.simulation import Simulation, Step, Working
-from ..optim.compact_state import STATE_BITS, state_bytes
+from ..optim.compact_state import state_bytes
+from ..optim.masked_adamw import MOMENTS, STATE_BITS
 
 FIXED = ("weights", "CUDA context")  # components that are there before and after a run
 CONTEXT_BYTES = 500_000_000  # of CUDA and its libraries, beside what torch allocates
@@ -191,7 +192,7 @@ class Planner:
         for name, parameter in parameters.items():
             bits = 32 if parameter in precise else STATE_BITS[setup.optim]
             in_fp32 = setup.gradient_accumulation_steps > 1 and setup.accumulator_dtype == "float32"
-            for kind, size in state_bytes(parameter, selected[name], bits, in_fp32).items():
+            for kind, size in state_bytes(parameter, selected[name], bits, in_fp32, len(MOMENTS)).items():
                 total[kind] = total.get(kind, 0) + size
         if not self.on_gpu:
             total["mask"] = sum(p.numel() for p in parameters.values()) // 8

@@ -13,7 +13,8 @@ from ..attribution.selection import num_to_select
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
-from ..optim.compact_state import STATE_BITS, check_dtype
+from ..optim.compact_state import check_dtype
+from ..optim.masked_adamw import STATE_BITS
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
@@ -85,7 +86,7 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
 
 def check_is_base(model: nn.Module, mask: WeightMask) -> None:
     """A delta is of the weights that its mask was made for: not of a checkpoint of them."""
-    declared = mask.info.get("fingerprint")
+    declared = mask.info.fingerprint
     if declared and declared != model_fingerprint(model):
         raise ValueError(
             "save_delta needs the base model, but the mask was made for other weights than those loaded; pass the base as "

@@ -8,8 +8,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters
-from ..optim.compact_state import STATE_BITS
-from ..optim.masked_adamw import MaskedAdamW
+from ..optim.masked_adamw import STATE_BITS, MaskedAdamW
 
 
 def masked_optimizer(
@@ -89,4 +88,4 @@ class MaskedTraining(TrainerCallback):
         if optimizer is not None:
             # The trainer's own clipping found no gradients: they are in the accumulators
             max_norm = args.max_grad_norm if args.max_grad_norm > 0 else float("inf")
-            self.trainer._grad_norm = float(optimizer.clip_grad_norm_(max_norm))
+            optimizer.clip_grad_norm_(max_norm)

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask
 from ..data.formats import tokenize_row
 from ..deltas.delta import SparseDelta, weights_fingerprint
+from ..distributed import broadcast_, world_size
 from ..files.atomic import check_writable, staging_folder
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..losses.per_sample import Batch, SampleLosses, sample_losses
 from ..masks.fingerprint import model_fingerprint
+from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..optim.masked_adamw import MaskedAdamW
@@ -209,7 +212,7 @@ class MaskMixin(HubPushes, WholeSaves):
     def _origin(self) -> dict[str, str]:
         """What a mask says of the base model, where that has a name."""
         name = self.model.config._name_or_path
-        return {"base_model": name, "base_revision": str(self.given.base_revision)} if name else {}
+        return {"base_model": name, "base_revision": self.given.base_revision or UNKNOWN_REVISION} if name else {}
 
     def compute_mask(self) -> WeightMask:
         """
@@ -228,11 +231,11 @@ class MaskMixin(HubPushes, WholeSaves):
                 folder=self.args.output_dir,
                 progress=not self.args.disable_tqdm,
             )
-        self.mask.info |= self._origin
-        if self.accelerator.num_processes > 1:  # gradients may differ in the last bit between processes
+        self.mask.info = replace(self.mask.info, **self._origin)
+        if world_size() > 1:  # gradients may differ in the last bit between processes
             self.mask = self.mask.to(self.args.device)
             for bits in self.mask.bits.values():
-                torch.distributed.broadcast(bits, src=0)
+                broadcast_(bits)
         if self.args.should_save and not holds_save(Path(self.args.output_dir)):
             self.mask.save(self.args.output_dir)
         return self.mask
@@ -261,7 +264,7 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._masked_optimizer is not None and "grad_norm" in logs:
-            logs["grad_norm"] = self._grad_norm
+            logs["grad_norm"] = self._masked_optimizer.last_grad_norm
             logs["selected_moved"] = self._moved.share()
         super().log(logs, start_time)
 
@@ -273,7 +276,9 @@ class MaskMixin(HubPushes, WholeSaves):
             write_run_report(self, folder)
         super(WholeSaves, self).save_model(str(folder), _internal_call=True)
         if with_delta and self._base_fingerprint is not None and self.args.should_save:
-            mask = WeightMask(self.mask.bits, self.mask.shapes, self._origin | self.mask.info)
+            info = self.mask.info
+            missing = {name: text for name, text in self._origin.items() if getattr(info, name) is None}
+            mask = WeightMask(self.mask.bits, self.mask.shapes, replace(info, **missing))
             SparseDelta.from_model(self.model, mask, self._base_fingerprint).save(folder)
 
     def write_card(self, folder: Path) -> list[str]:

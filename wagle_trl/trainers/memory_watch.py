@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..memory.available import usable_memory
 from ..memory.simulation import without_data
-from ..optim.compact_state import STATE_BITS
+from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import advise
 from ..planning.planner import CONTEXT_BYTES, Plan, Planner, Setup, plan_table
 from ..terminal import Terminal
