@@ -176,18 +176,28 @@ def test_extras_bring_what_is_imported_late():
     assert [extra for extra in names if extra != "dev" and f"`{extra}`" not in readme] == []
 
 
-def test_what_is_imported_is_a_dependency():
-    """Of a dependency of a dependency, nobody says that it stays."""
-    declared = lower_bounds(PROJECT["dependencies"]).keys() | {"wagle-trl"}
+def undeclared(folders, declared):
+    """Modules that files in `folders` import, whose distribution is not in `declared`."""
     owners = packages_distributions()
-    files = [path for folder in ("wagle_trl", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"wagle_kernels", "wagle_trl"}
-    missing = {name for name in modules if declared.isdisjoint(map(canonicalize_name, owners.get(name, ())))}
+    return {name for name in modules if declared.isdisjoint(map(canonicalize_name, owners.get(name, ())))}
+
+
+def test_what_is_imported_is_a_dependency():
+    """Of a dependency of a dependency, nobody says that it stays."""
+    declared = lower_bounds(PROJECT["dependencies"]).keys() | {"wagle-trl"}
+    missing = undeclared(["wagle_trl", "kernels"], declared)
     assert missing <= {"bitsandbytes", "pydantic_core"}  # optional; pydantic asks for one version of it
+
+
+def test_what_the_tests_import_is_installed_for_development():
+    developers = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    assert undeclared(["tests"], lower_bounds(developers).keys()) <= {"benchmarks", "tests"}
 
 
 def test_wheel_metadata(wheel):
