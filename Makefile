@@ -1,12 +1,20 @@
 # `make demo`, `make test` and `make lint` each work alone on a fresh checkout: they create .venv and install first.
-# The stamp file remembers the install until pyproject.toml or constraints.txt changes.
+# The stamp file remembers the install until pyproject.toml or the constraints change.
 #
 #   make install PYTHON=python3.12     another interpreter
 #   make test ARGS="-k mask"           more arguments for pytest; `make demo ARGS=...` for the demo
+#
+# Other versions, each in a fresh checkout (or after `rm -rf .venv`), as .github/workflows has them:
+#
+#   make test CONSTRAINTS=constraints-lowest.txt     the lowest that pyproject.toml allows
+#   make test CONSTRAINTS=                           the newest
+#   make test CONSTRAINTS= WITH="trl@git+https://github.com/huggingface/trl"     more requirements for pip
 
 PYTHON  ?= python3
 WORKERS ?= 2
 ARGS    ?=
+WITH    ?=
+CONSTRAINTS ?= constraints.txt
 EXAMPLES ?= 100000
 SEED     ?= $(shell date +%s)
 
@@ -32,12 +40,12 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (some minutes the first time)"
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(PY) -m pip install -q --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) -e ".[dev]" $(WITH)
 	@touch $@
 
 demo: $(STAMP)

@@ -96,7 +96,8 @@ def sdist(tmp_path_factory):
 
 
 def test_sdist_holds_every_file_that_the_tests_of_it_need(sdist):
-    folders = [ROOT / name for name in (".ci", "benchmarks", "examples", "kernels", "tests", "wagle_trl")]
+    names = (".ci", ".github", "benchmarks", "examples", "kernels", "tests", "wagle_trl")
+    folders = [ROOT / name for name in names]
     paths = [path for folder in folders for path in folder.rglob("*")]
     paths += [path for path in ROOT.iterdir() if not path.name.startswith(".")]
     files = {path.relative_to(ROOT) for path in paths if path.is_file() and path.suffix != ".pyc"}
@@ -140,18 +141,63 @@ def test_every_dependency_has_a_lower_bound_that_is_no_lower_than_it_can_be():
     assert [(name, bound) for name, bound in too_low if ours[name] < bound] == []
 
 
-def test_what_is_imported_is_a_dependency():
-    """Of a dependency of a dependency, nobody says that it stays."""
-    declared = lower_bounds(PROJECT["dependencies"]).keys() | {"wagle-trl"}
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_lowest_constraints_are_the_lower_bounds(python):
+    """Where a Python has no wheels of the lower bound, a later version stands for it, under a marker."""
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    constraints = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    chosen = [
+        requirement
+        for requirement in constraints
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python})
+    ]
+    assert {str(part.operator) for requirement in chosen for part in requirement.specifier} == {"=="}
+    versions = {canonicalize_name(item.name): Version(next(iter(item.specifier)).version) for item in chosen}
+    bounds = lower_bounds(PROJECT["dependencies"])
+    assert len(chosen) == len(versions)
+    assert versions.keys() == bounds.keys()
+    marked = {canonicalize_name(requirement.name) for requirement in constraints if requirement.marker}
+    later = {name for name, bound in bounds.items() if versions[name] != bound}
+    assert later <= (marked if python == "3.13" else set())
+    assert all(versions[name] > bounds[name] for name in later)
+
+
+def test_extras_bring_what_is_imported_late():
+    extras = PROJECT["optional-dependencies"]
+    names = {extra: [Requirement(line).name for line in lines] for extra, lines in extras.items()}
+    assert {extra: packages for extra, packages in names.items() if extra != "dev"} == {
+        "tensorboard": ["tensorboard"],
+        "trackio": ["trackio"],
+        "wandb": ["wandb"],
+        "eval": ["lm_eval"],
+        "quantized": ["bitsandbytes"],
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [extra for extra in names if extra != "dev" and f"`{extra}`" not in readme] == []
+
+
+def undeclared(folders, declared):
+    """Modules that files in `folders` import, whose distribution is not in `declared`."""
     owners = packages_distributions()
-    files = [path for folder in ("wagle_trl", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"wagle_kernels", "wagle_trl"}
-    missing = {name for name in modules if declared.isdisjoint(map(canonicalize_name, owners.get(name, ())))}
+    return {name for name in modules if declared.isdisjoint(map(canonicalize_name, owners.get(name, ())))}
+
+
+def test_what_is_imported_is_a_dependency():
+    """Of a dependency of a dependency, nobody says that it stays."""
+    declared = lower_bounds(PROJECT["dependencies"]).keys() | {"wagle-trl"}
+    missing = undeclared(["wagle_trl", "kernels"], declared)
     assert missing <= {"bitsandbytes", "pydantic_core"}  # optional; pydantic asks for one version of it
+
+
+def test_what_the_tests_import_is_installed_for_development():
+    developers = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    assert undeclared(["tests"], lower_bounds(developers).keys()) <= {"benchmarks", "tests"}
 
 
 def test_wheel_metadata(wheel):

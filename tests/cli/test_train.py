@@ -12,7 +12,7 @@ from wagle_trl import WeightMask
 from wagle_trl.cli.arguments import FineTuningData, UnlearningData
 from wagle_trl.cli.main import main
 from wagle_trl.cli.parser import parse
-from wagle_trl.cli.train import option_types
+from wagle_trl.cli.train import TRACKERS, option_types
 from wagle_trl.masks.info import MaskInfo
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
@@ -175,6 +175,14 @@ def test_resume_from_the_last_checkpoint(saved_model, data, quick, tmp_path, cap
     run_json(capsys, *options, "--resume_from_checkpoint", "true")
     resumed = weights(tmp_path / "out")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_that_is_not_installed_is_refused_with_the_extra_that_brings_it(name, monkeypatch, capsys):
+    monkeypatch.setattr("wagle_trl.cli.train.find_spec", lambda module: None)
+    code = main(["npo", "--model_name_or_path", "no-such-model", "--output_dir", "out", "--report_to", name])
+    assert code == 2
+    assert f"{name} is not installed; `pip install 'wagle-trl[{name}]'`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])

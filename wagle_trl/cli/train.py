@@ -1,5 +1,6 @@
 """`wagle npo`, `wagle graddiff`, `wagle sft`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from .output import Output, key_value_table
 from .parser import parse
 
 TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
+# Extras, by their names in `report_to`, with the modules of which transformers needs one
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 
 
 def run(argv: list[str], command: str) -> Output:
     data_args, mask_source, mask_config, training_args, model_args = parse(option_types(command), argv, command)
+    _require_trackers(training_args.report_to)
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
     trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
@@ -64,6 +68,14 @@ def build_trainer(trainer_class, data_args, training_args, model_args: WagleMode
         peft_config=get_peft_config(model_args),
         **mask,
     )
+
+
+def _require_trackers(names: list[str]) -> None:
+    """Refuse a tracker that is missing before a model is loaded; transformers would notice only then."""
+    for name in names:
+        modules = TRACKERS.get(name)
+        if modules and not any(map(find_spec, modules)):
+            raise ImportError(f"report_to: {name} is not installed; `pip install 'wagle-trl[{name}]'` brings it.")
 
 
 def _checkpoint(value: str | None) -> str | bool | None:

@@ -28,7 +28,7 @@ def is_hub_name(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not name.endswith(".safetensors")
+    return not name.endswith((".safetensors", "\n"))  # older huggingface_hub lets a line end follow
 
 
 def full_name(repo_id: str, token: str | None = None) -> str:
