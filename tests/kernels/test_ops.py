@@ -1,9 +1,12 @@
-"""What every public op refuses."""
+"""What every public op takes and refuses."""
+
+from inspect import Parameter, signature
 
 import pytest
 import torch
 
 import wagle_kernels
+from wagle_kernels import reference
 
 from .helpers import CALLS
 
@@ -40,3 +43,13 @@ def test_ops_refuse_kernels_on_the_cpu(op, monkeypatch):
 def test_every_op_is_called_here():
     ops = {name for name in wagle_kernels.__all__ if hasattr(wagle_kernels.reference, name)}
     assert set(CALLS) == ops
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_both_backends_take_what_the_public_op_takes(op):
+    triton_ops = pytest.importorskip("wagle_kernels.triton_ops", exc_type=ImportError)
+    public, *backends = (signature(getattr(module, op)) for module in (wagle_kernels, reference, triton_ops))
+    parameters = dict(public.parameters)
+    assert parameters.pop("backend").kind is Parameter.KEYWORD_ONLY
+    assert [backend.parameters for backend in backends] == [parameters, parameters]
+    assert [backend.return_annotation for backend in backends] == [public.return_annotation] * 2
