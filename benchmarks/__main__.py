@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]` runs the benchmark `benchmarks/NAME.py`."""
+"""`python -m benchmarks NAME [options]` runs `benchmarks/NAME.py`, or `benchmarks/NAME/__main__.py`."""
 
 import runpy
 import sys

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.study import ANATOMY, MAX_RATES, ROWS, WORLDS, climb
-from benchmarks.study_masks import BUDGETS, CANDIDATES, SETTINGS, make_mask
-from benchmarks.study_report import README, TEXT, Interval, filled, markdown, picked, tables
+from benchmarks.study.masks import BUDGETS, CANDIDATES, SETTINGS, make_mask
+from benchmarks.study.report import README, TEXT, Interval, filled, markdown, picked, tables
+from benchmarks.study.runs import ANATOMY, MAX_RATES, ROWS, WORLDS, climb
 from wagle_trl import MaskConfig, compute_mask
 from wagle_trl.attribution.statistics import accumulate_statistic
 from wagle_trl.data.rows import read_jsonl

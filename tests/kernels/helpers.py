@@ -16,6 +16,7 @@ INTERPRETED = DEVICE.type == "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 7, 8, 9, 1001]
 TILED_SIZES = [*SIZES, TILE, TILE + 1, 20011]
+CODINGS = ["indices", "bits"]  # of the positions in a layout
 
 # Inputs
 
@@ -29,6 +30,11 @@ def tensors(numel, dtype=torch.float32, seed=0):
 
 def random_bits(numel, density=0.3, seed=0):
     return torch.rand(numel, generator=torch.Generator().manual_seed(seed)) < density
+
+
+def masks_of(density, numels):
+    """Masks of the tensors of one layout."""
+    return [random_bits(numel, density, seed=i) for i, numel in enumerate(numels)]
 
 
 def random_patterns(numel, dtype, seed=0):
@@ -157,6 +163,16 @@ def exact_adamw(master, grad, m, v, *, step, lr, beta1, beta2, eps, weight_decay
     v = beta2 * v + (1 - beta2) * grad**2
     update = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps)
     return master - lr * weight_decay * master - lr * update, m, v
+
+
+# Comparison
+
+
+def assert_not_worse(ours, theirs, exact, tolerance):
+    """Our error against fp64 is at most that of the specification, plus a tolerance."""
+    ours, theirs = ((x.cpu().double() - exact).abs() for x in (ours, theirs))
+    excess = ours - theirs - tolerance
+    assert not (excess > 0).any(), f"{int((excess > 0).sum())} of {excess.numel()}, by up to {excess.max()}"
 
 
 # Bad calls: one way to call every op with a tensor `x` in the place of all its tensors

@@ -9,7 +9,7 @@ import torch
 from wagle_kernels import DENSE_GROUP, RANK_GROUP, TILE, Layout
 from wagle_kernels import layout as layout_module
 
-from .helpers import DEVICE, make_layout, packed_by_numpy, random_bits
+from .helpers import DEVICE, make_layout, masks_of, packed_by_numpy
 
 NUMELS = [0, 1, 7, TILE, TILE + 1, 20011, 0]
 
@@ -24,10 +24,6 @@ def chunk(request, monkeypatch):
     monkeypatch.setattr(layout_module, "CHUNK", request.param)
 
 
-def masks_of(density, numels=NUMELS):
-    return [random_bits(numel, density, seed=i) for i, numel in enumerate(numels)]
-
-
 def tiles_of(masks):
     """Every tile as a numpy array, with its tensor."""
     return [(i, part.numpy()) for i, mask in enumerate(masks) if mask.numel() for part in mask.split(TILE)]
@@ -39,7 +35,7 @@ def running_total(counts):
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
 def test_tiles_offsets_and_starts_count_what_is_selected(density, indexed, chunk):
-    masks = masks_of(density)
+    masks = masks_of(density, NUMELS)
     layout = make_layout(masks, indexed=indexed, device=DEVICE)
     tiles = tiles_of(masks)
     assert layout.numels == tuple(NUMELS)
@@ -56,7 +52,7 @@ def test_tiles_offsets_and_starts_count_what_is_selected(density, indexed, chunk
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
 def test_indices_are_positions_in_the_tile_in_rising_order(density, chunk):
-    masks = masks_of(density)
+    masks = masks_of(density, NUMELS)
     layout = make_layout(masks, indexed=True, device=DEVICE)
     assert layout.bits is None and layout.indices.dtype == torch.int16
     assert layout.indices.tolist() == [int(i) for _, tile in tiles_of(masks) for i in tile.nonzero()[0]]
@@ -64,7 +60,7 @@ def test_indices_are_positions_in_the_tile_in_rising_order(density, chunk):
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
 def test_bits_are_the_packed_masks_with_every_tile_padded(density, chunk):
-    masks = masks_of(density)
+    masks = masks_of(density, NUMELS)
     layout = make_layout(masks, indexed=False, device=DEVICE)
     padded = [np.pad(tile, (0, TILE - len(tile))) for _, tile in tiles_of(masks)]
     assert layout.indices is None and layout.bits.dtype == torch.uint8
@@ -73,14 +69,14 @@ def test_bits_are_the_packed_masks_with_every_tile_padded(density, chunk):
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
 def test_groups_lie_in_one_tile_and_are_numbered_through(density, indexed):
-    masks = masks_of(density)
+    masks = masks_of(density, NUMELS)
     layout = make_layout(masks, indexed=indexed)
     sizes = [-(-tile.sum() // RANK_GROUP) if indexed else TILE // DENSE_GROUP for _, tile in tiles_of(masks)]
     assert layout.groups.tolist() == running_total(sizes)
 
 
 def test_the_slices_of_the_tensors_partition_their_ranges(indexed):
-    layout = make_layout(masks_of(0.2), indexed=indexed)
+    layout = make_layout(masks_of(0.2, NUMELS), indexed=indexed)
     for of, total in (
         (layout.selected_of, layout.num_selected),
         (layout.tiles_of, layout.tiles[-1]),

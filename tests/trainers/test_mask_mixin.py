@@ -231,7 +231,13 @@ def test_a_mask_is_computed_from_rows_to_forget_and_to_retain(kind, score, make,
 def test_without_rows_to_forget_a_trainer_of_others_says_what_to_pass(make, retain_rows):
     with pytest.raises(ValueError, match=r"mask_score .snip. needs rows with answers.*pass `forget_dataset`"):
         make("grpo", mask_config=MaskConfig("snip"))
-    make("grpo", mask_config=MaskConfig("magnitude"))  # of the weights alone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("score", ["magnitude", "random"])
+def test_a_score_of_the_weights_alone_needs_no_rows_to_forget(kind, score, make):
+    mask = make(kind, mask_config=MaskConfig(score, 0.1)).compute_mask()
+    assert mask.density == pytest.approx(0.1, abs=1e-3) and mask.info["score"] == score
 
 
 def test_options_of_the_mask_come_from_the_config_or_have_defaults(make, tmp_path):

@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from ..attribution.compute_mask import compute_mask
 from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask
+from ..attribution.scores import get_score
 from ..data.formats import tokenize_row
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..distributed import broadcast_, world_size
@@ -219,11 +220,12 @@ class MaskMixin(HubPushes, WholeSaves):
         Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Attribution in sweeps
         that was interrupted goes on from its last sweep.
         """
+        score = get_score(self.mask_config.mask_score)
         with self.memory.measure("attribution"):
             self.mask, _ = compute_mask(
                 self.model,
-                self._batches(self.attributed_dataset),
-                None if self.retain_dataset is None else self._batches(self.retain_dataset),
+                self._batches(self.attributed_dataset) if score.statistic else None,
+                self._batches(self.retain_dataset) if score.uses_retain else None,
                 self.mask_config,
                 losses=self.sample_losses,
                 planning_losses=self.planning_losses if self.args.device.type == "cuda" else None,

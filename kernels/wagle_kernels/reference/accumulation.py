@@ -6,7 +6,7 @@ from .chunking import chunks
 
 
 def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:
-    """Add `grad` (or its square) to the fp32 `total`, in place. Both of shape `(numel,)`."""
+    """See [`wagle_kernels.accumulate`]."""
     for part in chunks(grad.numel()):
         piece = grad[part].float()
         # Squared first: `addcmul` may round once on one device and twice on another

@@ -29,23 +29,7 @@ def adamw(
     weight_decay: float,
     grad_scale: float = 1.0,
 ) -> None:
-    """
-    One AdamW step (arXiv 1711.05101) of the selected weights, in place, computed in fp32.
-
-    Args:
-        weights (sequence of `torch.Tensor` of shape `(numel,)`, fp32 or bf16):
-            The tensors of the layout, all of one dtype. Unselected elements keep every bit.
-        layout ([`Layout`]): Positions.
-        grad (`torch.Tensor` of shape `(selected,)`, fp32 or bf16): Gradients.
-        exp_avg, exp_avg_sq (`torch.Tensor` of shape `(selected,)`, fp32, or int8 and uint8): Moments.
-        remainder (`torch.Tensor` of shape `(selected,)`, int16, *optional*):
-            Low bits of the fp32 master of a bf16 weight. Without it the update is rounded to the weight's dtype.
-        exp_avg_exponent, exp_avg_sq_exponent (`torch.Tensor` of shape `(groups,)`, uint8, *optional*):
-            Scale of each group as an exponent byte, where the moments have 8 bits.
-        step (`int`): Number of this step, from 1.
-        lr, beta1, beta2, eps, weight_decay (`float`): As in `torch.optim.AdamW`.
-        grad_scale (`float`, *optional*, defaults to `1.0`): Multiplies the gradients, for clipping.
-    """
+    """See [`wagle_kernels.adamw`]."""
     options = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step=step)
     for run in runs(layout, slice(0, layout.tiles[-1])):
         part = run.selected

@@ -9,16 +9,7 @@ _GATHER_BITS = 0x0102040810204080  # times eight 0/1 bytes: bit j of the top byt
 
 
 def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
-    """
-    Pack booleans, lowest bit first.
-
-    Args:
-        bits (`torch.Tensor` of shape `(numel,)`, bool): Bits.
-        out (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8, *optional*): Written instead of a new tensor.
-
-    Returns:
-        `torch.Tensor` of shape `(ceil(numel / 8),)`, uint8.
-    """
+    """See [`wagle_kernels.pack`]."""
     numel = bits.numel()
     if out is None:
         out = torch.empty((numel + 7) // 8, dtype=torch.uint8, device=bits.device)
@@ -34,7 +25,7 @@ def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def unpack(packed: Tensor, numel: int) -> Tensor:
-    """Boolean tensor of shape `(numel,)` from `ceil(numel / 8)` packed bytes."""
+    """See [`wagle_kernels.unpack`]."""
     bits = torch.empty(numel, dtype=torch.bool, device=packed.device)
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     for part in chunks(numel):
@@ -44,7 +35,7 @@ def unpack(packed: Tensor, numel: int) -> Tensor:
 
 
 def popcount(packed: Tensor) -> int:
-    """Number of set bits."""
+    """See [`wagle_kernels.popcount`]."""
     return sum(int(ones(packed[part]).sum(dtype=torch.int64)) for part in chunks(packed.numel()))
 
 

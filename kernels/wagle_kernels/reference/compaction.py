@@ -83,21 +83,7 @@ def compress(
     accumulate: bool = False,
     squares: Tensor | None = None,
 ) -> Tensor:
-    """
-    Gather the selected elements of a tensor, in rising order, into `out`.
-
-    Args:
-        dense (`torch.Tensor` of shape `(numel,)`): Values, for example a gradient.
-        layout ([`Layout`]): Positions.
-        tensor (`int`): Number of the tensor in the layout.
-        out (`torch.Tensor` of shape `(selected of the tensor,)`): Target, written in place and in its own dtype.
-        accumulate (`bool`, *optional*, defaults to `False`): Add to `out` instead of overwriting it.
-        squares (`torch.Tensor` of shape `(tiles of the tensor,)`, fp32, *optional*):
-            Overwritten with partial sums of the squares of `out`.
-
-    Returns:
-        `torch.Tensor`: `out`.
-    """
+    """See [`wagle_kernels.compress`]."""
     tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
     for run in runs(layout, tiles):
         values = dense.index_select(0, run.positions() - tiles.start * TILE)
@@ -111,7 +97,7 @@ def compress(
 
 
 def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tensor:
-    """Write `compact` back to the selected elements of a tensor, in place; every other bit of `dense` stays."""
+    """See [`wagle_kernels.scatter`]."""
     tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
     for run in runs(layout, tiles):
         part = compact[run.selected.start - offset : run.selected.stop - offset]

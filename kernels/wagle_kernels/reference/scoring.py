@@ -11,19 +11,7 @@ from .chunking import chunks
 
 
 def score(theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int = 0) -> Tensor:
-    """
-    Score every weight (fp32, never negative).
-
-    Args:
-        theta (`torch.Tensor` of shape `(numel,)`, fp32, bf16 or fp16): Weights.
-        forget (`torch.Tensor` of shape `(numel,)`, fp32, *optional*): Forget statistic, where the formula uses it.
-        retain (`torch.Tensor` of shape `(numel,)`, fp32, *optional*): Retain statistic, where the formula uses it.
-        spec (`ScoreSpec`): Formula, scale and seed.
-        offset (`int`, *optional*, defaults to `0`): Global index of the first element, read by `random`.
-
-    Returns:
-        `torch.Tensor` of shape `(numel,)`, fp32.
-    """
+    """See [`wagle_kernels.score`]."""
     out = torch.empty(theta.numel(), dtype=torch.float32, device=theta.device)
     for part, values in _scored_chunks(theta, forget, retain, spec, offset):
         out[part] = values
@@ -66,18 +54,7 @@ def score_histogram(
     prefix: int = 0,
     offset: int = 0,
 ) -> None:
-    """
-    Add a histogram of one digit of the score keys to `counts`, storing no scores.
-
-    The key of a score is its fp32 bit pattern; scores are never negative, so keys order like scores. Counted are the
-    keys whose bits above the digit equal `prefix`.
-
-    Args:
-        counts (`torch.Tensor` of shape `(2**bits,)`, int64): Counters, updated in place; their number sets the digit.
-        shift (`int`): Position of the digit's lowest bit in the key.
-        prefix (`int`, *optional*, defaults to `0`): Key bits above the digit, `key >> (shift + bits)`.
-        theta, forget, retain, spec, offset: As in [`score`].
-    """
+    """See [`wagle_kernels.score_histogram`]."""
     bins = counts.numel()
     bits = bins.bit_length() - 1
     for _, values in _scored_chunks(theta, forget, retain, spec, offset):
@@ -98,15 +75,7 @@ def score_partition(
     *,
     offset: int = 0,
 ) -> None:
-    """
-    Set the bits of the keys above the candidates' bracket and append those inside to the candidates: one pass.
-
-    Args:
-        packed (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Mask bits, overwritten.
-        inside (`torch.Tensor` of shape `(ceil(numel / TILE),)`, int32): Keys inside by tile, overwritten.
-        candidates ([`Candidates`]): Appended to.
-        theta, forget, retain, spec, offset: As in [`score`].
-    """
+    """See [`wagle_kernels.score_partition`]."""
     inside.zero_()
     for part, values in _scored_chunks(theta, forget, retain, spec, offset):
         keys = values.view(torch.int32)
@@ -140,17 +109,7 @@ def add_ties(
     ties: int,
     offset: int = 0,
 ) -> None:
-    """
-    Set the bits of the first `ties` keys that equal `key`, in rising flat order.
-
-    Args:
-        packed (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Mask bits, added to.
-        inside (`torch.Tensor` of shape `(ceil(numel / TILE),)`, int32):
-            Equal keys by tile, as [`score_partition`] counts them for a bracket of that key.
-        key (`int`): Key of the tied scores.
-        ties (`int`): How many to select.
-        theta, forget, retain, spec, offset: As in [`score`].
-    """
+    """See [`wagle_kernels.add_ties`]."""
     for part, values in _scored_chunks(theta, forget, retain, spec, offset):
         if ties <= 0:
             return

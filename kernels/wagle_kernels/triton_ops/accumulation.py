@@ -19,7 +19,7 @@ def _accumulate_kernel(total, grad, numel, SQUARED: tl.constexpr, EVEN: tl.const
 
 
 def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:
-    """See [`reference.accumulate`]."""
+    """See [`wagle_kernels.accumulate`]."""
     if grad.numel():
         grid = wide_grid(grad.numel())
         _accumulate_kernel[grid](total, grad, grad.numel(), squared, is_even(grad), **WIDE, enable_fp_fusion=False)

@@ -293,7 +293,7 @@ def adamw(
     weight_decay: float,
     grad_scale: float = 1.0,
 ) -> None:
-    """See [`reference.adamw`]."""
+    """See [`wagle_kernels.adamw`]."""
     arrays = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "remainder": remainder}
     arrays = {name: values for name, values in arrays.items() if values is not None}
     layout.check_sizes(dict(enumerate(weights)), arrays, layout.num_selected)

@@ -38,7 +38,7 @@ def _popcount_kernel(counts, packed, num_bytes, EVEN: tl.constexpr, ROWS: tl.con
 
 
 def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
-    """See [`reference.pack`]."""
+    """See [`wagle_kernels.pack`]."""
     numel = bits.numel()
     if out is None:
         out = torch.empty((numel + 7) // 8, dtype=torch.uint8, device=bits.device)
@@ -48,7 +48,7 @@ def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def unpack(packed: Tensor, numel: int) -> Tensor:
-    """See [`reference.unpack`]."""
+    """See [`wagle_kernels.unpack`]."""
     bits = torch.empty(numel, dtype=torch.bool, device=packed.device)
     if numel:
         _unpack_kernel[wide_grid(numel)](bits.view(torch.uint8), packed, numel, is_even(bits), **_OPTIONS)
@@ -56,7 +56,7 @@ def unpack(packed: Tensor, numel: int) -> Tensor:
 
 
 def popcount(packed: Tensor) -> int:
-    """See [`reference.popcount`]."""
+    """See [`wagle_kernels.popcount`]."""
     grid = wide_grid(packed.numel())
     counts = torch.zeros(grid, dtype=torch.int32, device=packed.device)
     if packed.numel():

@@ -161,7 +161,7 @@ def compress(
     accumulate: bool = False,
     squares: Tensor | None = None,
 ) -> Tensor:
-    """See [`reference.compress`]."""
+    """See [`wagle_kernels.compress`]."""
     selected = layout.selected_of(tensor)
     layout.check_sizes({tensor: dense}, {"out": out}, selected.stop - selected.start)
     kernels = _compress_indices_kernel, _compress_bits_kernel
@@ -170,7 +170,7 @@ def compress(
 
 
 def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tensor:
-    """See [`reference.scatter`]."""
+    """See [`wagle_kernels.scatter`]."""
     selected = layout.selected_of(tensor)
     layout.check_sizes({tensor: dense}, {"compact": compact}, selected.stop - selected.start)
     _launch((_scatter_indices_kernel, _scatter_bits_kernel), layout, tensor, dense, compact)

@@ -204,7 +204,7 @@ def _score_arguments(
 
 
 def score(theta: Tensor, forget: Tensor | None, retain: Tensor | None, spec: ScoreSpec, offset: int = 0) -> Tensor:
-    """See [`reference.score`]."""
+    """See [`wagle_kernels.score`]."""
     out = torch.empty(theta.numel(), dtype=torch.float32, device=theta.device)
     if theta.numel():
         _score_kernel[wide_grid(theta.numel())](out, **_score_arguments(theta, forget, retain, spec, offset), **WIDE)
@@ -222,7 +222,7 @@ def score_histogram(
     prefix: int = 0,
     offset: int = 0,
 ) -> None:
-    """See [`reference.score_histogram`]; cheap for 256 counters."""
+    """See [`wagle_kernels.score_histogram`]; cheap for 256 counters."""
     if theta.numel():
         bins = counts.numel()
         arguments = _score_arguments(theta, forget, retain, spec, offset)
@@ -242,7 +242,7 @@ def score_partition(
     *,
     offset: int = 0,
 ) -> None:
-    """See [`reference.score_partition`]."""
+    """See [`wagle_kernels.score_partition`]."""
     if theta.numel():
         _partition_kernel[tile_grid(theta.numel())](
             packed,
@@ -270,7 +270,7 @@ def add_ties(
     ties: int,
     offset: int = 0,
 ) -> None:
-    """See [`reference.add_ties`]; reads only tiles that hold ties to select."""
+    """See [`wagle_kernels.add_ties`]; reads only tiles that hold ties to select."""
     if theta.numel() and ties > 0:
         first_ranks = inside.cumsum(0, dtype=torch.int64) - inside
         arguments = _score_arguments(theta, forget, retain, spec, offset)

@@ -3,20 +3,20 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from benchmarks.study_plan import CLAIM
+from benchmarks.environment import ROOT
+from benchmarks.study.plan import CLAIM
 from wagle_trl.comparison.runs import LEVELS
 from wagle_trl.comparison.trajectory import matched
 from wagle_trl.evaluation.metrics import forget_quality
 from wagle_trl.files.atomic import atomic_path
 
-TEXT = Path(__file__).parent / "STUDY.md"
-README = Path(__file__).parent.parent / "README.md"
+TEXT = ROOT / "benchmarks" / "STUDY.md"
+README = ROOT / "README.md"
 LASTING = "-100-steps"  # end of the name of an objective whose runs go on
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}

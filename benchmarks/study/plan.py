@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from benchmarks.study_arms import Arm
-from benchmarks.study_masks import CANDIDATES
+from benchmarks.study.arms import Arm
+from benchmarks.study.masks import CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Case:
     An arm but for its learning rate and seed.
 
     Args:
-        objective, score, density, scope: As in [`~benchmarks.study_arms.Arm`].
+        objective, score, density, scope: As in [`~benchmarks.study.arms.Arm`].
         seeds (`int`): How many worlds the picked learning rate runs in.
         attacks (`bool`): Whether the results are attacked.
         rated_by (`str`): Objective whose runs pick the learning rate; by default its own.

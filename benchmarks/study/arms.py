@@ -8,8 +8,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from benchmarks.environment import environment
-from benchmarks.study_masks import make_mask
-from benchmarks.study_world import MovedWorld, World
+from benchmarks.study.masks import make_mask
+from benchmarks.study.world import MovedWorld, World
 from wagle_trl import GradDiffConfig, GradDiffTrainer, NPOConfig, NPOTrainer
 from wagle_trl.comparison.trajectory import trajectory
 from wagle_trl.evaluation.attacks import relearn
@@ -60,7 +60,7 @@ class Arm:
 
     Args:
         objective (`str`): Key of `OBJECTIVES`.
-        score (`str`): As in [`~benchmarks.study_masks.make_mask`].
+        score (`str`): As in [`~benchmarks.study.masks.make_mask`].
         density (`float`): Share of the scope that may move.
         scope (`str`): `"blocks"` or `"all"`.
         learning_rate (`float`): After three steps of warm-up, constant.
@@ -96,7 +96,7 @@ def run(arm: Arm, world: World, *, attacks: bool) -> dict:
 
     Returns:
         `dict`: The raw row: the arm, its trajectory, seconds, environment; with attacks also
-            [`~benchmarks.study_world.World.knowledge`] at the end, and what relearning brings back.
+            [`~benchmarks.study.world.World.knowledge`] at the end, and what relearning brings back.
     """
     start = time.perf_counter()
     history, state = _unlearn_rescoring(arm, world) if arm.score.endswith(RESCORED) else _unlearn(arm, world)

@@ -13,7 +13,7 @@ from wagle_kernels.reference.eight_bit import (
     random_of,
 )
 
-from .helpers import DEVICE, State, make_layout
+from ..helpers import DEVICE, State, make_layout
 
 EXPONENTS = [0, 1, 17, 63, 64, 95, 96, 128, 200, 223]  # of largest values from 2**-96 to 2**127
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.study_world import World
+from benchmarks.study.world import World
 from wagle_kernels import ScoreSpec
 from wagle_trl.attribution.compute_mask import mean_abs
 from wagle_trl.attribution.scores import SCORES, score_scale

@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.study_report import TITLES, Case, first_seed, kept_at, order
+from benchmarks.environment import ROOT
+from benchmarks.study.report import TITLES, Case, first_seed, kept_at, order
 from wagle_trl.comparison.figures import COLOURS
 from wagle_trl.comparison.trajectory import matched
 from wagle_trl.files.atomic import atomic_path
 
-FIGURES = Path(__file__).parent / "results" / "study"
+FIGURES = ROOT / "benchmarks" / "results" / "study"
 
 
 def draw(chosen: dict[Case, list[dict]]) -> None:

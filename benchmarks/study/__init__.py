@@ -1,0 +1,1 @@
+"""Does the mask help, and against what? Unlearning real rows with every score, judged at matched forgetting."""
