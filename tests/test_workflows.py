@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wagle_trl.papers import OBJECTIVE_PAPERS, SCORE_PAPERS
+from wagle_trl import NPOTrainer
+from wagle_trl.hub.citations import SCORE_PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = "https://github.com/wagle-trl/wagle-trl"
@@ -173,7 +174,7 @@ def test_the_citation_has_the_keys_of_cff_and_the_facts_of_the_project():
     assert CITATION["repository-code"] == PROJECT["urls"]["Repository"] == ADDRESS
 
 
-@pytest.mark.parametrize("paper", [SCORE_PAPERS["wagle"], OBJECTIVE_PAPERS["NPO"]], ids=["wagle", "npo"])
+@pytest.mark.parametrize("paper", [SCORE_PAPERS["wagle"], NPOTrainer._paper], ids=["wagle", "npo"])
 def test_the_citation_refers_to_the_paper_of(paper):
     references = {reference["url"]: reference for reference in CITATION["references"]}
     reference = references[f"https://arxiv.org/abs/{paper.arxiv}"]
