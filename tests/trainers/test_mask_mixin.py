@@ -237,7 +237,7 @@ def test_without_rows_to_forget_a_trainer_of_others_says_what_to_pass(make, reta
 @pytest.mark.parametrize("score", ["magnitude", "random"])
 def test_a_score_of_the_weights_alone_needs_no_rows_to_forget(kind, score, make):
     mask = make(kind, mask_config=MaskConfig(score, 0.1)).compute_mask()
-    assert mask.density == pytest.approx(0.1, abs=1e-3) and mask.info["score"] == score
+    assert mask.density == pytest.approx(0.1, abs=1e-3) and mask.info.score == score
 
 
 def test_options_of_the_mask_come_from_the_config_or_have_defaults(make, tmp_path):
