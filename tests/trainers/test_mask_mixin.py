@@ -240,6 +240,13 @@ def test_a_score_of_the_weights_alone_needs_no_rows_to_forget(kind, score, make)
     assert mask.density == pytest.approx(0.1, abs=1e-3) and mask.info.score == score
 
 
+def test_the_memory_of_a_plain_trainer_is_predicted(make, capsys):
+    trainer = make("plain", mask=a_mask(make("plain").model), disable_tqdm=False)
+    trainer.train()
+    assert "predicted peak, GB" in capsys.readouterr().out
+    assert trainer.memory.plan.training_peak_bytes > sum(p.numel() * 4 for p in trainer.model.parameters())
+
+
 def test_options_of_the_mask_come_from_the_config_or_have_defaults(make, tmp_path):
     mask = a_mask(make("dpo").model)
     assert not make("dpo", mask=mask).mask_options.save_delta
