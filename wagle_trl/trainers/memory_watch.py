@@ -139,7 +139,7 @@ def _dtype_of(model: nn.Module) -> str:
 def longest_row(*datasets: Dataset | None) -> int:
     """Most tokens in a row."""
     columns = [dataset.data.column("input_ids") for dataset in datasets if dataset is not None]
-    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py() for column in columns)
+    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py() for column in columns)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -120,7 +121,7 @@ def rows_key(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     columns = sorted(_COLUMNS & set(dataset.column_names)) or sorted(dataset.column_names)
     for row in dataset.select_columns(columns).with_format(None):
-        digest.update(json.dumps([row[name] for name in columns], default=str).encode())
+        digest.update(json.dumps([row[name] for name in columns], default=str).encode())  # pyright: ignore[reportCallIssue, reportArgumentType]
     return digest.hexdigest()
 
 
@@ -155,7 +156,7 @@ def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
         logger.warning(f"Resuming '{folder}' with other options than it was saved with: {printable(changed)}.")
 
 
-def _check_mask(trainer, folder: Path, manifest: Manifest, saved: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_mask(trainer, folder: Path, manifest: Manifest, saved: Mapping[str, Any], now: dict[str, Any]) -> None:
     has_mask, wants_mask = MASK_FILE in manifest.files, trainer.mask is not None or trainer.mask_config is not None
     if has_mask and not wants_mask:
         raise ValueError(f"{folder} was trained with a mask; pass `mask` or `mask_config` to resume it.")

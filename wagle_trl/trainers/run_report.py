@@ -1,6 +1,7 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from transformers import TrainingArguments
 
 from ..data.provenance import describe_rows, model_commit
@@ -50,7 +51,7 @@ class Given:
 
     model: Any
     revision: str | None
-    rows: dict[str, Dataset | None]
+    rows: Mapping[str, Dataset | None]
     _described: dict[bool, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False)
 
     def data(self, folder: str, hashed: bool) -> dict[str, dict[str, Any]]:
@@ -95,7 +96,7 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "base_model": base,
         "base_revision": trainer.given.base_revision,
         "base_is_local": os.path.isdir(base),
-        "peft_type": None if adapters is None else adapters.peft_type.value,
+        "peft_type": None if adapters is None else PeftType(adapters.peft_type).value,
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
         "data": trainer.given.data(trainer.args.output_dir, trainer.mask_options.hash_forget_set),
         "num_train_rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None,

@@ -17,11 +17,12 @@ from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
 from ..hub.staging import keep
+from .trainer_base import TrainerBase
 
 _REPLACED = ".replaced-"
 
 
-class WholeSaves:
+class WholeSaves(TrainerBase):
     """
     Goes before a [`~transformers.Trainer`] in the bases of a class.
 
