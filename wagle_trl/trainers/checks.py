@@ -35,7 +35,7 @@ def check_answers(dataset: Dataset, name: str) -> None:
 
 
 def check_none_dropped(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
-    """TRL drops rows whose answer was cut off silently; a forget row dropped is not forgotten."""
+    """TRL silently drops rows whose answer was cut off; a forget row that is dropped is not forgotten."""
     if len(prepared) < len(raw):
         raise ValueError(
             f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
@@ -85,7 +85,7 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
 
 
 def check_is_base(model: nn.Module, mask: WeightMask) -> None:
-    """A delta is of the weights that its mask was made for: not of a checkpoint of them."""
+    """A delta starts from the weights that its mask was made for, not from a checkpoint of the run."""
     declared = mask.info.fingerprint
     if declared and declared != model_fingerprint(model):
         raise ValueError(

@@ -31,11 +31,11 @@ class HubPushes(TrainerBase):
     """
     Goes before a [`~transformers.Trainer`] in the bases of a class.
 
-    Transformers would upload whole folders, with the training arguments, in which the token is, and with names of files
-    and folders.
+    Transformers would upload whole folders: with the training arguments, which hold the token, and with names of local
+    files and folders.
     """
 
-    finish_saves: Callable[[], None]  # of [`~trainers.whole_saves.WholeSaves`], which comes after it
+    finish_saves: Callable[[], None]  # of `WholeSaves`, which comes later among the bases
     _whole_next: str | None = None
 
     def push_to_hub(
@@ -93,7 +93,7 @@ class HubPushes(TrainerBase):
             self._push_checkpoint(folder)
 
     def _push_checkpoint(self, folder: Path) -> None:
-        """As transformers pushes from a checkpoint: in the background, and not while an earlier push is under way."""
+        """Push a checkpoint as transformers does: in the background, and not while an earlier push is under way."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -126,7 +126,7 @@ class HubPushes(TrainerBase):
         place: str | None = None,
     ) -> Callable[[], CommitInfo]:
         """
-        Keep what others may have of a folder as it is now.
+        Set aside what may be published of a folder, as it is now.
 
         Args:
             folder (`pathlib.Path`): The output folder, or a checkpoint.

@@ -66,11 +66,11 @@ class MaskMixin(HubPushes, WholeSaves):
     train_set = "train"  # what the rows of `train_dataset` are called in reports
     rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
     sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
-    attributed_columns = ("input_ids", "labels")  # that they read
-    planning_losses: SampleLosses | None = None  # what takes the memory that these take on a GPU
+    attributed_columns = ("input_ids", "labels")  # that these losses read
+    planning_losses: SampleLosses | None = None  # stands in for them where the memory on a GPU is planned
 
     def __init_subclass__(cls, **kwargs):
-        """Notebooks show the arguments of both bases."""
+        """Give the class a signature with the arguments of both bases, for notebooks and `help`."""
         super().__init_subclass__(**kwargs)
         own = inspect.signature(cls.__init__).parameters.values()
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
@@ -183,7 +183,7 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def prepare_training(self, checkpoint: str | None) -> None:
         """
-        What must happen at the original weights, before the checkpoint (if any) is loaded.
+        Do what needs the original weights, before the checkpoint (if any) is loaded.
 
         Args:
             checkpoint (`str`, *optional*): Checkpoint that training will resume from.
@@ -293,7 +293,7 @@ class MaskMixin(HubPushes, WholeSaves):
         return [CARD_FILE]
 
     def saved_fingerprint(self) -> str | None:
-        """That of the weights saved, if they are a whole model: not of adapters, nor where processes hold parts."""
+        """Fingerprint of the saved weights; `None` for adapters, and where each process holds a part of the model."""
         if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return None
         return model_fingerprint(self.model)

@@ -130,7 +130,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
-        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by to_dict
+        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
         values = args.to_dict() | hidden
         known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
         return cls.config_class(**{name: value for name, value in values.items() if name in known})

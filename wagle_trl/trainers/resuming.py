@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)")
 _OF_EVALUATION = ("wagle_", "attacks/")  # what `wagle eval` may have written beside a checkpoint
-# Options that decide nothing of what a run becomes
+# Beginnings of options that have no influence on what a run becomes
 _UNSAID = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32", "trajectory_")
 _COLUMNS = {"input_ids", "labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
 _OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
@@ -47,7 +47,9 @@ def newest_whole_checkpoint(output_dir: str) -> Path:
     The last checkpoint of a run that is whole.
 
     Args:
-        output_dir (`str`): Output folder of the run; a `ValueError` if it has none. Those after it are named in a warning.
+        output_dir (`str`):
+            Output folder of the run; a `ValueError` if it has no whole checkpoint. Later ones, which are not whole, are
+            named in a warning.
     """
     restore_replaced(Path(output_dir))
     steps = {path: _CHECKPOINT.fullmatch(path.name) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
@@ -107,7 +109,7 @@ def run_facts(trainer) -> dict[str, Any]:
 
 
 def _of_mask(config: MaskConfig) -> dict[str, Any]:
-    """Options that a mask depends on, and not only where its statistics are kept."""
+    """Options that a mask depends on, without those of where its statistics are kept."""
     return {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name.startswith("mask_")}
 
 
@@ -117,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def rows_key(dataset: Dataset) -> str:
-    """Hash of tokens and labels of prepared rows, in their order; of rows of another kind, of all that they hold."""
+    """Hash of the tokens and labels of prepared rows, in their order; of all columns, where there are no tokens."""
     digest = hashlib.sha256()
     columns = sorted(_COLUMNS & set(dataset.column_names)) or sorted(dataset.column_names)
     for row in dataset.select_columns(columns).with_format(None):
@@ -128,7 +130,7 @@ def rows_key(dataset: Dataset) -> str:
 def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
     """
     A `ValueError` if a checkpoint is of another objective, of other rows, or of another mask than the trainer's. Other
-    options that differ are said in a warning.
+    options that differ are named in a warning.
 
     Args:
         trainer ([`~trainers.MaskedTrainer`]): The trainer that will resume.

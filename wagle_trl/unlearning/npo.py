@@ -60,5 +60,5 @@ class NPOTrainer(UnlearningTrainer):
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         forget = batch.forget
-        assert forget.reference_log_probs is not None  # by `reference`
+        assert forget.reference_log_probs is not None  # as `reference` asks for them
         return npo_loss(forget.log_probs.sum(1), forget.reference_log_probs.sum(1), self.args.beta, forget.num_rows)
