@@ -4,8 +4,7 @@ from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
-from transformers import TrainingArguments
-from trl import SFTConfig
+from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
@@ -15,6 +14,7 @@ from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
 from ..optim.compact_state import check_dtype
 from ..optim.masked_adamw import STATE_BITS
+from .trainer_base import FilledArguments
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
@@ -29,13 +29,13 @@ def check_rows(dataset: Dataset | None, name: str) -> None:
 
 def check_answers(dataset: Dataset, name: str) -> None:
     """Every row of the set `name` must have an answer."""
-    blank = next((i for i, row in enumerate(dataset) if not _has_answer(row)), None)
+    blank = next((i for i, row in enumerate(dataset) if not _has_answer(row)), None)  # pyright: ignore[reportArgumentType]
     if blank is not None:
         raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
 
 
 def check_none_dropped(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
-    """TRL drops rows whose answer was cut off silently; a forget row dropped is not forgotten."""
+    """TRL silently drops rows whose answer was cut off; a forget row that is dropped is not forgotten."""
     if len(prepared) < len(raw):
         raise ValueError(
             f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
@@ -59,7 +59,7 @@ def _says_something(message: dict) -> bool:
     return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
 
 
-def check_supported(args: TrainingArguments, has_optimizer: bool) -> None:
+def check_supported(args: FilledArguments, has_optimizer: bool) -> None:
     """The options must be such that a mask can be trained."""
     if args.fp16:
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
@@ -85,7 +85,7 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
 
 
 def check_is_base(model: nn.Module, mask: WeightMask) -> None:
-    """A delta is of the weights that its mask was made for: not of a checkpoint of them."""
+    """A delta starts from the weights that its mask was made for, not from a checkpoint of the run."""
     declared = mask.info.fingerprint
     if declared and declared != model_fingerprint(model):
         raise ValueError(

@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
 from ..files.atomic import temporary_folder, write_json
 from ..files.manifest import Manifest
@@ -18,6 +19,7 @@ from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, REFERENCE_FILE
 from ..hub.publish import commit, earlier_weights
 from ..hub.staging import keep, stage_model
+from .trainer_base import TrainerBase
 
 logger = logging.get_logger(__name__)
 
@@ -25,19 +27,20 @@ _RESUMES = (OPTIMIZER_NAME, SCHEDULER_NAME, SCALER_NAME, "rng_state*.pth", REFER
 _UPLOADS = HfApi()  # its queue: uploads arrive in the order in which they began
 
 
-class HubPushes:
+class HubPushes(TrainerBase):
     """
     Goes before a [`~transformers.Trainer`] in the bases of a class.
 
-    Transformers would upload whole folders, with the training arguments, in which the token is, and with names of files
-    and folders.
+    Transformers would upload whole folders: with the training arguments, which hold the token, and with names of local
+    files and folders.
     """
 
+    finish_saves: Callable[[], None]  # of `WholeSaves`, which comes later among the bases
     _whole_next: str | None = None
 
     def push_to_hub(
         self,
-        commit_message: str | None = "End of training",
+        commit_message: str = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
@@ -90,7 +93,7 @@ class HubPushes:
             self._push_checkpoint(folder)
 
     def _push_checkpoint(self, folder: Path) -> None:
-        """As transformers pushes from a checkpoint: in the background, and not while an earlier push is under way."""
+        """Push a checkpoint as transformers does: in the background, and not while an earlier push is under way."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -109,9 +112,9 @@ class HubPushes:
         }
         job = _UPLOADS.run_as_future(self._kept_upload(folder, message, place=places.get(strategy)))
         if is_pushing:
-            self.push_in_progress.jobs.append(job)
+            self.push_in_progress.jobs.append(job)  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress([job])  # pyright: ignore[reportArgumentType]
 
     def _kept_upload(
         self,
@@ -123,7 +126,7 @@ class HubPushes:
         place: str | None = None,
     ) -> Callable[[], CommitInfo]:
         """
-        Keep what others may have of a folder as it is now.
+        Set aside what may be published of a folder, as it is now.
 
         Args:
             folder (`pathlib.Path`): The output folder, or a checkpoint.
@@ -148,6 +151,7 @@ class HubPushes:
 
         def upload() -> CommitInfo:
             with kept:
+                assert self.hub_model_id is not None  # `init_hf_repo` came before any push
                 made, replaced = commit(api, self.hub_model_id, model, message, revision=revision)
                 if replaced:
                     logger.warning_once(earlier_weights(self.hub_model_id, revision, replaced))
@@ -173,6 +177,7 @@ def _stage_checkpoint(folder: Path, model: Path, stage: Path) -> None:
         state["best_model_checkpoint"] = Path(best).name
     write_json(stage / TRAINER_STATE_NAME, state)
     whole, names = Manifest.read(folder), {path.name for path in stage.iterdir()}
+    assert whole is not None  # a checkpoint is pushed when it has its manifest
     same = {
         name: entry for name, entry in whole.files.items() if name in names and (stage / name).samefile(folder / name)
     }

@@ -25,7 +25,7 @@ def masked_optimizer(
         accumulator_dtype (`str`): As in [`~trainers.mask_options.MaskOptions`].
     """
     state_bits = STATE_BITS[args.optim]
-    # A row of an embedding has gradients of one size where its token occurs, none elsewhere: too much for 8 bits
+    # A row of an embedding has gradients where its token occurs and none elsewhere: too wide a range for 8 bits
     precise = embedding_parameters(model) if state_bits == 8 else set()
     groups: dict[tuple[bool, bool], list] = {}
     # All of them, though the optimizer leaves out what the mask does not name: a weight may be in two parameters

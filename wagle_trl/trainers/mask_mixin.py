@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..attribution.compute_mask import compute_mask
@@ -36,6 +35,7 @@ from .memory_watch import MemoryWatch
 from .model_card import write_card
 from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
 from .run_report import Given, write_run_report
+from .trainer_base import FilledArguments
 from .update_share import MovedShare
 from .whole_saves import WholeSaves, add_to_save, holds_save, lend
 
@@ -66,11 +66,11 @@ class MaskMixin(HubPushes, WholeSaves):
     train_set = "train"  # what the rows of `train_dataset` are called in reports
     rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
     sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
-    attributed_columns = ("input_ids", "labels")  # that they read
-    planning_losses: SampleLosses | None = None  # what takes the memory that these take on a GPU
+    attributed_columns = ("input_ids", "labels")  # that these losses read
+    planning_losses: SampleLosses | None = None  # stands in for them where the memory on a GPU is planned
 
     def __init_subclass__(cls, **kwargs):
-        """Notebooks show the arguments of both bases."""
+        """Give the class a signature with the arguments of both bases, for notebooks and `help`."""
         super().__init_subclass__(**kwargs)
         own = inspect.signature(cls.__init__).parameters.values()
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
@@ -124,7 +124,7 @@ class MaskMixin(HubPushes, WholeSaves):
         self.add_callback(MaskedTraining(self))
 
     @staticmethod
-    def _check_arguments(args: TrainingArguments, masked: bool, given: dict[str, Any]) -> None:
+    def _check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) -> None:
         check_writable(args.output_dir)
         if masked:
             has_optimizer = (given.get("optimizers") or (None,))[0] is not None
@@ -149,10 +149,10 @@ class MaskMixin(HubPushes, WholeSaves):
     def _batches(self, dataset: Dataset) -> DataLoader:
         """Plain batches of prepared rows, in order."""
         rows = dataset.select_columns(list(self.attributed_columns))
-        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self._collate)
+        return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:
-        return DataCollatorForLanguageModeling(self.processing_class.pad_token_id)(rows)
+        return DataCollatorForLanguageModeling(self.processing_class.pad_token_id)(rows)  # pyright: ignore[reportArgumentType]
 
     # Mask
 
@@ -183,7 +183,7 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def prepare_training(self, checkpoint: str | None) -> None:
         """
-        What must happen at the original weights, before the checkpoint (if any) is loaded.
+        Do what needs the original weights, before the checkpoint (if any) is loaded.
 
         Args:
             checkpoint (`str`, *optional*): Checkpoint that training will resume from.
@@ -194,7 +194,7 @@ class MaskMixin(HubPushes, WholeSaves):
             self.mask = WeightMask.load(checkpoint)
             self.mask.check(self.model, fingerprint=False)
         elif self.mask is None:
-            self.compute_mask()
+            self.mask = self.compute_mask()
         self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
         # Here the weights are still the original ones
         self._moved = MovedShare(self.model, self.mask)
@@ -220,12 +220,14 @@ class MaskMixin(HubPushes, WholeSaves):
         Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Attribution in sweeps
         that was interrupted goes on from its last sweep.
         """
+        assert self.mask_config is not None
         score = get_score(self.mask_config.mask_score)
+        retain = self.retain_dataset if score.uses_retain else None
         with self.memory.measure("attribution"):
             self.mask, _ = compute_mask(
                 self.model,
                 self._batches(self.attributed_dataset) if score.statistic else None,
-                self._batches(self.retain_dataset) if score.uses_retain else None,
+                None if retain is None else self._batches(retain),
                 self.mask_config,
                 losses=self.sample_losses,
                 planning_losses=self.planning_losses if self.args.device.type == "cuda" else None,
@@ -266,7 +268,9 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._masked_optimizer is not None and "grad_norm" in logs:
-            logs["grad_norm"] = self._masked_optimizer.last_grad_norm
+            norm = self._masked_optimizer.last_grad_norm
+            assert norm is not None  # every step clips
+            logs["grad_norm"] = norm
             logs["selected_moved"] = self._moved.share()
         super().log(logs, start_time)
 
@@ -278,6 +282,7 @@ class MaskMixin(HubPushes, WholeSaves):
             write_run_report(self, folder)
         super(WholeSaves, self).save_model(str(folder), _internal_call=True)
         if with_delta and self._base_fingerprint is not None and self.args.should_save:
+            assert self.mask is not None  # a delta holds what it selects
             info = self.mask.info
             missing = {name: text for name, text in self._origin.items() if getattr(info, name) is None}
             mask = WeightMask(self.mask.bits, self.mask.shapes, replace(info, **missing))
@@ -288,7 +293,7 @@ class MaskMixin(HubPushes, WholeSaves):
         return [CARD_FILE]
 
     def saved_fingerprint(self) -> str | None:
-        """That of the weights saved, if they are a whole model: not of adapters, nor where processes hold parts."""
+        """Fingerprint of the saved weights; `None` for adapters, and where each process holds a part of the model."""
         if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return None
         return model_fingerprint(self.model)
@@ -304,19 +309,18 @@ class MaskMixin(HubPushes, WholeSaves):
             return
         folder = Path(self.args.output_dir)
         if self._saves_checkpoint:  # that has a card and a report of its own
-            if self.mask is not None and not holds_save(folder):
+            if not holds_save(folder):
                 self._draw_mask(folder, folder)
             return
         with staging_folder(folder) as stage:
-            if self.mask is not None:
-                self._draw_mask(folder, stage)
+            self._draw_mask(folder, stage)
             lend(folder, stage, [PLOT_FILE, MASK_FILE, EVALUATION_FILE])
             write_run_report(self, stage)
             write_card(self, stage, model_name, dataset_name, tags)
             add_to_save(stage, folder, [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])])
 
     def _draw_mask(self, folder: Path, place: Path) -> None:
-        """Have a picture of the mask in `place`, if `folder` has none; one that is there may be of another run."""
-        if self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists():
+        """Have a picture of the mask, if any, in `place`, if `folder` has none; one that is there may be of another run."""
+        if self.mask is not None and (self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists()):
             plot_mask(self.mask, place / PLOT_FILE)
             self._drawn_mask = self.mask

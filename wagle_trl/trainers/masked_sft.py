@@ -20,8 +20,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.utils import is_torch_bf16_gpu_available
-from trl import SFTConfig, SFTTrainer
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
+from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
 from ..data.formats import pin_date
@@ -68,6 +68,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     _name = "Masked SFT"
     _tag_names = ["trl", "wagle-trl", "sft"]
+    args: SFTConfig
     config_class: type[SFTConfig] = MaskedSFTConfig
     sample_losses = staticmethod(fused_sample_losses)
     planning_losses = staticmethod(losses_on_gpu)
@@ -129,7 +130,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
-        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by to_dict
+        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
         values = args.to_dict() | hidden
         known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
         return cls.config_class(**{name: value for name, value in values.items() if name in known})
@@ -142,13 +143,13 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         if args.completion_only_loss is None:  # of each data set, where TRL decides by the training rows for all
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        if isinstance(prepared, Dataset) and not packing:
+        if isinstance(dataset, Dataset) and isinstance(prepared, Dataset) and not packing:
             check_none_dropped(dataset, prepared, dataset_name, args.max_length)
         return prepared
 
     def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
         """Prepare a data set that `SFTTrainer` knows nothing of as it prepares `train_dataset`."""
-        return self._prepare_dataset(
+        return self._prepare_dataset(  # pyright: ignore[reportReturnType]
             dataset, self.processing_class, self.args, self.args.packing, self._formatting_func, name
         )
 
@@ -159,6 +160,6 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...`, the last one winning
         metrics = self._metrics["eval"]
-        output.metrics.update({f"{metric_key_prefix}_{key}": sum(v) / len(v) for key, v in metrics.items()})
+        output.metrics.update({f"{metric_key_prefix}_{key}": sum(v) / len(v) for key, v in metrics.items()})  # pyright: ignore[reportOptionalMemberAccess]
         metrics.clear()
         return output

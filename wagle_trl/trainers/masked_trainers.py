@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from ..losses.per_sample import Batch, pair_losses, pair_rows
 from .mask_mixin import MaskMixin
@@ -64,13 +64,14 @@ class MaskedRewardTrainer(MaskMixin, RewardTrainer):
     pairs, chosen and rejected, as those of `train_dataset`.
     """
 
+    args: RewardConfig
     _name = "Masked reward"
     _tag_names = ["trl", "wagle-trl", "reward-trainer"]
     sample_losses = staticmethod(pair_losses)
     attributed_columns = ("chosen_ids", "rejected_ids")
 
     def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
-        return self._prepare_dataset(dataset, self.processing_class, self.args, name)
+        return self._prepare_dataset(dataset, self.processing_class, self.args, name)  # pyright: ignore[reportReturnType]
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:
         return pair_rows(self.data_collator(rows))

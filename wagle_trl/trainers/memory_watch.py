@@ -40,12 +40,12 @@ class MemoryWatch:
         Plan of the run as the trainer stands.
 
         Args:
-            capacity (`int`, *optional*): Bytes there are; without it, enough.
+            capacity (`int`, *optional*): Available bytes; by default as many as it takes.
         """
         return self._planner().plan(self._setup(), capacity)
 
     def capacity(self) -> int:
-        """Bytes for all that the plan counts."""
+        """Available bytes for all that the plan counts, the CUDA context among it."""
         device = self.trainer.args.device
         return usable_memory(device) + (CONTEXT_BYTES if device.type == "cuda" else 0)
 
@@ -89,7 +89,7 @@ class MemoryWatch:
     # What the plan is of
 
     def _is_plannable(self) -> bool:
-        """Only what is shown, one process, plain weights, AdamW, and rows."""
+        """Whether a table would be shown, and the run is of one process, plain weights, AdamW and tokenized rows."""
         trainer, args = self.trainer, self.trainer.args
         return (
             not args.disable_tqdm
@@ -139,7 +139,7 @@ def _dtype_of(model: nn.Module) -> str:
 def longest_row(*datasets: Dataset | None) -> int:
     """Most tokens in a row."""
     columns = [dataset.data.column("input_ids") for dataset in datasets if dataset is not None]
-    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py() for column in columns)
+    return max(pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py() for column in columns)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -28,7 +28,7 @@ def write_card(
     hashed = trainer.mask_options.hash_forget_set
     card = model_card(folder, repo_id=trainer.hub_model_id, model_name=name, hash_forget_set=hashed)
     given = [tags] if isinstance(tags, str) else tags or []
-    card.data.tags = list(dict.fromkeys([*card.data.tags, *trainer._tag_names, *given]))
+    card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *trainer._tag_names, *given]))
     if dataset_name and not hashed:
-        card.data.datasets = list(dict.fromkeys([*(card.data.datasets or []), dataset_name]))
+        card.data["datasets"] = list(dict.fromkeys([*(card.data["datasets"] or []), dataset_name]))
     card.save(Path(folder) / CARD_FILE)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -26,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)")
 _OF_EVALUATION = ("wagle_", "attacks/")  # what `wagle eval` may have written beside a checkpoint
-# Options that decide nothing of what a run becomes
+# Beginnings of options that have no influence on what a run becomes
 _UNSAID = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32", "trajectory_")
 _COLUMNS = {"input_ids", "labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
 _OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
@@ -46,7 +47,9 @@ def newest_whole_checkpoint(output_dir: str) -> Path:
     The last checkpoint of a run that is whole.
 
     Args:
-        output_dir (`str`): Output folder of the run; a `ValueError` if it has none. Those after it are named in a warning.
+        output_dir (`str`):
+            Output folder of the run; a `ValueError` if it has no whole checkpoint. Later ones, which are not whole, are
+            named in a warning.
     """
     restore_replaced(Path(output_dir))
     steps = {path: _CHECKPOINT.fullmatch(path.name) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
@@ -106,7 +109,7 @@ def run_facts(trainer) -> dict[str, Any]:
 
 
 def _of_mask(config: MaskConfig) -> dict[str, Any]:
-    """Options that a mask depends on, and not only where its statistics are kept."""
+    """Options that a mask depends on, without those of where its statistics are kept."""
     return {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name.startswith("mask_")}
 
 
@@ -116,18 +119,18 @@ def _plain(value: Any) -> Any:
 
 
 def rows_key(dataset: Dataset) -> str:
-    """Hash of tokens and labels of prepared rows, in their order; of rows of another kind, of all that they hold."""
+    """Hash of the tokens and labels of prepared rows, in their order; of all columns, where there are no tokens."""
     digest = hashlib.sha256()
     columns = sorted(_COLUMNS & set(dataset.column_names)) or sorted(dataset.column_names)
     for row in dataset.select_columns(columns).with_format(None):
-        digest.update(json.dumps([row[name] for name in columns], default=str).encode())
+        digest.update(json.dumps([row[name] for name in columns], default=str).encode())  # pyright: ignore[reportCallIssue, reportArgumentType]
     return digest.hexdigest()
 
 
 def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
     """
     A `ValueError` if a checkpoint is of another objective, of other rows, or of another mask than the trainer's. Other
-    options that differ are said in a warning.
+    options that differ are named in a warning.
 
     Args:
         trainer ([`~trainers.MaskedTrainer`]): The trainer that will resume.
@@ -155,7 +158,7 @@ def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
         logger.warning(f"Resuming '{folder}' with other options than it was saved with: {printable(changed)}.")
 
 
-def _check_mask(trainer, folder: Path, manifest: Manifest, saved: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_mask(trainer, folder: Path, manifest: Manifest, saved: Mapping[str, Any], now: dict[str, Any]) -> None:
     has_mask, wants_mask = MASK_FILE in manifest.files, trainer.mask is not None or trainer.mask_config is not None
     if has_mask and not wants_mask:
         raise ValueError(f"{folder} was trained with a mask; pass `mask` or `mask_config` to resume it.")

@@ -1,6 +1,7 @@
 """`wagle_report.json`: what a run did, to which weights, and what came of it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from transformers import TrainingArguments
 
 from ..data.provenance import describe_rows, model_commit
@@ -31,7 +32,7 @@ OPTIONS = (  # that decide what a run becomes
     "max_length",
     "beta",
 )
-_SHOWN = "trajectory_"  # options of what is shown of a run
+_SHOWN = "trajectory_"  # beginning of options that decide only what is shown of a run
 
 _TIMED = ("_runtime", "_per_second")
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
@@ -50,7 +51,7 @@ class Given:
 
     model: Any
     revision: str | None
-    rows: dict[str, Dataset | None]
+    rows: Mapping[str, Dataset | None]
     _described: dict[bool, dict[str, dict[str, Any]]] = field(default_factory=dict, init=False)
 
     def data(self, folder: str, hashed: bool) -> dict[str, dict[str, Any]]:
@@ -64,7 +65,7 @@ class Given:
 
     @cached_property
     def base_revision(self) -> str | None:
-        """Commit of the model on the Hub. One that comes loaded has it before transformers 5.23 only."""
+        """Commit of the model on the Hub. A model that was passed loaded knows it only before transformers 5.23."""
         if isinstance(self.model, str):
             return model_commit(self.model, self.revision)
         return getattr(self.model.config, "_commit_hash", None)
@@ -95,7 +96,7 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "base_model": base,
         "base_revision": trainer.given.base_revision,
         "base_is_local": os.path.isdir(base),
-        "peft_type": None if adapters is None else adapters.peft_type.value,
+        "peft_type": None if adapters is None else PeftType(adapters.peft_type).value,
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
         "data": trainer.given.data(trainer.args.output_dir, trainer.mask_options.hash_forget_set),
         "num_train_rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None,
@@ -110,7 +111,7 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
 
 
 def _paper(trainer) -> dict[str, str] | None:
-    """What the card cites. TRL's own trainers keep a text instead, which says no authors apart."""
+    """What the card cites. TRL's own trainers have a text instead, in which authors are no field."""
     return asdict(trainer._paper) if isinstance(getattr(trainer, "_paper", None), Paper) else None
 
 
@@ -122,7 +123,7 @@ def reported_options(args: TrainingArguments) -> list[str]:
 
 
 def _cost(trainer) -> dict[str, Any]:
-    """What machine and hour decide: all else in the reports of two equal runs is equal."""
+    """What depends on the machine and the hour: all else in the reports of two equal runs is equal."""
     times = [_part(entry, timed=True) for entry in trainer.state.log_history]
     return {
         "times": [entry for entry in times if entry.keys() - {"step"}],

@@ -1,4 +1,4 @@
-"""Saves that neither a kill nor a full disk can spoil: whole under a manifest, or as it was before."""
+"""Saves that neither a kill nor a full disk can spoil: a folder is whole under a manifest, or as it was before."""
 
 import os
 import shutil
@@ -17,17 +17,18 @@ from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
 from ..hub.staging import keep
+from .trainer_base import TrainerBase
 
 _REPLACED = ".replaced-"
 
 
-class WholeSaves:
+class WholeSaves(TrainerBase):
     """
     Goes before a [`~transformers.Trainer`] in the bases of a class.
 
     A checkpoint gets its manifest when all of it is on the disk, and older ones are removed only then; training goes on
-    meanwhile. What `save_model` writes takes its places in the folder when all of it is there; files that an earlier save
-    left there, and that speak of other weights, are removed then. Until then an earlier run stays in the folder as it is.
+    meanwhile. The files of `save_model` move into the folder together, when all of them are written; files that an
+    earlier save left there of other weights are removed at the same time. Until then an earlier run stays as it is.
     """
 
     _saves_checkpoint = False
@@ -39,7 +40,7 @@ class WholeSaves:
 
     @abstractmethod
     def write_card(self, folder: Path) -> list[str]:
-        """Write what is made of the other files in a folder; the names of the files."""
+        """Write the files that are made from the others in a folder; returns their names."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class WholeSaves:
             self.finish_saves()
 
     def _finalize_training(self, *args, **kwargs):
-        self.finish_saves()  # both remove checkpoints
+        self.finish_saves()  # its thread removes checkpoints, as the next line does
         return super()._finalize_training(*args, **kwargs)
 
     def finish_saves(self) -> None:
@@ -139,18 +140,19 @@ class WholeSaves:
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:
-    executor = ThreadPoolExecutor(1, thread_name_prefix="wagle-save")  # one each: a fork would lose a shared one's
+    # One for each save: after a fork, a shared one would be without its thread
+    executor = ThreadPoolExecutor(1, thread_name_prefix="wagle-save")
     future = executor.submit(work)
     executor.shutdown(wait=False)
     return future
 
 
 def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | None) -> None:
-    """Have all of a checkpoint on the disk, then its manifest; then older checkpoints go."""
+    """Bring a checkpoint to the disk, then write its manifest, then remove older checkpoints."""
     with writing(folder), _restored_on_failure(folder):
         Manifest.of(folder, files_in(folder), _reported_fingerprint(folder), **facts).write(folder)
     shutil.rmtree(_replaced(folder), ignore_errors=True)
-    if not holds_save(folder.parent):  # then it shows how far the run is
+    if not holds_save(folder.parent):  # the folder then shows how far the run is
         for name in (REPORT_FILE, CARD_FILE):
             with atomic_path(folder.parent / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
@@ -158,7 +160,7 @@ def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | No
 
 
 def _replaced(folder: Path) -> Path:
-    """Where a checkpoint is, of a run that was cut off or of an earlier one, until another in its place is whole."""
+    """Where an older checkpoint of the same name is kept until the new one is whole."""
     return folder.with_name(f"{_REPLACED}{folder.name}")
 
 
@@ -191,7 +193,7 @@ def holds_save(folder: Path) -> bool:
 
 
 def lend(folder: Path, stage: Path, names: Iterable[str]) -> None:
-    """Have files of a folder in a stage, too, as far as they are there, for a card that is made of them."""
+    """Keep those of the files that a folder has in a stage, too, for the card that is made from them."""
     for name in names:
         if (folder / name).is_file() and not (stage / name).exists():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +201,7 @@ def lend(folder: Path, stage: Path, names: Iterable[str]) -> None:
 
 
 def add_to_save(stage: Path, folder: Path, names: list[str]) -> None:
-    """Have files, a report among them, take their places beside those of a save of the same weights."""
+    """Add files, a report among them, to the save of the same weights in a folder, or as a save of their own."""
     before, fingerprint = Manifest.read(folder), _reported_fingerprint(stage)
     if before is None or before.fingerprint != fingerprint:  # of another run
         before = Manifest({}, fingerprint)
@@ -223,7 +225,7 @@ def _reported_fingerprint(folder: Path) -> str | None:
 def _earlier_files(folder: Path, names: list[str], fingerprint: str | None) -> tuple[set[str], set[str]]:
     """
     Other files of the save before: those that stay, as the weights are the same, and those that go, such as a mask or a
-    delta. What is no more as it was saved is neither.
+    delta. A file that was changed since is in neither set.
     """
     try:
         before = Manifest.read(folder)

@@ -22,7 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTConfig
+from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
 from ..data.formats import split_last_message
@@ -119,6 +119,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
 
     reference: ClassVar[Literal["log_probs"] | None] = None
 
+    args: UnlearningConfig
+    retain_dataset: Dataset
     config_class = UnlearningConfig
     train_set = "forget"
     rows_a_sample = 2
@@ -234,7 +236,11 @@ class UnlearningTrainer(MaskedSFTTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.stack([UnlearningBatch.count(batch["labels"][:, 1:] != -100) for batch in batches]).sum(0)
         # Every process divides by the counts of all; DDP then averages the gradients, see `compute_loss`
-        return batches, self.accelerator.gather(counts.to(device)).view(-1, len(counts)).sum(0)
+        return batches, self._gather(counts.to(device)).view(-1, len(counts)).sum(0)
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, one after the other."""
+        return self.accelerator.gather(values)  # pyright: ignore[reportReturnType]
 
     # Loss
 
@@ -263,10 +269,10 @@ class UnlearningTrainer(MaskedSFTTrainer):
             "forget_token_accuracy": correct[0].sum() / batch.forget.num_tokens,
             "retain_token_accuracy": correct[1].sum() / batch.retain.num_tokens,
         }
-        means = self.accelerator.gather(torch.stack(list(values.values())).float()).view(-1, len(values)).mean(0)
+        means = self._gather(torch.stack(list(values.values())).float()).view(-1, len(values)).mean(0)
         for key, value in zip(values, means.tolist(), strict=True):
             self._metrics["train"][key].append(value)
-        self._total_train_tokens += self.accelerator.gather(attention_mask.sum()).sum().item()
+        self._total_train_tokens += self._gather(attention_mask.sum()).sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     # Reference

@@ -54,10 +54,11 @@ class NPOTrainer(UnlearningTrainer):
         "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
         "Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song",
     )
+    args: NPOConfig
     config_class = NPOConfig
     reference = "log_probs"
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         forget = batch.forget
-        log_probs, reference = forget.log_probs.sum(1), forget.reference_log_probs.sum(1)
-        return npo_loss(log_probs, reference, self.args.beta, forget.num_rows)
+        assert forget.reference_log_probs is not None  # as `reference` asks for them
+        return npo_loss(forget.log_probs.sum(1), forget.reference_log_probs.sum(1), self.args.beta, forget.num_rows)

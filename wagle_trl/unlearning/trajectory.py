@@ -34,15 +34,15 @@ class Trajectory(TrainerCallback):
     def _collate(self, rows: Dataset) -> list[Batch]:
         # Without a `DataLoader`, which draws from the random numbers of dropout: watching must not change a run
         size = self.trainer.args.per_device_train_batch_size
-        rows = rows.select_columns(["input_ids", "labels"]).to_list()
-        return [self.trainer.data_collator(rows[start : start + size]) for start in range(0, len(rows), size)]
+        plain = rows.select_columns(["input_ids", "labels"]).to_list()
+        return [self.trainer.data_collator(plain[start : start + size]) for start in range(0, len(plain), size)]
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:  # not of a resumed run, whose history has it
             self._log(control)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.trajectory_steps == 0 or state.global_step == state.max_steps:
+        if state.global_step % self.trainer.args.trajectory_steps == 0 or state.global_step == state.max_steps:
             self._log(control)
 
     def on_train_end(self, args, state, control, **kwargs):
