@@ -4,6 +4,7 @@ Compact state is read where it lies, weights through a table of their tensors' a
 int16 bit patterns, and rounded with integer operations.
 """
 
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 from collections.abc import Sequence
 
 import torch

@@ -1,5 +1,6 @@
 """Bit masks, one byte a row."""
 
+# pyright: reportArgumentType=false
 import torch
 import triton
 import triton.language as tl

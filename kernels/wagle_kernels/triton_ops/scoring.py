@@ -1,5 +1,6 @@
 """Scores in registers: stored, counted by digit, or cut into bits and candidates in one pass over the data."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 import torch
 import triton
 import triton.language as tl
