@@ -60,7 +60,7 @@ def read_json_lines(path: str | os.PathLike, schema: TypeForm[Schema]) -> list[S
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
-        return parse_json(text, list[schema], path)
+        return parse_json(text, list[schema], path)  # pyright: ignore[reportInvalidTypeForm]
     lines = enumerate(text.split("\n"), 1)  # not `splitlines`: JSON strings may hold U+2028
     return [parse_json(line, schema, path, number) for number, line in lines if line.strip()]
 
