@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -14,9 +14,6 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..text import code
 from .run_folder import CARD_FILE
-
-if TYPE_CHECKING:
-    from ..masks.mask import WeightMask
 
 _TEMPLATE = Path(__file__).parent.parent / "templates" / "hub_file.md.jinja"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -102,7 +99,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
 
     @property
     @abstractmethod
-    def selection(self) -> "WeightMask":
+    def selection(self) -> Any:
         """The [`WeightMask`] of the weights that the file is about."""
 
     @abstractmethod

@@ -226,7 +226,7 @@ class MaskedAdamW(Optimizer):
             return loss
         if self._grad_scale is None:  # else clipping has looked already
             self._grad_norm()
-        assert self._grad_scale is not None
+        assert self._grad_scale is not None  # since the norm was found
         for arena in self._arenas:
             arena.begin_step()
             wagle_kernels.adamw(
