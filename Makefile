@@ -33,7 +33,7 @@ help:
 	@echo "make demo      unlearn a small model on this machine and show what changed"
 	@echo "make test      run the tests (no network, no GPU)"
 	@echo "make fuzz      damage files of every kind in many ways (hours; EXAMPLES=$(EXAMPLES) of each, SEED=...)"
-	@echo "make lint      ruff check and ruff format --check"
+	@echo "make lint      ruff check, ruff format --check and the types (basedpyright, a minute)"
 	@echo "make format    apply ruff's fixes and formatting"
 	@echo "make install   create $(VENV) and install the package for development"
 	@echo "make clean     remove caches and build products (keeps $(VENV))"
@@ -62,6 +62,7 @@ fuzz: $(STAMP)
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/basedpyright
 
 format: $(STAMP)
 	@$(VENV)/bin/ruff check --fix .

@@ -121,10 +121,12 @@ def _streams(name: str, score: Score, forget: Batches | None, retain: Batches | 
     """The sets that a score reads."""
     read = {"forget": forget} if score.statistic else {}
     read |= {"retain": retain} if score.uses_retain else {}
+    streams = {}
     for stream, batches in read.items():
         if batches is None:
             raise ValueError(f"mask_score '{name}' needs {stream} data; pass some or choose another score.")
-    return {stream: Stream(batches) for stream, batches in read.items()}
+        streams[stream] = Stream(batches)
+    return streams
 
 
 def _tier(config: MaskConfig, model: nn.Module, parameters, score: Score, streams, options) -> Tier:
@@ -201,10 +203,10 @@ def _versions() -> dict[str, str]:
 
 
 def _info(model: nn.Module, config: MaskConfig, scale: float) -> MaskInfo:
-    base = {}
-    if getattr(model, "config", None) and model.config._name_or_path:  # a plain or new model has no name
-        base["base_model"] = model.config._name_or_path
-        base["base_revision"] = getattr(model.config, "_commit_hash", None) or UNKNOWN_REVISION
+    base, model_config = {}, getattr(model, "config", None)
+    if model_config and model_config._name_or_path:  # a plain or new model has no name
+        base["base_model"] = model_config._name_or_path
+        base["base_revision"] = getattr(model_config, "_commit_hash", None) or UNKNOWN_REVISION
     return MaskInfo(
         score=config.mask_score,
         scale=scale,

@@ -9,6 +9,8 @@ from typing import Literal
 
 OFFICIAL_GAMMA = 1e-6  # Hessian scale of the published code, which sums gradients over batches
 
+Gamma = float | Literal["balanced", "official"]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -61,7 +63,7 @@ def get_score(name: str) -> Score:
     return SCORES[name]
 
 
-def parse_gamma(gamma: str | float) -> str | float:
+def parse_gamma(gamma: str | float) -> Gamma:
     """`"balanced"`, `"official"` or a positive finite float."""
     if gamma in ("balanced", "official"):
         return gamma
@@ -74,7 +76,7 @@ def parse_gamma(gamma: str | float) -> str | float:
     return value
 
 
-def score_scale(score: Score, gamma: str | float, eps: float, mean_theta: float, mean_retain: float) -> float:
+def score_scale(score: Score, gamma: Gamma, eps: float, mean_theta: float, mean_retain: float) -> float:
     """
     Scale of the formula.
 
@@ -88,10 +90,11 @@ def score_scale(score: Score, gamma: str | float, eps: float, mean_theta: float,
     """
     if score.scale is None:
         return 1.0
-    if score.scale == "gamma" and gamma == "official":
-        return OFFICIAL_GAMMA
-    if score.scale == "gamma" and gamma != "balanced":
-        return gamma
+    if score.scale == "gamma":
+        if gamma == "official":
+            return OFFICIAL_GAMMA
+        if gamma != "balanced":
+            return gamma
     if mean_retain == 0 or (score.scale == "gamma" and mean_theta == 0):
         raise ValueError(
             "The retain gradients (or the weights) in scope are all zero, so the score cannot be scaled; check that "

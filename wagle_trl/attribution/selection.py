@@ -45,12 +45,12 @@ class Piece:
 
     def read(self, stride: int = 1) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Every `stride`-th weight and its statistics, flat, on the device of the weights, wherever they are kept."""
-        return self.theta[::stride], *(
-            None if kept is None else self._statistic(kept, stride)
-            for kept in (self.scored.forget, self.scored.retain)
-        )
+        forget, retain = (self._statistic(kept, stride) for kept in (self.scored.forget, self.scored.retain))
+        return self.theta[::stride], forget, retain
 
-    def _statistic(self, kept: Mapping[str, Tensor], stride: int) -> Tensor:
+    def _statistic(self, kept: Mapping[str, Tensor] | None, stride: int) -> Tensor | None:
+        if kept is None:
+            return None
         # A copy of a sample: a view would hold all of a file's mapping
         statistic = kept[self.name].view(-1)[::stride].contiguous().to(self.theta.device)
         return statistic.sqrt() if self.scored.root else statistic
@@ -100,9 +100,10 @@ class Scored:
         """Scores of every `stride`-th weight, in falling order."""
         scores = []
         for pieces in self.by_device():
-            columns = list(zip(*(piece.read(stride) for piece in pieces)))
-            parts = (None if column[0] is None else torch.cat(column) for column in columns)
-            scores.append(wagle_kernels.score(*parts, self.spec).to(self.pieces[0].theta.device))
+            theta, *statistics = zip(*(piece.read(stride) for piece in pieces))
+            forget, retain = (None if parts[0] is None else torch.cat(parts) for parts in statistics)
+            found = wagle_kernels.score(torch.cat(theta), forget, retain, self.spec)
+            scores.append(found.to(self.pieces[0].theta.device))
         return torch.cat(scores).sort(descending=True).values
 
     def refuse_non_finite(self) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 import torch
@@ -36,8 +37,9 @@ class Stream:
     """
 
     def __init__(self, batches: Batches):
-        is_one_shot = not callable(batches) and iter(batches) is batches
-        self._batches = list(batches) if is_one_shot else batches
+        if not callable(batches) and iter(batches) is batches:
+            batches = list(batches)
+        self._batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches() if callable(self._batches) else self._batches)
@@ -46,7 +48,7 @@ class Stream:
     def length(self) -> int | None:
         """Number of batches, where it is known in advance."""
         try:
-            return len(self._batches)
+            return len(cast(Sized, self._batches))
         except TypeError:
             return None
 
@@ -60,7 +62,7 @@ def gather(
     folder: Path,
     key: str,
     progress: bool = True,
-) -> dict[str, Mapping[str, Tensor]]:
+) -> Mapping[str, Mapping[str, Tensor]]:
     """
     A statistic of every stream.
 
@@ -98,7 +100,7 @@ def gather(
         return gathered
 
 
-def _sweep(tier, parameters, streams, accumulate, read, bar, folder, key) -> dict[str, Mapping[str, Tensor]]:
+def _sweep(tier, parameters, streams, accumulate, read, bar, folder, key) -> Mapping[str, Mapping[str, Tensor]]:
     folder.mkdir(parents=True, exist_ok=True)
     streams = {name: Stream(list(batches)) for name, batches in streams.items()}  # a loader may shuffle
     stores = {name: Store(folder, name, parameters, _digest(key, batches)) for name, batches in streams.items()}
@@ -186,7 +188,8 @@ def _to_host(statistic: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _set_total(bar: tqdm, passes: Iterable[Stream]) -> None:
     """Number of batches in all, from which the bar estimates the time left."""
     lengths = [stream.length for stream in passes]
-    bar.total = None if None in lengths else sum(lengths)
+    known = [length for length in lengths if length is not None]
+    bar.total = sum(known) if len(known) == len(lengths) else None
 
 
 def _check_space(folder: Path, parameters: Iterable[Tensor]) -> None:

@@ -103,6 +103,7 @@ def _differentiating(model, parameters, totals, squared) -> Iterator[None]:
 
 def _release_into(total: Tensor, squared: bool) -> Callable[[nn.Parameter], None]:
     def hook(parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None  # it was just added up
         wagle_kernels.accumulate(total, parameter.grad.reshape(-1).to(total.device), squared=squared)
         parameter.grad = None
 

@@ -42,21 +42,21 @@ def choose_tier(
         [`~attribution.statistic_store.Tier`]: If none fits, the one that takes least.
     """
     total = statistic_bytes(parameters.values())
-    host = (psutil.virtual_memory().available if host is None else host) if on_gpu else 0
+    room = (psutil.virtual_memory().available if host is None else host) if on_gpu else 0
     counts = [count for count in _SWEEPS if count < len(parameters)]
     sweeps = [Tier("sweeps", count) for count in (*counts, len(parameters))]
     order = [Tier("resident")]
-    if score.num_statistics > 1 and total <= host:
+    if score.num_statistics > 1 and total <= room:
         order.append(Tier("offload"))
     order += [tier for tier in sweeps if tier.sweeps <= MAX_QUICK_SWEEPS]
-    if score.num_statistics * total <= host:
+    if score.num_statistics * total <= room:
         order.append(Tier("host"))
     order += sweeps
     if config.attribution_memory != "auto":
         order = [tier for tier in order if tier.name == config.attribution_memory]
     peaks = {tier: _peak(phases_of(tier, parameters, score, Working(0, working), on_gpu)) for tier in order}
     fitting = (tier for tier, peak in peaks.items() if free is None or peak <= HEADROOM * free)
-    return next(fitting, min(peaks, key=peaks.get))
+    return next(fitting, min(peaks, key=peaks.__getitem__))
 
 
 def _peak(phases: list[Components]) -> int:

@@ -88,7 +88,8 @@ class UnlearningData:
         if asks_for_tofu(self, ("forget_dataset", "retain_dataset")):
             return load_tofu(self.forget or "forget10", self.tofu_dir)
         sources = self.forget_dataset, self.retain_dataset
-        return tuple(None if source is None else load_rows(source) for source in sources)
+        forget, retain = (None if source is None else load_rows(source) for source in sources)
+        return forget, retain
 
 
 @dataclass

@@ -70,13 +70,15 @@ class EvalModel:
     def load(self) -> PreTrainedModel:
         """The model, on the GPU where there is one."""
         model = self._pretrained(require_model(self), self.dtype, self.model_revision)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device)  # pyright: ignore[reportArgumentType]
 
     def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
         """The model before unlearning, if one is named, beside `model` and in its dtype."""
         if self.base_model_name_or_path is None:
             return None
-        return self._pretrained(self.base_model_name_or_path, model.dtype, "main").to(model.device)
+        base = self._pretrained(self.base_model_name_or_path, model.dtype, "main")
+        return base.to(model.device)  # pyright: ignore[reportArgumentType]
 
     def _pretrained(self, name: str, dtype: str | torch.dtype, revision: str) -> PreTrainedModel:
         if Path(name, MANIFEST_FILE).is_file():

@@ -1,6 +1,6 @@
 """`wagle eval`: records and aggregates of one model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..evaluation.metrics import FORGET
 from ..evaluation.retrained_model import read_reference
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
-from ..evaluation.tofu import EvalOptions, write_records
+from ..evaluation.tofu import EvalOptions, Row, write_records
 from ..files.atomic import check_writable, land, staging_folder, write_json
 from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
 from ..masks.fingerprint import model_fingerprint
@@ -76,7 +76,7 @@ class EvalArguments:
         },
     )
 
-    def load(self) -> dict[str, list[dict[str, Any]]]:
+    def load(self) -> dict[str, Sequence[Row]]:
         """Set name -> rows."""
         own = ("forget_dataset", "retain_dataset", "holdout_dataset")
         sets = load_tofu_evaluation(self.forget or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
@@ -103,7 +103,7 @@ def run(argv: list[str], command: str) -> Output:
     check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
     folder = Path(args.output_dir)
     records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
-    summary = summarize_all(records, reference)
+    summary: dict[str, Any] = {**summarize_all(records, reference)}
     if base is not None:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
@@ -122,9 +122,7 @@ def run(argv: list[str], command: str) -> Output:
     return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
 
 
-def _checked_sets(
-    args: EvalArguments, attacks: AttackConfig, model_args: EvalModel
-) -> dict[str, list[dict[str, Any]]]:
+def _checked_sets(args: EvalArguments, attacks: AttackConfig, model_args: EvalModel) -> dict[str, Sequence[Row]]:
     """The rows, or a `ValueError`, before a model is loaded, if they do not allow what is asked for."""
     sets = args.load()
     check_apart(sets)
@@ -151,7 +149,7 @@ def _known(content: dict[str, Any]) -> dict[str, Any]:
 def _attacked(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sets: dict[str, list[dict[str, Any]]],
+    sets: Mapping[str, Sequence[Row]],
     options: EvalOptions,
     attacks: AttackConfig,
     folder: Path,
@@ -165,7 +163,7 @@ def _attacked(
             yield variant, result
 
 
-def _save(folder: Path, name: str, records: list[dict[str, Any]], evaluation: dict[str, Any]) -> None:
+def _save(folder: Path, name: str, records: Sequence[Row], evaluation: dict[str, Any]) -> None:
     """Write records, and the evaluation that they are of, in one."""
     with staging_folder(folder) as stage:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)

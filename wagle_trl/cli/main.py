@@ -141,7 +141,7 @@ def _close_bars() -> None:
     """Have what is said next begin a line: bars that are broken off stay open, and so does their line."""
     from tqdm import tqdm
 
-    for bar in list(tqdm._instances):
+    for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
         bar.close()
 
 

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from ..attribution.report import plot_mask, report_tables
+from ..attribution.report import mask_report, plot_mask, report_tables
 from ..files.atomic import staging_folder
 from ..files.manifest import Manifest
 from ..files.run_folder import MASK_FILE, PLOT_FILE, REPORT_FILE
@@ -26,5 +26,5 @@ def run(argv: list[str], command: str) -> Output:
         plot_mask(mask, stage / PLOT_FILE)
         write_run_report(trainer, stage, objective="mask")
         Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).land(stage, folder)
-    report = trainer.mask_report
+    report = mask_report(mask)
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

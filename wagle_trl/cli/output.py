@@ -1,5 +1,6 @@
 """What a command returns: content for `--json`, tables for the eye."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ class Output:
     """
 
     content: dict[str, Any]
-    tables: list[Table | str] = field(default_factory=list)
+    tables: Sequence[Table | str] = field(default_factory=list)
     exit_code: int = 0
 
 

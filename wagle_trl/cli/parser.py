@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import TrlParser
@@ -23,10 +23,14 @@ class WagleParser(TrlParser):
     from files nothing but options: no environment variables.
     """
 
-    def error(self, message: str):
+    if TYPE_CHECKING:  # what transformers declares is no dataclass
+
+        def __init__(self, dataclass_types: Sequence[type], **options: Any) -> None: ...
+
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
-    def parse_args_and_config(self, args: Sequence[str], *others, **options):
+    def parse_args_and_config(self, args: Sequence[str], *others, **options) -> tuple[Any, ...]:
         file, args = config_file(args)
         if file is None:
             return super().parse_args_and_config(args, *others, **options)
@@ -93,7 +97,7 @@ def _trusting(content: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple:
+def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple[Any, ...]:
     """Options of `command` from a YAML file (`--config`) and the command line, which wins."""
     parser = WagleParser(dataclass_types, prog=f"wagle {command}", allow_abbrev=False)
     return parser.parse_args_and_config(argv)

@@ -68,7 +68,7 @@ def revision_of_base(base: str, given: str | None, mask: WeightMask) -> str | No
 
 
 def _tables(result: Verification) -> list[Table | str]:
-    tables = [_movements(result)]
+    tables: list[Table | str] = [_movements(result)]
     if result.total.non_finite:
         tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:

@@ -50,7 +50,7 @@ def _draw_steps(axes, trajectories: dict[str, dict[str, list[float]]], styles: d
         for name in (name for name in sets if name in columns):
             style = styles[label] | {"linestyle": LINES.get(name, OTHER_LINE), "markevery": few}
             axes.plot(columns["step"], columns[name], **style)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="optimizer step", ylabel="answer probability", ylim=(-0.02, 1.02))
     # Sets have a legend of their own, above the panel that shows them
     lines = [_line(words(name), {"color": "0.35", "linestyle": LINES.get(name, OTHER_LINE)}) for name in sets]
@@ -89,17 +89,16 @@ def plot_relearning(runs: Sequence[Run], path: str | os.PathLike) -> Path | None
     styles = _styles(runs, curves)
     for label, curve in curves.items():
         axes.plot([p["step"] for p in curve], [p["forget_probability"] for p in curve], **styles[label])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="relearning step", ylabel="probability of the forget\nrows not trained on", ylim=(-0.02, 1.02))
     return _save(figure, styles, path)
 
 
 def _figure(width: float):
     from matplotlib.figure import Figure  # late: it takes a second to import, and few commands plot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, 3.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1)
-    return figure
+    return Figure(figsize=(width, 3.6), layout=ConstrainedLayoutEngine(w_pad=0.1))
 
 
 def _styles(runs: Sequence[Run], shown: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -144,8 +144,13 @@ def _load(folder: Path, label: str) -> Run:
 
 def read_run(folder: Path, label: str = "") -> Run:
     """The run in a folder, whichever of its files are there."""
-    files = {folder / REPORT_FILE: Report, folder / EVALUATION_FILE: Evaluation}
-    return Run(label, folder, *(read_json(file, schema) if file.exists() else {} for file, schema in files.items()))
+    report, evaluation = folder / REPORT_FILE, folder / EVALUATION_FILE
+    return Run(
+        label,
+        folder,
+        read_json(report, Report) if report.exists() else {},
+        read_json(evaluation, Evaluation) if evaluation.exists() else {},
+    )
 
 
 def attack_label(attack: str, content: Mapping[str, Any]) -> str:

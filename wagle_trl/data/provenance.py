@@ -79,7 +79,7 @@ def _make_key(path: Path) -> None:
         sync(path.parent)
 
 
-def _as_json(row: dict[str, Any]) -> bytes:
+def _as_json(row: Any) -> bytes:
     content = {name: value for name, value in row.items() if value is not None}
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()
 

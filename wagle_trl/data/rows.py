@@ -1,11 +1,13 @@
 """Rows: loading them from the Hub, a folder or a file, and giving questions and answers the form TRL trains on."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from typing_extensions import TypeForm
 
 from ..files.reading import Schema, read_json_lines
 from ..files.schemas import Row
@@ -44,7 +46,7 @@ def _load_folder(path: Path, split: str) -> Dataset:
     if not isinstance(dataset, DatasetDict):
         return dataset
     if split not in dataset:
-        raise ValueError(f"The data set '{path}' has no split '{split}'; it has {', '.join(dataset)}.")
+        raise ValueError(f"The data set '{path}' has no split '{split}'; it has {', '.join(map(str, dataset))}.")
     return dataset[split]
 
 
@@ -54,7 +56,7 @@ def _named(dataset: Dataset, path: Path) -> Dataset:
     return dataset
 
 
-def to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
+def to_dataset(rows: Sequence[Mapping[str, Any]], path: Path) -> Dataset:
     """A data set with the columns of all rows: `Dataset.from_list` alone takes those of the first row."""
     columns = dict.fromkeys(name for row in rows for name in row)
     try:
@@ -64,7 +66,7 @@ def to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
         raise ValueError(f"{printable(path)}: the columns of its rows make no data set ({reason}).") from error
 
 
-def read_jsonl(path: str | os.PathLike, schema: type[Schema] = dict[str, Any]) -> list[Schema]:
+def read_jsonl(path: str | os.PathLike, schema: TypeForm[Schema] = dict[str, Any]) -> list[Schema]:
     """Rows of a JSON-lines file (or a JSON list), see [`~files.reading.read_json_lines`]; a bad line is named."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such data file: {printable(path)}.")

@@ -1,6 +1,7 @@
 """TOFU (arXiv 2401.06121): rows to forget, to retain and to evaluate on."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = Non
 
 def load_tofu_evaluation(
     forget: str = "forget10", tofu_dir: str | os.PathLike | None = None
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, Sequence[Mapping[str, Any]]]:
     """
     The sets of the TOFU evaluation: set name -> rows. Four come with paraphrased and perturbed answers; `holdout` is
     about authors that no model was trained on.
@@ -54,7 +55,7 @@ def load_tofu_evaluation(
     # The smaller forget sets are the last rows of the largest one
     files["forget"] = "forget10_perturbed"
     rows = {name: read_jsonl(Path(tofu_dir) / f"{file}.jsonl", Row) for name, file in files.items()}
-    return rows | {"forget": rows["forget"][-TOFU_FORGET_ROWS[forget] :]}
+    return {**rows, "forget": rows["forget"][-TOFU_FORGET_ROWS[forget] :]}
 
 
 def _check_tofu_split(forget: str) -> None:

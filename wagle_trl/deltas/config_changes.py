@@ -109,11 +109,12 @@ def _with_defaults(before: dict[str, Any], after: dict[str, Any]) -> tuple[dict[
     """Both as this version of transformers understands them, or `None` where it knows no such model."""
     kind = before.get("model_type")
     # Some configs make a list of as many elements as they have layers: a stranger's number must not fill the memory
-    if kind != after.get("model_type") or set(_large_numbers(after)) - set(_large_numbers(before)):
+    if kind is None or kind != after.get("model_type") or set(_large_numbers(after)) - set(_large_numbers(before)):
         return None
     try:
         config_class = transformers.CONFIG_MAPPING[kind]
-        return tuple(config_class.from_dict(copy.deepcopy(config)).to_dict() for config in (before, after))
+        old, new = (config_class.from_dict(copy.deepcopy(config)).to_dict() for config in (before, after))
+        return old, new
     except Exception:  # whatever a config class raises for keys that it does not expect
         return None
 

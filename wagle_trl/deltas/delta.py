@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from ..masks.mask import WeightMask
 from ..masks.positions import CODINGS, encode
 from ..masks.values import put, take
 from .delta_file import FORMAT_VERSION, DeltaFile
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
@@ -91,7 +94,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         """The dtype that holds the values of all weights: the one they all have, or a wider one."""
         return functools.reduce(torch.promote_types, set(self.dtypes.values()))
 
-    def cast(self, model: nn.Module) -> nn.Module:
+    def cast(self, model: Model) -> Model:
         """Round the weights of a model to the dtypes of the unlearned one, in place."""
         for name, values in model.state_dict(keep_vars=True).items():
             values.data = values.data.to(self.dtypes.get(name, values.dtype))
@@ -119,7 +122,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
             old = {name: take(before[name].to(new[name].dtype), mask.bits[name]) for name in mask.bits}
         return cls(mask, new, {n: w.dtype for n, w in saved_weights(model).items()}, base_fingerprint, old)
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: Model) -> Model:
         """
         Make the base the unlearned model, in place.
 
@@ -135,15 +138,15 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
         return self._put(model, self.new)
 
-    def undo(self, model: nn.Module) -> nn.Module:
+    def undo(self, model: Model) -> Model:
         """Make the unlearned model the base again, in place; needs the old values."""
-        self.check_has_old()
+        old = self.check_has_old()
         self._checked_weights(model)
         for name in self.mask.bits:
             self.check_unlearned(name, take(model.get_parameter(name), self.mask.bits[name]))
-        return self._put(model, self.old)
+        return self._put(model, old)
 
-    def _put(self, model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    def _put(self, model: Model, values: Mapping[str, Tensor]) -> Model:
         for name in self.mask.bits:
             put(model.get_parameter(name), self.mask.bits[name], values[name])
         return model
@@ -164,12 +167,13 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         if values.dtype != new.dtype or not torch.equal(bit_patterns(values.cpu()), bit_patterns(new.cpu())):
             raise ValueError(f"'{name}' does not hold the values of this delta; it was not applied to these weights.")
 
-    def check_has_old(self) -> None:
-        """A `ValueError` unless the delta can be undone."""
+    def check_has_old(self) -> Mapping[str, Tensor]:
+        """The old values; a `ValueError` unless the delta can be undone."""
         if self.old is None:
             raise ValueError(
                 f"The delta holds no values from before; load the base model {self.base_model or '?'!r:.200} instead."
             )
+        return self.old
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """A `ValueError` unless `shapes`, of weights by name, have all parameters of the delta, in its shapes."""

@@ -57,7 +57,7 @@ class DeltaFile(TensorFile):
 
     def _parse_dtypes(self, text: str | None) -> dict[str, torch.dtype]:
         try:
-            dtypes = {name: DTYPES[dtype] for name, dtype in json.loads(text).items()}
+            dtypes = {name: DTYPES[dtype] for name, dtype in json.loads(text or "").items()}
             valid = bool(dtypes) and self.shapes.keys() <= dtypes.keys() and all(map(is_name, dtypes))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             valid = False

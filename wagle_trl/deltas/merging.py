@@ -87,10 +87,10 @@ def merge_deltas(
     parts = {name: _merge(name, deltas, weights) for name in bar}
     shapes = {name: shape for delta in deltas for name, shape in delta.mask.shapes.items()}
     mask = WeightMask({name: part.bits for name, part in parts.items()}, shapes, _info(deltas))
-    old = {name: part.old for name, part in parts.items()} if _have_old(deltas) else None
+    old = {name: part.old for name, part in parts.items() if part.old is not None}
     new = {name: part.new for name, part in parts.items()}
     return Merged(
-        SparseDelta(mask, new, deltas[0].dtypes, deltas[0].base_fingerprint, old),
+        SparseDelta(mask, new, deltas[0].dtypes, deltas[0].base_fingerprint, old if _have_old(deltas) else None),
         {name: part.shared for name, part in parts.items()},
         {name: part.conflicts for name, part in parts.items()},
     )
@@ -135,8 +135,8 @@ def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | 
         shared[at] |= given[at]
         conflict[at] |= given[at] & (bit_patterns(new[at]) != bit_patterns(values))
         given[at], new[at] = True, values
-        if old is not None:
-            old[at] = deltas[i].old[name]
+        if old is not None and (kept := deltas[i].old) is not None:
+            old[at] = kept[name]
         if weights is not None:
             total[at] += weights[i] * values.double()
             weight[at] += weights[i]

@@ -99,14 +99,14 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
     Returns:
         `pathlib.Path`: `folder`.
     """
-    delta.check_has_old()
+    old = delta.check_has_old()
     _check_shapes(delta, unlearned)
 
     def change(name: str, weights: Tensor) -> Tensor:
         if name not in delta.mask.bits:
             return weights
         delta.check_unlearned(name, take(weights, delta.mask.bits[name]))
-        return put(weights, delta.mask.bits[name], delta.old[name])
+        return put(weights, delta.mask.bits[name], old[name])
 
     return unlearned.rewrite(folder, change, {}, then=lambda written: check_base(delta, Checkpoint(written)))
 

@@ -86,7 +86,7 @@ def export_adapter(
     layers = changed_layers(base.folder, num_changed, delta.dtypes)
     rank = best_rank(layers)
     with atomic_folder(folder) as temporary:
-        _config(delta, layers, rank).save_pretrained(temporary)
+        _config(delta, layers, rank).save_pretrained(str(temporary))
         _write_weights(temporary / SAFETENSORS_WEIGHTS_NAME, delta, base, layers, rank, progress)
     sparse = [layer for layer in layers if layer.is_sparse(rank)]
     return ExportedAdapter(
@@ -149,7 +149,7 @@ def _config(delta: SparseDelta, layers: list[Layer], rank: int) -> ShiraConfig:
         modules_to_save=[layer.name for layer in layers if not layer.is_sparse(rank)] or None,
         r=rank,
         # In inference mode, PEFT makes no mask of a type that it does not know, and takes positions from the file
-        mask_type="custom",
+        mask_type="custom",  # pyright: ignore[reportArgumentType]
         inference_mode=True,
     )
 

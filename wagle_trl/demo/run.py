@@ -10,7 +10,7 @@ from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..attribution.config import MaskConfig
-from ..attribution.report import plot_mask, report_tables
+from ..attribution.report import mask_report, plot_mask, report_tables
 from ..data.formats import to_trl
 from ..evaluation.drift import weights_changed
 from ..evaluation.metrics import summarize
@@ -64,9 +64,10 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[list[dict[str, Any]
     trainers = {run: demo.unlearn(run) for run in MASKS}
     masked = trainers["masked"]
     masked.save_model(str(folder))
+    assert masked.mask is not None  # made by training
     plot_mask(masked.mask, folder / "wagle_mask.png")
     write_json(folder / "report.json", demo.rows)
-    return demo.rows, [*report_tables(masked.mask_report), comparison(demo.rows)]
+    return demo.rows, [*report_tables(mask_report(masked.mask)), comparison(demo.rows)]
 
 
 class _Demo:
@@ -84,7 +85,7 @@ class _Demo:
         model = build_model(self.tokenizer, self.seed)
         trainer = train(model, self.tokenizer, rows, seed=self.seed, description=f"Training the {run} model")
         self._cost(run, trainer.optimizer, begin)
-        return trainer.model
+        return model
 
     def unlearn(self, run: str) -> NPOTrainer:
         """NPO from the base model with the mask of `run`."""

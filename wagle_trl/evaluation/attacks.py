@@ -139,7 +139,7 @@ def relearn(
 
 def _trainable_copy(model: PreTrainedModel) -> PreTrainedModel:
     attacked = copy.deepcopy(model).float().eval().requires_grad_(True)
-    if "flash" in attacked.config._attn_implementation:  # its kernels know half precision only
+    if "flash" in (attacked.config._attn_implementation or ""):  # its kernels know half precision only
         attacked.set_attn_implementation("sdpa")
     return attacked
 
@@ -202,7 +202,7 @@ def round_with_bitsandbytes(weight: Tensor, bits: int) -> Tensor:
     Returns:
         `torch.Tensor` of the shape and dtype of `weight`.
     """
-    from bitsandbytes import functional  # an optional dependency
+    from bitsandbytes import functional  # pyright: ignore[reportMissingImports]  # an optional dependency
 
     if bits == 4:
         packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=_GROUP_SIZES[4], quant_type="nf4")
@@ -290,7 +290,7 @@ def _ask_otherwise(row: Mapping[str, Any], set_name: str) -> dict[str, Any]:
     )
 
 
-def _with_last(messages: Sequence[Mapping[str, Any]], content: str) -> list[dict[str, Any]]:
+def _with_last(messages: Sequence[Mapping[str, Any]], content: str) -> list[Mapping[str, Any]]:
     if not messages:
         raise ValueError("A conversation with a `paraphrased_question` has no message before its answer.")
     return [*messages[:-1], {**messages[-1], "content": content}]

@@ -66,7 +66,8 @@ def model_inputs(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad
 
 def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Token to pad with: it is neither attended to nor scored, so one that means something will do."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token_id  # pyright: ignore[reportReturnType]
 
 
 # Scores of answers
@@ -163,7 +164,7 @@ def answer_scores(
     counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in tokenized_rows]
     if 0 in counts:
         raise ValueError(f"Row {counts.index(0)} has no answer tokens: all its labels after the first are {IGNORED}.")
-    scores = [None] * len(counts)
+    scores: dict[int, AnswerScores] = {}
     lengths = [len(row["input_ids"]) for row in tokenized_rows]
     with inference(model):
         for indices in batches(lengths, batch_size, "Scoring answers", progress):
@@ -172,9 +173,9 @@ def answer_scores(
             for i, part in zip(indices, values.cpu().split([counts[i] for i in indices], dim=1), strict=True):
                 log_probs, z_scores, correct = part.tolist()
                 scores[i] = AnswerScores(log_probs, z_scores, [flag == 1.0 for flag in correct])
-    if bad := sum(not math.isfinite(score.loss) for score in scores):
+    if bad := sum(not math.isfinite(score.loss) for score in scores.values()):
         raise ValueError(f"{bad} of {len(scores)} answers have a NaN or infinite loss: the model may have diverged.")
-    return scores
+    return [scores[i] for i in range(len(counts))]
 
 
 def answer_losses(
@@ -200,8 +201,8 @@ def answer_losses(
 
 
 def _prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    is_tokenized = len(prompt) > 0 and isinstance(prompt[0], int)
-    ids = list(prompt) if is_tokenized else prompt_token_ids({"prompt": prompt}, tokenizer)
+    token_ids = [part for part in prompt if isinstance(part, int)]  # none of a text or messages
+    ids = token_ids or prompt_token_ids({"prompt": prompt}, tokenizer)
     if not ids:
         raise ValueError("A prompt is empty: there is nothing to answer.")
     return ids
@@ -210,7 +211,8 @@ def _prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a generation: those of the tokenizer and of the model, ascending."""
     stops = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None})
+    found = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
+    return sorted({token_id for token_id in found if isinstance(token_id, int)})
 
 
 def _greedy_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -248,7 +250,7 @@ def generate_answers(
     with inference(model):
         for indices in batches([len(ids) for ids in prompt_ids], batch_size, "Generating answers", progress):
             inputs = model_inputs(model, [prompt_ids[i] for i in indices], options["pad_token_id"], "left")
-            output = model.generate(**inputs, **options, max_new_tokens=max_new_tokens)
+            output = model.generate(**inputs, **options, max_new_tokens=max_new_tokens)  # pyright: ignore[reportCallIssue]
             continuations = output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(indices, tokenizer.batch_decode(continuations, skip_special_tokens=True), strict=True):
                 answers[i] = text.strip()

@@ -127,8 +127,7 @@ def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
     Returns:
         `float`: The ratio, positive and finite.
     """
-    paraphrased_loss = finite(paraphrased_loss, "paraphrased_loss")
-    log_ratio = paraphrased_loss - finite(perturbed_losses, "perturbed_losses").mean()
+    log_ratio = finite(paraphrased_loss, "paraphrased_loss") - finite(perturbed_losses, "perturbed_losses").mean()
     return float(np.exp(np.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
 
 
@@ -186,7 +185,7 @@ def forget_quality(ratios: ArrayLike, reference_ratios: ArrayLike) -> ForgetQual
     ```
     """
     result = ks_2samp(finite(ratios, "ratios"), finite(reference_ratios, "reference_ratios"))
-    return ForgetQuality(float(result.pvalue), float(result.statistic))
+    return ForgetQuality(float(result.pvalue), float(result.statistic))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def model_utility(values: ArrayLike) -> float:

@@ -4,15 +4,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..files.schemas import Record
 from ..text import printable
 from .membership import HOLDOUT, membership_summary, privleak
 from .metrics import FORGET, forget_quality, records_by_set, truth_ratios
 from .tofu import EvalOptions, Row, read_records
 
 
-def read_reference(
-    path: str | os.PathLike, sets: Mapping[str, Sequence[Row]], options: EvalOptions
-) -> list[dict[str, Any]]:
+def read_reference(path: str | os.PathLike, sets: Mapping[str, Sequence[Row]], options: EvalOptions) -> list[Record]:
     """
     Forget and holdout records of a model that never saw the forget rows, for
     [`~wagle_trl.evaluation.suite.summarize_all`].
@@ -92,7 +91,7 @@ def beside_reference(records: Sequence[Mapping[str, Any]], reference: Sequence[M
     if forget and other and all(record.keys() >= fields for record in (*forget, *other)):
         quality = forget_quality(truth_ratios(forget), truth_ratios(other))
         summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
-    aucs = [membership_summary(part).get("mia_min_k_auc") for part in (records, reference)]
-    if None not in aucs and aucs[1] < 1.0:
-        summary["privleak"] = privleak(*aucs)
+    auc, reference_auc = (membership_summary(part).get("mia_min_k_auc") for part in (records, reference))
+    if auc is not None and reference_auc is not None and reference_auc < 1.0:
+        summary["privleak"] = privleak(auc, reference_auc)
     return summary

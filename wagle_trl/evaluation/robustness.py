@@ -90,7 +90,7 @@ class AttackResult(NamedTuple):
             `"bitsandbytes"`.
     """
 
-    records: list[dict[str, Any]]
+    records: list[Mapping[str, Any]]
     summary: dict[str, Any]
 
 

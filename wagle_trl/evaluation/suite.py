@@ -45,7 +45,7 @@ def evaluate_sets(
     base: PreTrainedModel | None = None,
     folder: str | os.PathLike | None = None,
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """
     One record for every row of every set. `holdout` rows are only scored: nobody asks what else a model would say.
 
@@ -75,7 +75,7 @@ def evaluate_sets(
         key = evaluation_key(model, tokenizer, base, options, samples)
         partial = PartialRecords(Path(folder) / PARTIAL_FILE, key)
     done = {(record["set"], record["index"]): record for record in partial.records} if partial else {}
-    if done:
+    if partial and done:
         logger.warning(
             f"{printable(partial.path)}: going on after {len(done)} of {sum(map(len, samples.values()))} rows."
         )

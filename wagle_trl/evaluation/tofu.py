@@ -102,7 +102,8 @@ def _question_and_answer(row: Row, tokenized: Tokenized, tokenizer: PreTrainedTo
         example = split_prompt(row, tokenizer)
         return _content(example["prompt"]), _content(example["completion"])
     answer = [label for label in tokenized["labels"] if label != IGNORED]
-    return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in (_prompt_part(tokenized), answer))
+    asked, answered = tokenizer.batch_decode([_prompt_part(tokenized), answer], skip_special_tokens=True)
+    return asked, answered
 
 
 def prepare_rows(rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:

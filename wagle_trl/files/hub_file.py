@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -88,7 +88,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
 
     @classmethod
     @abstractmethod
-    def load(cls, path: str | os.PathLike):
+    def load(cls, path: str | os.PathLike) -> Self:
         """Read and check a file, or the one in a folder."""
 
     @classmethod
@@ -99,11 +99,11 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
 
     @property
     @abstractmethod
-    def selection(self):
+    def selection(self) -> Any:
         """The [`WeightMask`] of the weights that the file is about."""
 
     @abstractmethod
-    def public(self, base_model: str | None = None, is_local: bool | None = None):
+    def public(self, base_model: str | None = None, is_local: bool | None = None) -> Self:
         """
         The object as others may have it: its mask names its base as [`public_base`] does.
 
@@ -190,19 +190,19 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | os.PathLike,
         *,
         force_download: bool = False,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         revision: str | None = None,
-    ):
+    ) -> Self:
         """
         Load the file from a repository of the Hub, or from a folder.
 
         Args:
-            pretrained_model_name_or_path (`str` or `pathlib.Path`): Repository, or a folder that holds the file.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Repository, or a folder that holds the file.
             force_download, token, cache_dir, local_files_only, revision (*optional*):
                 As in [`~huggingface_hub.hf_hub_download`].
         """

@@ -4,12 +4,14 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypeForm
 
 from ..text import printable
 
@@ -36,7 +38,7 @@ _EXPECTED = {
 }
 
 
-def read_json(path: str | os.PathLike, schema: type[Schema]) -> Schema:
+def read_json(path: str | os.PathLike, schema: TypeForm[Schema]) -> Schema:
     """
     Content of a JSON file.
 
@@ -48,7 +50,7 @@ def read_json(path: str | os.PathLike, schema: type[Schema]) -> Schema:
     return parse_json(read_text(path), schema, path)
 
 
-def read_json_lines(path: str | os.PathLike, schema: type[Schema]) -> list[Schema]:
+def read_json_lines(path: str | os.PathLike, schema: TypeForm[Schema]) -> list[Schema]:
     """
     Values of a file with one in JSON per line, where blank lines are skipped, or with one list of all.
 
@@ -58,7 +60,7 @@ def read_json_lines(path: str | os.PathLike, schema: type[Schema]) -> list[Schem
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
-        return parse_json(text, list[schema], path)
+        return parse_json(text, list[schema], path)  # pyright: ignore[reportInvalidTypeForm]
     lines = enumerate(text.split("\n"), 1)  # not `splitlines`: JSON strings may hold U+2028
     return [parse_json(line, schema, path, number) for number, line in lines if line.strip()]
 
@@ -73,7 +75,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise ValueError(f"{_place(path, line)} is not text in UTF-8 (byte {error.start}).") from error
 
 
-def parse_json(text: str, schema: type[Schema], path: str | os.PathLike, line: int | None = None) -> Schema:
+def parse_json(text: str, schema: TypeForm[Schema], path: str | os.PathLike, line: int | None = None) -> Schema:
     """
     The value of a JSON text.
 
@@ -120,7 +122,7 @@ def _check_depth_and_names(content: Any) -> None:
         raise RecursionError
 
 
-def checked(content: Schema, schema: type[Schema], where: str) -> Schema:
+def checked(content: Schema, schema: TypeForm[Schema], where: str) -> Schema:
     """`content` if it is as `schema` says, or a `ValueError` that begins with `where` and names the field."""
     try:
         _adapter(schema).validate_python(content, strict=True)
@@ -132,11 +134,11 @@ def checked(content: Schema, schema: type[Schema], where: str) -> Schema:
 
 
 @cache
-def _adapter(schema: type[Schema]) -> TypeAdapter[Schema]:
+def _adapter(schema: TypeForm[Schema]) -> TypeAdapter[Schema]:
     return TypeAdapter(schema)
 
 
-def _expected(error: dict[str, Any]) -> str:
+def _expected(error: Mapping[str, Any]) -> str:
     return _EXPECTED.get(error["type"], printable(error["msg"].replace("Input should", "should"), 200))
 
 

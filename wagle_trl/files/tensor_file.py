@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +33,8 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 400
+
+Made = TypeVar("Made")
 
 
 def bit_patterns(values: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class TensorFile(Mapping[str, Tensor]):
         """
         stop = math.prod(self.shape(name)) if stop is None else stop
         out = torch.empty(stop - start, dtype=self.dtype(name))
-        view, place = memoryview(out.view(torch.uint8).numpy()), self._entries[name].offset + start * out.itemsize
+        view, place = out.view(torch.uint8).numpy().data, self._entries[name].offset + start * out.itemsize
         while view:
             count = os.preadv(self._descriptor, [view], place)
             if not count:
@@ -170,7 +172,8 @@ def write_tensors(
     """
     # Wide dtypes first, as safetensors writes them: so every tensor starts at a multiple of its element size
     names = sorted(specs, key=lambda name: -specs[name][0].itemsize)
-    header, offset = {"__metadata__": dict(sorted(metadata.items()))}, 0
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
     for name in names:
         dtype, shape = specs[name]
         end = offset + math.prod(shape) * dtype.itemsize
@@ -184,23 +187,23 @@ def write_tensors(
             tensor = read(name).cpu().contiguous()
             if (tensor.dtype, tuple(tensor.shape)) != specs[name]:
                 raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not {specs[name]} as declared.")
-            file.write(tensor.view(-1).view(torch.uint8).numpy())
+            file.write(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
-class LazyTensors(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Made]):
     """
-    Tensors by name, each made when it is asked for.
+    Tensors, or what holds some, by name, each made when it is asked for.
 
     Args:
         names (iterable of `str`): Names, in order.
-        make (callable): Gives the tensor of a name.
+        make (callable): Gives the one of a name.
     """
 
-    def __init__(self, names, make: Callable[[str], Tensor]):
+    def __init__(self, names, make: Callable[[str], Made]):
         self._names = dict.fromkeys(names)
         self._make = make
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Made:
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)

@@ -4,6 +4,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
@@ -112,7 +113,7 @@ def _kind(run: Run, what: str) -> str:
     return "adapter" if what == "model" and is_adapter else what
 
 
-def _metadata(facts: Facts, licence: dict[str, str]) -> ModelCardData:
+def _metadata(facts: Facts, licence: dict[str, Any]) -> ModelCardData:
     library, tags = _LIBRARIES[facts.kind]
     relation = "finetune" if facts.kind == "model" else "adapter"
     return ModelCardData(
@@ -131,10 +132,11 @@ def _metadata(facts: Facts, licence: dict[str, str]) -> ModelCardData:
 def _objective_tags(facts: Facts) -> list[str]:
     is_for_unlearning = facts.unlearns or (facts.kind == "mask" and not facts.data)
     unlearning = ["unlearning"] if is_for_unlearning else []
-    if not facts.is_trained:
+    objective = facts.objective
+    if not facts.is_trained or objective is None:
         return unlearning
-    words = re.findall(r"[a-z0-9]+", facts.objective.lower())
-    tag = _OBJECTIVE_TAGS.get(facts.objective, "-".join(words))
+    words = re.findall(r"[a-z0-9]+", objective.lower())
+    tag = _OBJECTIVE_TAGS.get(objective, "-".join(words))
     return [*unlearning, *([tag] if tag else [])]
 
 
@@ -155,7 +157,7 @@ def _results(facts: Facts) -> list[EvalResult]:
     ]
 
 
-def _data_set(tofu: str | None, column: str) -> dict[str, str | None]:
+def _data_set(tofu: str | None, column: str) -> dict[str, Any]:
     """The data set of a result; its configuration tells attacks apart."""
     return {
         "dataset_type": TOFU_HUB_NAME if tofu else "unlearning",

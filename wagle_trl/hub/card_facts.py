@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -92,7 +93,7 @@ class Facts:
     # Data
 
     @cached_property
-    def data(self) -> dict[str, dict[str, Any]]:
+    def data(self) -> Mapping[str, Mapping[str, Any]]:
         """Descriptions of the row sets, see [`~data.provenance.describe_rows`]."""
         return self.run.training.get("data", {})
 
@@ -101,7 +102,7 @@ class Facts:
         """Every row set in a line, by its label."""
         return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
 
-    def _describe(self, rows: dict[str, Any]) -> str:
+    def _describe(self, rows: Mapping[str, Any]) -> str:
         parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]
         if rows.get("source") and not self.hashed:
             parts[0] += f" of {self._source(rows)}"
@@ -112,11 +113,11 @@ class Facts:
             parts.append(f"HMAC-SHA-256 {code(rows['hmac_sha256'])}")
         return ", ".join(parts)
 
-    def _has_plain_digest(self, rows: dict[str, Any]) -> bool:
+    def _has_plain_digest(self, rows: Mapping[str, Any]) -> bool:
         """Of rows that all can read only: of others it would confirm guesses, and of hashed ones give the name away."""
         return bool(rows.get("sha256") and rows.get("revision") and not self.hashed)
 
-    def _source(self, rows: dict[str, Any]) -> str:
+    def _source(self, rows: Mapping[str, Any]) -> str:
         source = rows["source"]
         is_on_hub = rows.get("revision") and HUB_ID.fullmatch(source)
         return f"[{source}](https://huggingface.co/datasets/{source})" if is_on_hub else code(os.path.basename(source))
@@ -167,7 +168,7 @@ class Facts:
 
     @property
     def score_paper(self) -> Paper | None:
-        return SCORE_PAPERS.get(self.score)
+        return SCORE_PAPERS.get(self.score or "")
 
     @property
     def papers(self) -> list[Paper]:
@@ -176,7 +177,7 @@ class Facts:
     @property
     def options(self) -> str:
         """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
-        given = dict(self.run.training.get("options", {})) if self.is_trained else {}
+        given: dict[str, Any] = dict(self.run.training.get("options", {})) if self.is_trained else {}
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
         if self.is_trained:  # what was logged last may be of an earlier step
             given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
@@ -186,7 +187,7 @@ class Facts:
     # Mask
 
     @cached_property
-    def mask(self) -> dict[str, Any] | None:
+    def mask(self) -> Mapping[str, Any] | None:
         """Report of the mask. Beside a report of a run without one, a mask was left by an earlier run."""
         if self.kind == "delta" and (self.run.folder / DELTA_FILE).exists():
             return mask_report(SparseDelta.load(self.run.folder).mask)
@@ -206,12 +207,14 @@ class Facts:
     @property
     def selected(self) -> str:
         """How many weights are selected."""
+        assert self.mask is not None  # a card without a mask does not ask
         share = percent(self.mask["density"])
         return f"{self.mask['num_selected']:,} of the {self.mask['numel']:,} weights in scope ({share})"
 
     @property
     def mask_details(self) -> dict[str, str]:
         """How the mask was made."""
+        assert self.mask is not None  # as above
         info = self.mask["info"]
         scale = SCORES[self.score].scale if self.score in SCORES else None
         known = {"Score": None if self.score == "merged" else self.score}

@@ -67,7 +67,9 @@ def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
     if os.path.isdir(name_or_path) or not is_hub_name(name_or_path):
         return Checkpoint(name_or_path)
     with asking_hub(name_or_path):
-        folder = snapshot_download(name_or_path, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
+        folder = snapshot_download(
+            name_or_path, revision=revision, allow_patterns=list(MODEL_FILES), ignore_patterns="*/*"
+        )
     return Checkpoint(folder)
 
 

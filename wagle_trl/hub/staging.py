@@ -173,8 +173,7 @@ def _made_delta(folder: Path, base_model: str | None) -> SparseDelta:
         base = Checkpoint(recorded)
     else:
         public = mask.info.public(base_model, _is_local(folder, recorded))
-        _check_on_hub(public.base_model, recorded)
-        base = checkpoint_of(public.base_model, public.known_revision)
+        base = checkpoint_of(_check_on_hub(public.base_model, recorded), public.known_revision)
     return delta_between(base, Checkpoint(folder), mask)
 
 
@@ -184,11 +183,12 @@ def _is_local(folder: Path, base_model: str | None) -> bool | None:
     return report.get("base_is_local") if report.get("base_model") == base_model else None
 
 
-def _check_on_hub(name: str | None, recorded: str | None) -> None:
+def _check_on_hub(name: str | None, recorded: str | None) -> str:
     if name is None:
         raise ValueError(
             f"The base model '{recorded or '?'}' is not known to be on the Hub; give the name of the one that is."
         )
+    return name
 
 
 STAGES = {"model": stage_model, "mask": stage_mask, "delta": stage_delta}

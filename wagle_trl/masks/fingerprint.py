@@ -31,7 +31,7 @@ def fingerprint(
 
     def hashed(piece: tuple[str, int, int]) -> bytes:
         values = read(*piece).to(dtypes[piece[0]]).cpu().contiguous()
-        return hashlib.sha256(values.view(torch.uint8).numpy()).digest()
+        return hashlib.sha256(values.view(torch.uint8).numpy().data).digest()
 
     names = sorted(dtypes)
     digest = hashlib.sha256("".join(f"{name} {dtypes[name]} {tuple(shapes[name])}\n" for name in names).encode())

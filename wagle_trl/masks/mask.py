@@ -111,20 +111,18 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         bits = {name: bits ^ _ones(self.numel_of(name), bits.device) for name, bits in self.bits.items()}
         return WeightMask(bits, self.shapes)
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> bool:  # and no hash: a mask can change
         if not isinstance(other, WeightMask):
             return NotImplemented
         return self.shapes == other.shapes and all(
             torch.equal(bits, other.bits[name].to(bits.device)) for name, bits in self.bits.items()
         )
 
-    __hash__ = None
-
     def _combine(self, other: "WeightMask", op) -> "WeightMask":
         if self.shapes != other.shapes:
             raise ValueError("The two masks cover different parameters; combine masks of the same model and scope.")
-        other = {name: other.bits[name].to(bits.device) for name, bits in self.bits.items()}
-        return WeightMask({name: op(bits, other[name]) for name, bits in self.bits.items()}, self.shapes)
+        others = {name: other.bits[name].to(bits.device) for name, bits in self.bits.items()}
+        return WeightMask({name: op(bits, others[name]) for name, bits in self.bits.items()}, self.shapes)
 
     def jaccard(self, other: "WeightMask") -> float:
         """Overlap `|a & b| / |a | b|` with a mask of the same scope, 1.0 for two empty masks."""
@@ -247,7 +245,7 @@ def _ones(numel: int, device: torch.device) -> Tensor:
 def parse_shapes(path: Path, text: str | None) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's header, or a `ValueError` if it holds none."""
     try:
-        shapes = json.loads(text)
+        shapes = json.loads(text or "")
         valid = all(is_name(name) and is_shape(shape) for name, shape in shapes.items())
     except (ValueError, TypeError, AttributeError, RecursionError):
         valid = False

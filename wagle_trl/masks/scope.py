@@ -44,6 +44,7 @@ def scope_parameters(
 def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Weights of token and position embeddings and of the LM head."""
     modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    if hasattr(model, "get_output_embeddings"):  # transformers models; a plain module has no LM head to ask for
-        modules.append(model.get_output_embeddings())
+    get_lm_head = getattr(model, "get_output_embeddings", None)  # transformers models; a plain module has no LM head
+    if get_lm_head is not None:
+        modules.append(get_lm_head())
     return {parameter for module in modules if module is not None for parameter in module.parameters()}

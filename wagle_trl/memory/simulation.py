@@ -137,9 +137,10 @@ def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     makes several fp32 copies of them.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    decoder, lm_head = model.get_decoder(), model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    hidden = decoder(**inputs, use_cache=False).last_hidden_state
     labels, hidden = batch["labels"][:, 1:], hidden[:, :-1]
-    log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), model.get_output_embeddings().weight)
+    log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), lm_head.weight)
     return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
 
 
@@ -167,9 +168,9 @@ class _FusedHead(torch.autograd.Function):
             for tensor, needed in zip((hidden, weight), ctx.needs_input_grad)
         ]
         tile = _tile(hidden, ctx.dtype)  # alive until the gradients are rounded
-        rounded = [None if total is None else total.to(hidden.dtype) for total in sums]
+        of_hidden, of_weight = (None if total is None else total.to(hidden.dtype) for total in sums)
         del tile
-        return tuple(rounded)
+        return of_hidden, of_weight
 
 
 def _tile(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -80,7 +80,7 @@ class MaskedAdamW(Optimizer):
         master: str | None = "split",
         accumulator_dtype: str = "float32",
     ):
-        groups = list(named_parameters)
+        groups: list[Any] = list(named_parameters)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -108,7 +108,8 @@ class MaskedAdamW(Optimizer):
             self._arenas += allocate_arenas(group, mask, MOMENTS)
         self._slices = {item.parameter: (item, arena) for arena in self._arenas for item in arena.slices}
         self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
-        self._has_gradient, self._grad_scale = False, None
+        self._has_gradient = False
+        self._grad_scale: float | None = None
         self._refusal: str | None = None  # why the collected gradients must not be applied
         self.last_grad_norm: float | None = None
 
@@ -163,6 +164,7 @@ class MaskedAdamW(Optimizer):
         """
         norm = self._grad_norm()
         self.last_grad_norm = float(norm)
+        assert self._grad_scale is not None  # since the norm was found
         self._grad_scale *= min(1.0, max_norm / (self.last_grad_norm + 1e-6))
         return norm
 
@@ -224,6 +226,7 @@ class MaskedAdamW(Optimizer):
             return loss
         if self._grad_scale is None:  # else clipping has looked already
             self._grad_norm()
+        assert self._grad_scale is not None  # since the norm was found
         for arena in self._arenas:
             arena.begin_step()
             wagle_kernels.adamw(
@@ -238,6 +241,7 @@ class MaskedAdamW(Optimizer):
                 eps=arena.group["eps"],
                 weight_decay=arena.group["weight_decay"],
                 grad_scale=self._grad_scale,
+                backend=None,
             )
         self.zero_grad()
         return loss
@@ -277,7 +281,7 @@ def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode())
-        digest.update(mask.bits[name].cpu().numpy())
+        digest.update(mask.bits[name].cpu().numpy().data)
     return digest.hexdigest()[:16]
 
 

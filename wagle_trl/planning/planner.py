@@ -131,9 +131,10 @@ class Planner:
             capacity (`int`, *optional*): Bytes on the device, by which the tier of attribution is chosen.
         """
         training = self._training(setup)
-        if setup.mask_config is None or get_score(setup.mask_config.mask_score).statistic is None:
+        config = setup.mask_config
+        if config is None or get_score(config.mask_score).statistic is None:
             return Plan(training, capacity=capacity)
-        return Plan(training, *self._attribution(setup, capacity), capacity)
+        return Plan(training, *self._attribution(setup, config, capacity), capacity)
 
     # Components
 
@@ -198,8 +199,10 @@ class Planner:
             total["mask"] = sum(p.numel() for p in parameters.values()) // 8
         return total
 
-    def _attribution(self, setup: Setup, capacity: int | None) -> tuple[Components, Tier, Components]:
-        model, config = self._simulation(setup.dtype).model, setup.mask_config
+    def _attribution(
+        self, setup: Setup, config: MaskConfig, capacity: int | None
+    ) -> tuple[Components, Tier, Components]:
+        model = self._simulation(setup.dtype).model
         score, parameters = get_score(config.mask_score), self._scope(config, model)
         step = Step(
             rows=1 if score.statistic == "fisher" else setup.per_device_train_batch_size,

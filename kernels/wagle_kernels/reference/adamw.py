@@ -42,6 +42,7 @@ def adamw(
         if exp_avg_exponent is None:
             _update(master, g, exp_avg[part], exp_avg_sq[part], **options)
         else:
+            assert exp_avg_sq_exponent is not None  # both moments have 8 bits, or neither
             groups = run.group_of_each(positions)
             m = decode_signed(exp_avg[part], exp_avg_exponent[groups])
             v = decode_unsigned(exp_avg_sq[part], exp_avg_sq_exponent[groups])

@@ -34,6 +34,7 @@ class Run:
         first, last = self.tiles.start, self.tiles.stop
         if self.layout.indices is not None:
             return self.tile_of_each() * TILE + self.layout.indices[self.selected]
+        assert self.layout.bits is not None  # a layout has either
         bits = unpack(self.layout.bits[first * TILE // 8 : last * TILE // 8], (last - first) * TILE)
         places = torch.arange(first * TILE, last * TILE, device=bits.device)
         # `nonzero`, up to three times as fast: every place goes to its rank, those not selected to 0

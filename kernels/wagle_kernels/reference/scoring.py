@@ -26,21 +26,22 @@ def _scored_chunks(theta, forget, retain, spec, offset):
 
 
 def _score_chunk(theta: Tensor, f: Tensor | None, r: Tensor | None, spec: ScoreSpec, offset: int) -> Tensor:
-    match spec.formula:
-        case "wagle":
+    match spec.formula, f, r:
+        case "wagle", Tensor(), Tensor():
             return (theta.float() - r * (1 / spec.scale)).mul_(f).abs_()
-        case "gradient":
+        case "gradient", Tensor(), _:
             return f.abs()
-        case "snip":
+        case "snip", Tensor(), _:
             return (theta.float() * f).abs_()
-        case "product":
+        case "product", Tensor(), Tensor():
             return (f * r).abs_()
-        case "magnitude":
+        case "magnitude", _, _:
             return theta.float().abs()
-        case "ratio":
+        case "ratio", Tensor(), Tensor():
             return f.abs().div_(r.abs().add_(spec.scale))
-        case "random":
+        case "random", _, _:
             return uniform(torch.arange(offset, offset + theta.numel(), device=theta.device), spec.seed)
+    raise ValueError(f"Formula '{spec.formula}' reads a statistic that is not given.")
 
 
 def score_histogram(

@@ -1,10 +1,14 @@
 """Gradients added up in fp32, one read and one write of the sum."""
 
+# To Triton's own types a constant of a launch is none
+# pyright: reportArgumentType=false
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .tiles import WIDE, bounds, is_even, row_tile, wide_grid
+
+_OPTIONS = {**WIDE, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -22,5 +26,5 @@ def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:
     """See [`wagle_kernels.accumulate`]."""
     if grad.numel():
         grid = wide_grid(grad.numel())
-        _accumulate_kernel[grid](total, grad, grad.numel(), squared, is_even(grad), **WIDE, enable_fp_fusion=False)
+        _accumulate_kernel[grid](total, grad, grad.numel(), squared, is_even(grad), **_OPTIONS)
     return total

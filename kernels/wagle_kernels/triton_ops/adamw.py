@@ -4,6 +4,8 @@ Compact state is read where it lies, weights through a table of their tensors' a
 int16 bit patterns, and rounded with integer operations.
 """
 
+# To Triton's own types a constant of a launch is none, and a sum or maximum is a tuple
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 from collections.abc import Sequence
 
 import torch
