@@ -1,4 +1,5 @@
 import copy
+import inspect
 import json
 import math
 import re
@@ -7,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from trl import SFTTrainer
 
-from wagle_trl import MaskConfig, NPOTrainer, UnlearningConfig, UnlearningTrainer, WeightMask
+from wagle_trl import GradDiffTrainer, MaskConfig, NPOTrainer, UnlearningConfig, UnlearningTrainer, WeightMask
 from wagle_trl.papers import Paper
 
 KINDS = ["npo", "grad_diff", "masked_sft"]
@@ -491,3 +493,15 @@ def test_an_objective_of_ones_own_is_one_class_and_reaches_report_and_card(
         and "[arXiv 2501.00001]" in card
         and "author        = {Climber, Ann}" in card
     )
+
+
+@pytest.mark.parametrize("trainer_class", [NPOTrainer, GradDiffTrainer])
+def test_what_sft_trainer_takes_by_position_stays_there_and_all_else_is_a_keyword(trainer_class):
+    parameters = inspect.signature(trainer_class).parameters
+    of_sft = list(inspect.signature(SFTTrainer).parameters)
+    assert list(parameters)[: len(of_sft)] == of_sft
+    assert {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY} == {
+        "retain_dataset",
+        "mask_config",
+        "mask",
+    }
