@@ -65,12 +65,18 @@ def rows_of(kind: str, rows: Dataset, tokenizer) -> Dataset:
     return rows
 
 
+def load(folder: str):
+    """The model in a folder, in the dtype that it is saved in."""
+    loads = LlamaForSequenceClassification if "reward" in folder else LlamaForCausalLM
+    return loads.from_pretrained(folder, dtype="auto")
+
+
 @pytest.fixture
 def base(tmp_path, tiny_model):
     """Factory of folders with a model: some trainers load it twice."""
 
     def save(kind: str, dtype: torch.dtype = torch.float32) -> str:
-        folder = tmp_path / f"base-{kind}-{dtype}"
+        folder = tmp_path / "models" / f"{kind}-{dtype}"
         if not folder.exists():
             model = tiny_model(dtype=dtype)
             if kind == "reward":
@@ -118,8 +124,7 @@ def make(base, tiny_tokenizer, forget_rows, tmp_path):
         )
         config = arguments.pop("config_class", config_class)(**defaults | own | options)
         if model is None:
-            loads = LlamaForSequenceClassification if kind == "reward" else LlamaForCausalLM
-            model = loads.from_pretrained(base(kind, dtype), dtype=dtype)
+            model = load(base(kind, dtype))
         arguments.setdefault("train_dataset", rows_of(kind, forget_rows, tiny_tokenizer))
         if kind == "grpo":
             arguments["reward_funcs"] = lengths
@@ -151,10 +156,9 @@ class Watcher(TrainerCallback):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_selected_weights_move(kind, dtype, make, snapshot, assert_only_selected_moved):
+def test_only_selected_weights_move(kind, dtype, make, base, snapshot, assert_only_selected_moved):
     watcher = Watcher()
-    trainer = make(kind, dtype, callbacks=[watcher])
-    trainer = make(kind, dtype, mask=a_mask(trainer.model), callbacks=[watcher])
+    trainer = make(kind, dtype, mask=a_mask(load(base(kind, dtype))), callbacks=[watcher])
     before = snapshot(trainer.model)
     trainer.train()
     moved = assert_only_selected_moved(before, trainer.model, trainer.mask)
@@ -189,8 +193,8 @@ def test_the_norm_is_that_of_the_selected_gradients_and_clips_by_it(kind, make, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_ends_at_the_same_weights(kind, make, tmp_path):
-    mask = a_mask(make(kind).model)
+def test_a_resumed_run_ends_at_the_same_weights(kind, make, base, tmp_path):
+    mask = a_mask(load(base(kind)))
     whole = make(kind, mask=mask, output_dir=str(tmp_path / "whole"), **SAVING)
     whole.train()
     resumed = make(kind, mask=mask, output_dir=str(tmp_path / "whole"), **SAVING)
@@ -201,7 +205,7 @@ def test_a_resumed_run_ends_at_the_same_weights(kind, make, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mask_report_and_card_are_saved_and_the_files_are_verified(kind, make, base, tmp_path):
-    trainer = make(kind, mask=a_mask(make(kind).model), **SAVING)
+    trainer = make(kind, mask=a_mask(load(base(kind))), **SAVING)
     trainer.train()
     trainer.save_model()
     trainer.create_model_card()
@@ -240,15 +244,15 @@ def test_a_score_of_the_weights_alone_needs_no_rows_to_forget(kind, score, make)
     assert mask.density == pytest.approx(0.1, abs=1e-3) and mask.info.score == score
 
 
-def test_the_memory_of_a_plain_trainer_is_predicted(make, capsys):
-    trainer = make("plain", mask=a_mask(make("plain").model), disable_tqdm=False)
+def test_the_memory_of_a_plain_trainer_is_predicted(make, base, capsys):
+    trainer = make("plain", mask=a_mask(load(base("plain"))), disable_tqdm=False)
     trainer.train()
     assert "predicted peak, GB" in capsys.readouterr().out
     assert trainer.memory.plan.training_peak_bytes > sum(p.numel() * 4 for p in trainer.model.parameters())
 
 
-def test_options_of_the_mask_come_from_the_config_or_have_defaults(make, tmp_path):
-    mask = a_mask(make("dpo").model)
+def test_options_of_the_mask_come_from_the_config_or_have_defaults(make, base, tmp_path):
+    mask = a_mask(load(base("dpo")))
     assert not make("dpo", mask=mask).mask_options.save_delta
     trainer = make("dpo", mask=mask, config_class=MaskedDPOConfig, save_delta=True, accumulator_dtype="bfloat16")
     trainer.train()
