@@ -20,10 +20,10 @@ SHAPE = dict(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=512, num_
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-def make_rows(length, seed):
+def make_rows(count, length, seed):
     """Random rows of one length."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCABULARY, (8, length), generator=generator).tolist()
+    ids = torch.randint(3, VOCABULARY, (count, length), generator=generator).tolist()
     return Dataset.from_dict({"input_ids": ids, "labels": [[-100] * 8 + row[8:] for row in ids]})
 
 
@@ -40,9 +40,9 @@ def words():
 def make_large(make_trainer, tiny_model, words):
     """Factory of trainers of a model of 5 M weights, where weights and state outweigh the chunks of a kernel."""
 
-    def build(kind="npo", *, dtype=BF16, length=64, **options):
+    def build(kind="npo", *, dtype=BF16, count=4, length=64, **options):
         model = tiny_model(dtype=dtype, **SHAPE)
-        rows = make_rows(length, 0), make_rows(length, 1)
+        rows = make_rows(count, length, 0), make_rows(count, length, 1)
         options = dict(max_length=length, max_steps=2, gradient_checkpointing=True, bf16=False) | options
         return make_trainer(
             kind, model, train_dataset=rows[0], retain_dataset=rows[1], processing_class=words, **options
@@ -102,7 +102,8 @@ def test_peaks_are_as_predicted(case, make_large, record_property):
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_dense_training_is_predicted_too(dtype, accumulation, make_large):
-    trainer = make_large(dtype=dtype, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4)
+    options = dict(gradient_accumulation_steps=accumulation, per_device_train_batch_size=4)
+    trainer = make_large(dtype=dtype, count=8, **options)
     plan = trainer.memory.make_plan()
     assert plan.attribution_peak_bytes is None
     assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train), rel=0.05)
