@@ -11,7 +11,6 @@ checkout of this repository, command by command in turn with this one.
 import argparse
 import json
 import math
-import os
 import shutil
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import wagle_kernels
-from benchmarks.environment import ROOT, write_result
+from benchmarks.environment import checkouts_beside, variables_of, write_result
 from wagle_trl.deltas.delta import SparseDelta
 from wagle_trl.files.tensor_file import LazyTensors, write_tensors
 from wagle_trl.masks.info import MaskInfo
@@ -110,11 +109,15 @@ sys.exit(status)
 
 def measure(checkout: Path, folder: Path, *argv: str) -> dict[str, float]:
     """Seconds and peak resident bytes of `wagle ARGV` in `folder`, by the code of a checkout."""
-    environment = os.environ | {"PYTHONPATH": f"{checkout}:{checkout / 'kernels'}", "HF_HUB_OFFLINE": "1"}
     begin = time.perf_counter()
     command = [sys.executable, "-c", _WAGLE, "peak.txt", *argv]
     subprocess.run(
-        command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=folder,
+        env=variables_of(checkout),
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "peak_bytes": 1024 * int((folder / "peak.txt").read_text())}
@@ -177,7 +180,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where models are written: on the disk to measure")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    checkouts = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
+    checkouts = checkouts_beside(args.before)
     with TemporaryDirectory(prefix="wagle-deltas-", dir=args.folder) as temporary:
         folder = Path(temporary)
         write_pair(folder, args.layers)

@@ -27,6 +27,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def checkouts_beside(before: Path | None) -> dict[str, Path]:
+    """This checkout, `"now"`, and another to compare with, `"before"`, if there is one."""
+    return {"now": ROOT} | ({"before": before.resolve()} if before else {})
+
+
+def variables_of(checkout: Path) -> dict[str, str]:
+    """Environment variables of a process that runs the code of a checkout, without the Hub."""
+    return os.environ | {"PYTHONPATH": f"{checkout}:{checkout / 'kernels'}", "HF_HUB_OFFLINE": "1"}
+
+
 def write_result(path: str | os.PathLike, payload: dict[str, Any]) -> Path:
     """Write `{"environment": ..., **payload}` as JSON, atomically, and return the path."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,13 @@ a process of its own; the first save of each process is not counted.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, write_result
+from benchmarks.environment import checkouts_beside, variables_of, write_result
 
 RESULT = Path(__file__).parent / "results" / "saving.json"
 
@@ -68,9 +67,8 @@ print(json.dumps({"bytes": size, "saves": found[1:]}))
 
 def measure(checkout: Path, kind: str, folder: Path, saves: int) -> dict[str, Any]:
     """Saves of one process that runs the code of a checkout."""
-    environment = os.environ | {"PYTHONPATH": f"{checkout}:{checkout / 'kernels'}", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", _MEASURE, kind, str(folder), str(saves)]
-    done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=variables_of(checkout), check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -82,7 +80,7 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=5, help="saves per process")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    checkouts = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
+    checkouts = checkouts_beside(args.before)
     cases = {(kind, name): [] for kind in ("masked", "dense") for name in checkouts}
     sizes = {}
     for _ in range(args.rounds):
