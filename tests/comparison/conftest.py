@@ -80,7 +80,7 @@ def make_run(tmp_path):
 @pytest.fixture
 def runs(make_run):
     """A run with everything, one that was only trained, without a mask, and a model that was only evaluated."""
-    dense = TRAINING | {"mask": None, "log_history": TRAINING["log_history"][:2]}
+    dense = TRAINING | {"mask": None, "log_history": TRAINING["log_history"][:1]}
     only_evaluated = {"model": "base", "forget_prob": 0.99, "retain_prob": 0.98}
     return load_runs(
         [

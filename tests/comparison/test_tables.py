@@ -42,7 +42,7 @@ def test_the_setup_is_told_run_by_run_with_the_end_of_long_paths(runs):
 def test_what_was_kept_is_told_at_the_end_and_at_each_level(runs):
     (table,) = kept_tables(runs)
     masked = cells(table)["masked"]
-    assert (masked["forget, end"], masked["retain at 0.3"], masked["unseen retain at 0.3"]) == (
+    assert (masked["forget, saved"], masked["retain at 0.3"], masked["unseen retain at 0.3"]) == (
         "0.100",
         "0.850",
         "0.650",

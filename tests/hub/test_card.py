@@ -285,7 +285,7 @@ def test_an_evaluation_of_other_weights_is_left_out(trained, evaluated, is_shown
     text = section(card, "Evaluation")
     assert ("Answer probability: forget" in text) == is_shown
     assert bool(card.data.eval_results) == is_shown
-    assert ("The evaluation in the folder of this run is of other weights, and left out.\n" in text) != is_shown
+    assert ("wagle_eval.json in its folder is of other weights, and left out.\n" in text) != is_shown
     assert "No evaluation is recorded" not in text
 
 

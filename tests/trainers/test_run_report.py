@@ -2,13 +2,13 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from wagle_trl import MaskConfig
 from wagle_trl.data.provenance import describe_rows, rows_digest, secret_key
 from wagle_trl.files.run_folder import KEY_FILE, REPORT_FILE
-from wagle_trl.masks.fingerprint import model_fingerprint
+from wagle_trl.masks.fingerprint import adapter_fingerprint, model_fingerprint
 from wagle_trl.trainers.run_report import run_report, write_run_report
 
 
@@ -93,8 +93,14 @@ def test_the_report_has_the_fingerprint_of_the_weights_saved_beside_it(dtype, ma
         assert model_fingerprint(saved) == fingerprint != before
 
 
+def test_the_fingerprint_of_adapters_is_that_of_their_file(make_trainer, tiny_model, tmp_path):
+    trainer = make_trainer(peft_config=LoraConfig(r=2, init_lora_weights=False))
+    trainer.save_model()
+    saved = PeftModel.from_pretrained(tiny_model(), tmp_path / "out")
+    assert run_report(trainer)["fingerprint"] == adapter_fingerprint(saved) != model_fingerprint(saved)
+
+
 def test_no_fingerprint_where_no_whole_model_is_saved(make_trainer, small_mask):
-    assert "fingerprint" not in run_report(make_trainer(peft_config=LoraConfig(r=2)))
     trainer = make_trainer(mask_config=small_mask)
     trainer.compute_mask()
     assert "fingerprint" not in run_report(trainer, "mask")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..attribution.report import plot_masks
 from ..files.atomic import land, staging_folder
+from ..text import plain
 from .figures import plot_relearning, plot_trajectories
 from .runs import LEVELS, Run
 from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table
@@ -26,18 +27,21 @@ class Section:
         figure (`pathlib.Path`, *optional*): Picture.
         text (`str`, *optional*): What the picture shows.
         tables (`list[TextTable]`, *optional*): Tables.
+        remarks (`str`, *optional*): What else is to be said.
     """
 
     title: str
     figure: Path | None = None
     text: str = ""
     tables: list[TextTable] = field(default_factory=list)
+    remarks: str = ""
 
     def to_markdown(self) -> str:
         """The part, empty if there is nothing to show."""
         blocks = [f"![{self.title}]({self.figure.name})", self.text] if self.figure else []
         for table in self.tables:
             blocks += [f"**{table.title}**", table.to_markdown().rstrip()]
+        blocks += [self.remarks] if self.remarks else []
         return "\n\n".join([f"## {self.title}", *blocks]) + "\n" if blocks else ""
 
 
@@ -62,11 +66,15 @@ def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[
     return files, [table for section in sections for table in section.tables]
 
 
+def _remarks(runs: Sequence[Run]) -> str:
+    return "\n".join(f"- {plain(run.label)}: {' '.join(run.remarks)}" for run in runs if run.remarks)
+
+
 def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
     masked = [run for run in runs if run.has_mask]
     levels = " and ".join(map(str, LEVELS))
     return [
-        Section("Runs", tables=[setup_table(runs)]),
+        Section("Runs", tables=[setup_table(runs)], remarks=_remarks(runs)),
         Section(
             "Forgetting",
             plot_trajectories(runs, folder / TRAJECTORY_FILE),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ..files.reading import read_json
 from ..files.run_folder import EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..files.schemas import Attack, Evaluation, Report
 from ..masks.mask import WeightMask
-from .trajectory import matched, trajectory
+from .history import History
+from .trajectory import matched
 
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
 _PEAKS = ("attribution", "training")
@@ -26,7 +28,8 @@ class Run:
         label (`str`): Name among the others.
         folder (`pathlib.Path`): Where it is.
         training ([`~files.schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
-        evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
+        evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none. What is shown
+            of it is of the weights of the report, see [`measured`] and [`attacks`].
     """
 
     label: str
@@ -34,15 +37,43 @@ class Run:
     training: Report
     evaluation: Evaluation
 
+    @cached_property
+    def history(self) -> History:
+        """What the report tells of the training."""
+        return History(self.training)
+
     @property
     def trajectory(self) -> dict[str, list[float]]:
-        """Answer probabilities over the steps, as columns, see [`~comparison.trajectory.trajectory`]."""
-        return trajectory(self.training.get("log_history", ()))
+        """Answer probabilities over the steps, as columns, see [`~comparison.history.History.trajectory`]."""
+        return self.history.trajectory
+
+    @property
+    def is_other_evaluated(self) -> bool:
+        """Whether the evaluation in the folder is of other weights than the report: left over from an earlier run, for one."""
+        saved = self.training.get("fingerprint")
+        measured = self.evaluation.get("adapter_fingerprint", self.evaluation.get("fingerprint"))
+        return None not in (saved, measured) and saved != measured
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the numbers must know of the weights that they are of, in sentences."""
+        history, said = self.history, []
+        if history.num_calls > 1:
+            said.append(f"It was trained in {history.num_calls} calls of `train`; steps are counted over all of them.")
+        if history.saved_step != history.steps:
+            said.append(
+                f"The saved weights are those of step {history.saved_step}, the best of {history.steps} steps."
+            )
+        if history.trajectory["step"] and not history.saved:
+            said.append("The answer probabilities of the saved weights were not measured while it trained.")
+        if self.is_other_evaluated:
+            said.append(f"{EVALUATION_FILE} in its folder is of other weights, and left out.")
+        return said
 
     @property
     def attacks(self) -> dict[str, Attack]:
         """What came of each attack of the evaluation, by its name."""
-        return self.evaluation.get("attacks", {})
+        return {} if self.is_other_evaluated else self.evaluation.get("attacks", {})
 
     @property
     def has_mask(self) -> bool:
@@ -59,10 +90,10 @@ class Run:
 
         Returns:
             `dict`: What was done (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
-            `attribution_peak_bytes`, `training_peak_bytes`); where the trajectory ended (`final_{set}`) and passed
-            each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...); the numbers of the evaluation under the names that
-            they have there, those of an attack as `{attack}_{name}`, of quantization with `{attack}_rounding`. What is
-            not known is left out.
+            `saved_step`, `attribution_peak_bytes`, `training_peak_bytes`); the answer probabilities of the saved
+            weights (`final_{set}`), and those where the trajectory passed each of `LEVELS` (`step_at_0.3`,
+            `retain_at_0.3`, ...); the numbers of the evaluation under the names that they have there, those of an attack
+            as `{attack}_{name}`, of quantization with `{attack}_rounding`. What is not known of these weights is left out.
         """
         known = self._setup() | self._kept() | self.measured()
         for attack, content in self.attacks.items():
@@ -72,12 +103,13 @@ class Run:
 
     def measured(self, attack: str | None = None) -> dict[str, float]:
         """The numbers of the evaluation, or of one of its attacks."""
+        if self.is_other_evaluated:
+            return {}
         content = self.evaluation if attack is None else self.attacks[attack]
         return {name: value for name, value in content.items() if isinstance(value, int | float)}
 
     def _setup(self) -> dict[str, Any]:
         mask = self.training.get("mask") or {"info": {}}
-        history = self.training.get("log_history")
         peaks = self.training.get("cost", {}).get("peak_memory_bytes", {})
         return {
             "objective": self.training.get("objective"),
@@ -85,15 +117,14 @@ class Run:
             "mask_score": mask["info"].get("score"),
             "mask_density": mask.get("density"),
             "learning_rate": self.training.get("options", {}).get("learning_rate"),
-            "steps": history[-1]["step"] if history else None,
+            "steps": self.history.steps,
+            "saved_step": self.history.saved_step if self.history.saved_step != self.history.steps else None,
             **{f"{phase}_peak_bytes": peaks.get(phase) for phase in _PEAKS},
         }
 
     def _kept(self) -> dict[str, float]:
+        kept = {f"final_{name}": value for name, value in self.history.saved.items()}
         columns = self.trajectory
-        if not columns["step"]:
-            return {}
-        kept = {f"final_{name}": values[-1] for name, values in columns.items() if name != "step"}
         for level in LEVELS:
             kept |= {f"{name}_at_{level}": value for name, value in (matched(columns, level) or {}).items()}
         return kept

@@ -128,6 +128,7 @@ def setup_table(runs: Sequence[Run]) -> TextTable:
         Column("mask_density", "density", "{:.3g}".format),
         Column("learning_rate", "learning rate", "{:g}".format),
         Column("steps", "steps", str),
+        Column("saved_step", "step saved", str),
         Column("attribution_peak_bytes", "peak of attribution (GB)", _gigabytes),
         Column("training_peak_bytes", "peak of training (GB)", _gigabytes),
     ]
@@ -135,14 +136,16 @@ def setup_table(runs: Sequence[Run]) -> TextTable:
 
 
 def kept_tables(runs: Sequence[Run]) -> list[TextTable]:
-    """Answer probabilities at the end, and where the forget probability passed each of `LEVELS`."""
+    """Answer probabilities of the saved weights, and on the way, where that of the forget rows passed each of `LEVELS`."""
     lines = _lines(runs)
     sets = _unique(name for run in runs for name in run.trajectory if name != "step")
-    columns = [Column(f"final_{name}", f"{words(name)}, end") for name in sets]
+    columns = [Column(f"final_{name}", f"{words(name)}, saved") for name in sets]
     for level in LEVELS:
         columns.append(Column(f"step_at_{level}", f"step at {level}", "{:.1f}".format))
         columns += [Column(f"{name}_at_{level}", f"{words(name)} at {level}") for name in sets]
-    title = f"At the end, and where the forget probability passes {' and '.join(map(str, LEVELS))}"
+    title = (
+        f"Of the saved weights, and on the way, where the forget probability passes {' and '.join(map(str, LEVELS))}"
+    )
     return _with_columns([TextTable.of(title, lines, columns)])
 
 

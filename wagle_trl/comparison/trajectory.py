@@ -20,13 +20,19 @@ def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float
 
     Returns:
         `dict[str, list[float]]`: `step`, `forget`, and every other set that each measurement has (`retain`,
-        `unseen_retain`, ...), one value a measurement; `step` and `forget` are empty where nothing was watched.
+        `unseen_retain`, ...), one value a measurement; `step` and `forget` are empty where nothing was watched. The
+        measurement of weights that were loaded at the end, which are no next step, is left out.
     """
-    entries = [entry for entry in log_history if f"forget{SUFFIX}" in entry]
+    entries = [entry for entry in log_history if f"forget{SUFFIX}" in entry and "loaded_step" not in entry]
     shared = [key for key in (entries[0] if entries else ()) if all(key in entry for entry in entries)]
     names = {"forget": None} | {key.removesuffix(SUFFIX): None for key in shared if key.endswith(SUFFIX)}
     columns = {name: [entry[f"{name}{SUFFIX}"] for entry in entries] for name in names}
     return {"step": [entry["step"] for entry in entries]} | columns
+
+
+def probabilities(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Answer probabilities by set, of an entry of a log; empty where it has none."""
+    return {name.removesuffix(SUFFIX): value for name, value in entry.items() if name.endswith(SUFFIX)}
 
 
 def matched(trajectory: Mapping[str, Sequence[float]], level: float) -> dict[str, float] | None:

@@ -81,9 +81,17 @@ class TrainingOptions(TypedDict, total=False):
 
 class _LogEntry(TypedDict, total=False):
     step: Required[Count]
+    loaded_step: Count
 
 
 LogEntry = Annotated[_LogEntry, _numbers_under(".*_probability")]
+
+
+class EarlierTraining(TypedDict):
+    """A call of `train` that the weights went through before the last one."""
+
+    steps: Count
+    log_history: list[LogEntry]
 
 
 class Cost(TypedDict, total=False):
@@ -116,6 +124,9 @@ class Report(TypedDict, total=False):
     options: TrainingOptions
     mask: MaskReport | None
     steps: Count | None
+    loaded_step: Count | None
+    measured_fingerprint: str | None
+    earlier_training: list[EarlierTraining]
     log_history: list[LogEntry]
     versions: dict[str, str]
     cost: Cost
@@ -151,6 +162,7 @@ class _Evaluation(TypedDict, total=False):
     model: str | None
     base_model: str | None
     fingerprint: str | None
+    adapter_fingerprint: str | None
     options: EvaluationOptions
     weights_changed_by_layer: dict[str, float]
     attacks: dict[str, Attack]

@@ -64,7 +64,7 @@ class Facts:
     def base_name(self) -> str | None:
         """The base model as `from_pretrained` takes it, which may be a path."""
         info = self.mask["info"] if self.mask else {}
-        sources = (self.run.training, info, {} if self.is_other_evaluated else self.run.evaluation)
+        sources = (self.run.training, info, {} if self.run.is_other_evaluated else self.run.evaluation)
         return self.base_model or next((name for source in sources if (name := source.get("base_model"))), None)
 
     @property
@@ -179,8 +179,9 @@ class Facts:
         """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
         given: dict[str, Any] = dict(self.run.training.get("options", {})) if self.is_trained else {}
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
-        if self.is_trained:  # what was logged last may be of an earlier step
-            given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
+        if self.is_trained:
+            given["optimizer steps taken"] = self.run.history.steps
+            given["step of these weights"] = self.run.numbers().get("saved_step")
         known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]
         return markdown_table([["option", "value"], *known], [False, True]) if known else ""
 
@@ -242,16 +243,10 @@ class Facts:
 
     # Evaluation
 
-    @property
-    def is_other_evaluated(self) -> bool:
-        """Whether the evaluation is of other weights than the report: left over from an earlier run, for one."""
-        prints = [content.get("fingerprint") for content in (self.run.training, self.run.evaluation)]
-        return None not in prints and prints[0] != prints[1]
-
     @cached_property
     def measured(self) -> dict[str, dict[str, float]]:
         """Numbers by column: before, after, and under each attack. None of a mask, which answers no question."""
-        if self.kind == "mask" or not self.run.evaluation or self.is_other_evaluated:
+        if self.kind == "mask" or not self.run.evaluation or self.run.is_other_evaluated:
             return {}
         columns = {"before": self.before.measured()} if self.before else {}
         columns["after"] = self.run.measured()
@@ -283,13 +278,23 @@ class Facts:
 
     @property
     def trajectory(self) -> str:
-        """Table of the answer probabilities at the start and the end of training."""
-        columns = self.run.trajectory if self.is_trained else {"step": []}
-        steps = columns["step"]
-        if len(steps) < 2:
+        """Table of the answer probabilities of these weights, and of those before training."""
+        history = self.run.history
+        if not self.is_trained or not history.saved or not history.saved_step:
             return ""
-        lines = [[plain(words(k)), f"{v[0]:.3f}", f"{v[-1]:.3f}"] for k, v in columns.items() if k != "step"]
-        return markdown_table([["rows", f"step {steps[0]}", f"step {steps[-1]}"], *lines], [False, True, True])
+        columns = ({"step 0": history.before} if history.before else {}) | {
+            f"step {history.saved_step}": history.saved
+        }
+        lines = [
+            [plain(words(name)), *(f"{c[name]:.3f}" if name in c else "" for c in columns.values())]
+            for name in history.saved
+        ]
+        return markdown_table([["rows", *columns], *lines], [False, *(True for _ in columns)])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the card must know of its weights."""
+        return self.run.remarks if self.is_trained else []
 
     @property
     def versions(self) -> str:

@@ -4,9 +4,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _PIECE = 2**20  # weights that are hashed at once
 _THREADS = 2
@@ -54,6 +58,13 @@ def fingerprint_of(weights: Mapping[str, Tensor], dtype: torch.dtype | None = No
     dtypes = {name: dtype or values.dtype for name, values in weights.items()}
     shapes = {name: tuple(values.shape) for name, values in weights.items()}
     return fingerprint(dtypes, shapes, lambda name, start, stop: weights[name].detach().reshape(-1)[start:stop])
+
+
+def adapter_fingerprint(model: "PeftModel") -> str:
+    """The [`fingerprint`] of the adapters of a model in bf16, as they are saved: without the model that they were trained on."""
+    from peft import get_peft_model_state_dict  # late: it takes a second to import, and few models have adapters
+
+    return fingerprint_of(get_peft_model_state_dict(model, save_embedding_layers=False), torch.bfloat16)
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -22,7 +22,7 @@ from ..distributed import broadcast_, world_size
 from ..files.atomic import check_writable, staging_folder
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..losses.per_sample import Batch, SampleLosses, sample_losses
-from ..masks.fingerprint import model_fingerprint
+from ..masks.fingerprint import adapter_fingerprint, model_fingerprint
 from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
@@ -37,10 +37,11 @@ from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, ru
 from .run_report import Given, write_run_report
 from .trainer_base import FilledArguments
 from .update_share import MovedShare
+from .which_weights import WhichWeights
 from .whole_saves import WholeSaves, add_to_save, holds_save, lend
 
 
-class MaskMixin(HubPushes, WholeSaves):
+class MaskMixin(HubPushes, WholeSaves, WhichWeights):
     """
     Goes first in the bases of a [`~transformers.Trainer`], as in `class MaskedDPOTrainer(MaskMixin, DPOTrainer)`: it then
     trains the weights that a mask selects and leaves every other weight bit-identical.
@@ -196,8 +197,8 @@ class MaskMixin(HubPushes, WholeSaves):
         elif self.mask is None:
             self.mask = self.compute_mask()
         self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
-        # Here the weights are still the original ones
-        self._moved = MovedShare(self.model, self.mask)
+        if self._moved is None:  # in the first call of `train` the weights are still the original ones
+            self._moved = MovedShare(self.model, self.mask)
         if self.mask_options.save_delta and self._base_fingerprint is None:
             check_is_base(self.model, self.mask)
             self._base_fingerprint = weights_fingerprint(self.model)
@@ -264,6 +265,7 @@ class MaskMixin(HubPushes, WholeSaves):
     # Logs and files
 
     _drawn_mask: WeightMask | None = None
+    _moved: MovedShare | None = None
     _base_fingerprint: str | None = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -271,6 +273,7 @@ class MaskMixin(HubPushes, WholeSaves):
             norm = self._masked_optimizer.last_grad_norm
             assert norm is not None  # every step clips
             logs["grad_norm"] = norm
+            assert self._moved is not None
             logs["selected_moved"] = self._moved.share()
         super().log(logs, start_time)
 
@@ -293,10 +296,10 @@ class MaskMixin(HubPushes, WholeSaves):
         return [CARD_FILE]
 
     def saved_fingerprint(self) -> str | None:
-        """Fingerprint of the saved weights; `None` for adapters, and where each process holds a part of the model."""
-        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        """Fingerprint of the weights that are saved, or of the adapters; `None` where each process holds a part of them."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return None
-        return model_fingerprint(self.model)
+        return (adapter_fingerprint if isinstance(self.model, PeftModel) else model_fingerprint)(self.model)
 
     def facts(self) -> dict[str, Any]:
         return run_facts(self)

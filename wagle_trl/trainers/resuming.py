@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired
@@ -17,15 +16,16 @@ from ..attribution.config import MaskConfig
 from ..files.manifest import Manifest, files_in
 from ..files.reading import checked
 from ..files.run_folder import MANIFEST_FILE, MASK_FILE
+from ..files.schemas import EarlierTraining
 from ..masks.mask import WeightMask
 from ..text import printable
 from .mask_options import base_config
 from .run_report import OPTIONS
+from .which_weights import CHECKPOINT
 from .whole_saves import restore_replaced
 
 logger = logging.get_logger(__name__)
 
-_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)")
 _OF_EVALUATION = ("wagle_", "attacks/")  # what `wagle eval` may have written beside a checkpoint
 # Beginnings of options that have no influence on what a run becomes
 _UNSAID = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32", "trajectory_")
@@ -40,6 +40,7 @@ class _Facts(TypedDict):
     mask_config: dict[str, Any] | None
     base_fingerprint: NotRequired[str | None]
     options: dict[str, Any]
+    earlier_training: NotRequired[list[EarlierTraining]]
 
 
 def newest_whole_checkpoint(output_dir: str) -> Path:
@@ -52,7 +53,7 @@ def newest_whole_checkpoint(output_dir: str) -> Path:
             named in a warning.
     """
     restore_replaced(Path(output_dir))
-    steps = {path: _CHECKPOINT.fullmatch(path.name) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    steps = {path: CHECKPOINT.fullmatch(path.name) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
     folders = {path: int(match[1]) for path, match in steps.items() if match}
     for folder in sorted(folders, key=folders.__getitem__, reverse=True):
         try:
@@ -99,6 +100,7 @@ def run_facts(trainer) -> dict[str, Any]:
         "rows": {name: rows_key(dataset) for name, dataset in rows.items() if isinstance(dataset, Dataset)},
         "mask_config": None if trainer.mask_config is None else _of_mask(trainer.mask_config),
         "base_fingerprint": trainer._base_fingerprint,
+        "earlier_training": list(trainer.earlier_training),
         # Of other options no text: it may be a path, and checkpoints are pushed
         "options": {
             name: _plain(value)

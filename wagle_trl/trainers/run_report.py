@@ -104,7 +104,12 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "options": {name: args[name] for name in reported_options(trainer.args) if name in args},
         "mask": trainer.mask_report,
         "steps": trainer.state.global_step,
-        "log_history": [_part(entry, timed=False) for entry in trainer.state.log_history],
+        "loaded_step": trainer.loaded_step,
+        "measured_fingerprint": trainer.measured_fingerprint,
+        "earlier_training": [
+            part | {"log_history": _untimed(part["log_history"])} for part in trainer.earlier_training
+        ],
+        "log_history": _untimed(trainer.state.log_history),
         "versions": {name: version(name) for name in _PACKAGES},
         "cost": _cost(trainer),
     }
@@ -130,6 +135,10 @@ def _cost(trainer) -> dict[str, Any]:
         "peak_memory_bytes": trainer.memory.measured,
         "memory_plan": None if trainer.memory.plan is None else trainer.memory.plan.to_dict(),
     }
+
+
+def _untimed(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [_part(entry, timed=False) for entry in log_history]
 
 
 def _part(entry: dict[str, Any], timed: bool) -> dict[str, Any]:

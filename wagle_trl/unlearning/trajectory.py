@@ -11,7 +11,8 @@ from ..losses.per_sample import Batch, fused_sample_losses
 class Trajectory(TrainerCallback):
     """
     Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), at step 0, every
-    `args.trajectory_steps` steps and at the end.
+    `args.trajectory_steps` steps and at the end: there of the weights that will be saved, with their `loaded_step` if
+    these are the best and not the last.
 
     The sets are the forget rows and the retain rows trained on, and those of a `dict` of evaluation sets that have
     another name and a length. At most `args.trajectory_rows` rows of each, evenly spaced, go forward in batches of
@@ -22,7 +23,7 @@ class Trajectory(TrainerCallback):
     """
 
     def __init__(self, trainer):
-        self.trainer, self._measured_at = trainer, -1
+        self.trainer = trainer
         sets = {"forget": trainer.train_dataset, "retain": trainer.retain_dataset}
         if isinstance(trainer.eval_dataset, dict):
             others = {name: rows for name, rows in trainer.eval_dataset.items() if isinstance(rows, Dataset)}
@@ -46,14 +47,20 @@ class Trajectory(TrainerCallback):
             self._log(control)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self._measured_at != state.global_step:  # a callback ended the run
-            self._log(control)
+        # Always, as the weights may be others than those of the last step: the best ones, or those of another callback
+        loaded = self.trainer.loaded_step
+        self._log(control, **({} if loaded is None else {"loaded_step": loaded}))
+        if args.should_save:
+            self.trainer.measured_fingerprint = self.trainer.saved_fingerprint()
 
-    def _log(self, control) -> None:
-        model, should_log = self.trainer.model, control.should_log
+    def _log(self, control, **of: float) -> None:
+        model, state, should_log = self.trainer.model, self.trainer.state, control.should_log
         model.eval()  # `SFTTrainer.log` would otherwise flush the averages of the training metrics, too
-        self._measured_at = self.trainer.state.global_step
-        self.trainer.log({f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()})
+        measured = {f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()}
+        if not any(
+            {**measured, **of, "step": state.global_step}.items() <= entry.items() for entry in state.log_history
+        ):
+            self.trainer.log(measured | of)
         model.train()
         control.should_log = should_log  # of the training metrics, which a log of anything takes for done
 

@@ -1,0 +1,73 @@
+"""What a report tells of the training of a model, and which of it is true of the weights that were saved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..files.schemas import EarlierTraining, Report
+from .trajectory import probabilities, trajectory
+
+
+@dataclass(frozen=True)
+class History:
+    """
+    Steps are counted over all calls of `train` that the weights went through.
+
+    Args:
+        report ([`~files.schemas.Report`]): Content of `wagle_report.json`; may be empty.
+    """
+
+    report: Report
+
+    @property
+    def _earlier(self) -> Sequence[EarlierTraining]:
+        return self.report.get("earlier_training", ())
+
+    @property
+    def _steps_before(self) -> int:
+        return sum(part["steps"] for part in self._earlier)
+
+    @property
+    def num_calls(self) -> int:
+        """How often `train` was called."""
+        return len(self._earlier) + 1
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps taken."""
+        history = self.report.get("log_history")
+        steps = self.report.get("steps", history[-1]["step"] if history else None)
+        return None if steps is None else self._steps_before + steps
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the saved weights: not the last one, where the best model was loaded at the end."""
+        loaded = self.report.get("loaded_step")
+        return self.steps if loaded is None else self._steps_before + loaded
+
+    @cached_property
+    def trajectory(self) -> dict[str, list[float]]:
+        """Answer probabilities over the steps, see [`~comparison.trajectory.trajectory`]; the last may be of other weights."""
+        entries, done = [], 0
+        last: EarlierTraining = {"steps": 0, "log_history": self.report.get("log_history", [])}
+        for part in (*self._earlier, last):
+            entries += [{**entry, "step": done + entry["step"]} for entry in part["log_history"]]
+            done += part["steps"]
+        return trajectory(entries)
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Answer probabilities of the weights before the first step, by set; empty if nobody measured them."""
+        first = self._earlier[0]["log_history"] if self._earlier else self.report.get("log_history", ())
+        measured = (probabilities(entry) for entry in first if entry["step"] == 0)
+        return next(filter(None, measured), {})
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """Answer probabilities of the saved weights, by set; empty if the last that were measured are others."""
+        measured = [entry for entry in self.report.get("log_history", ()) if probabilities(entry)]
+        fingerprints = {self.report.get(name) for name in ("fingerprint", "measured_fingerprint")} - {None}
+        if not measured or len(fingerprints) > 1:
+            return {}
+        step = self._steps_before + measured[-1].get("loaded_step", measured[-1]["step"])
+        return probabilities(measured[-1]) if step == self.saved_step else {}

@@ -1,0 +1,60 @@
+"""Of which step are the weights of a trainer, and what came before: not always the last one, nor the first call of `train`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from ..files.manifest import Manifest
+from .trainer_base import TrainerBase
+
+logger = logging.get_logger(__name__)
+
+CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)")
+
+
+class WhichWeights(TrainerBase):
+    """
+    Goes before a [`~transformers.Trainer`] in the bases of a class.
+
+    Attributes:
+        loaded_step (`int`, *optional*):
+            Step of the weights, where the best model was loaded at the end and is not the last.
+        earlier_training (`list[dict]`):
+            Of the calls of `train` that these weights went through before the last: the number of steps, and the log.
+        measured_fingerprint (`str`, *optional*): Fingerprint of the weights that were measured at the end.
+    """
+
+    loaded_step: int | None = None
+    earlier_training: Sequence[dict[str, Any]] = ()
+    measured_fingerprint: str | None = None
+
+    def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
+        if resume_from_checkpoint is not None:
+            manifest = Manifest.read(Path(resume_from_checkpoint))
+            assert manifest is not None  # it is whole
+            self.earlier_training = manifest.facts.get("earlier_training", [])
+        elif self.state.global_step and self.model_init is None:
+            self.earlier_training = [*self.earlier_training, self._last_training()]
+        self.loaded_step = self.measured_fingerprint = None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _last_training(self) -> dict[str, Any]:
+        """The steps of the last call of `train` that made the weights, without those after the best model."""
+        steps = self.state.global_step if self.loaded_step is None else self.loaded_step
+        history = (entry for entry in self.state.log_history if "loaded_step" not in entry)
+        return {"steps": steps, "log_history": [entry for entry in history if entry["step"] <= steps]}
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        found = CHECKPOINT.fullmatch(Path(self.state.best_model_checkpoint or "").name)
+        if found is None or int(found[1]) == self.state.global_step:
+            return
+        self.loaded_step = int(found[1])
+        logger.warning(
+            f"The weights are now those of step {self.loaded_step} of {self.state.global_step}, the best by "
+            f"{self.args.metric_for_best_model}: report and card speak of them."
+        )
