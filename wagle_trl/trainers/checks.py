@@ -1,9 +1,12 @@
 """Checks of a trainer's arguments, before any long work."""
 
+from typing import Any
+
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
+from transformers import TrainingArguments
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
@@ -15,6 +18,9 @@ from ..masks.scope import scope_parameters
 from ..optim.compact_state import check_dtype
 from ..optim.masked_adamw import STATE_BITS
 from .trainer_base import FilledArguments
+
+# Metrics of rows to forget -> the value of `greater_is_better` under which the best model is the one that knows them best
+_KEEPS_WHAT_REMEMBERS = {"loss": False, "mean_token_accuracy": True, "entropy": False}
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
@@ -72,6 +78,40 @@ def check_supported(args: FilledArguments, has_optimizer: bool) -> None:
             f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
+
+
+def check_best_metric(args: TrainingArguments, evaluated: Any, train: Dataset | None, unlearns: bool) -> None:
+    """
+    The metric that chooses the best model must be there, and must not choose the model that remembers most.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): Options.
+        evaluated ([`~datasets.Dataset`] or `dict`, *optional*): Evaluation set or sets.
+        train ([`~datasets.Dataset`], *optional*): Training rows.
+        unlearns (`bool`): Whether these are rows to forget.
+    """
+    if args.metric_for_best_model is None or args.eval_strategy == "no":
+        return
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    sets = {f"{name}_": rows for name, rows in evaluated.items()} if isinstance(evaluated, dict) else {"": evaluated}
+    chosen = [prefix for prefix in sets if metric.startswith(prefix)]
+    forget = {prefix for prefix, rows in sets.items() if prefix == "forget_" or (unlearns and _same_rows(rows, train))}
+    if not chosen:
+        options = [f"eval_{prefix}loss{' (with greater_is_better)' * (prefix in forget)}" for prefix in sets]
+        raise ValueError(
+            f"metric_for_best_model is '{args.metric_for_best_model}', which is of none of the evaluation sets; choose one of "
+            f"{', '.join(options)}."
+        )
+    kept = _KEEPS_WHAT_REMEMBERS.get(metric.removeprefix(max(chosen, key=len)))
+    if max(chosen, key=len) in forget and kept is not None and bool(args.greater_is_better) == kept:
+        raise ValueError(
+            f"metric_for_best_model '{args.metric_for_best_model}' with greater_is_better={kept} keeps the model that remembers "
+            f"most of the forget rows; set greater_is_better={not kept}, or choose a metric of the retain rows."
+        )
+
+
+def _same_rows(rows: Any, others: Dataset | None) -> bool:
+    return isinstance(rows, Dataset) and others is not None and rows._fingerprint == others._fingerprint
 
 
 def check_save_delta(masked: bool, model: nn.Module) -> None:

@@ -27,7 +27,15 @@ from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..optim.masked_adamw import MaskedAdamW
-from .checks import check_accelerator, check_is_base, check_mask_config, check_rows, check_save_delta, check_supported
+from .checks import (
+    check_accelerator,
+    check_best_metric,
+    check_is_base,
+    check_mask_config,
+    check_rows,
+    check_save_delta,
+    check_supported,
+)
 from .hub_pushes import HubPushes
 from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .mask_options import MaskOptions
@@ -101,6 +109,8 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights):
         check_rows(retain_dataset, "retain_dataset")
         if given.get("args") is not None:
             self._check_arguments(given["args"], masked, given)
+            is_unlearning, train = self.train_set == "forget", given.get("train_dataset")
+            check_best_metric(given["args"], given.get("eval_dataset"), train, is_unlearning)
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         super().__init__(*args, **kwargs)
         self.mask_options = self.args if isinstance(self.args, MaskOptions) else MaskOptions()
