@@ -4,14 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..files.checkpoint import Checkpoint
-from ..files.manifest import check_of_one_run
+from ..files.manifest import Manifest, check_of_one_run
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..files.run_folder import MANIFEST_FILE
+from ..files.tensor_file import TensorFile
+from ..masks.fingerprint import fingerprint_of
 from .arguments import loading, require_model
 
 
@@ -80,6 +83,16 @@ class EvalModel:
         base = self._pretrained(self.base_model_name_or_path, model.dtype, "main")
         return base.to(model.device)  # pyright: ignore[reportArgumentType]
 
+    def adapter_fingerprint(self) -> str | None:
+        """[`~masks.fingerprint.adapter_fingerprint`] of adapters in a folder; `None` of a whole model."""
+        path = Path(require_model(self), ADAPTER_WEIGHTS)
+        return fingerprint_of(TensorFile(path), torch.bfloat16) if path.is_file() else None
+
+    def saved_fingerprint(self) -> str | None:
+        """Fingerprint of the weights in a folder, as they were saved; `None` where that is not known."""
+        manifest = Manifest.read(Path(require_model(self)))
+        return None if manifest is None else manifest.fingerprint
+
     def _pretrained(self, name: str, dtype: str | torch.dtype, revision: str) -> PreTrainedModel:
         if Path(name, MANIFEST_FILE).is_file():
             has_adapters = Path(name, ADAPTER_CONFIG).is_file()
@@ -92,6 +105,16 @@ class EvalModel:
             "trust_remote_code": self.trust_remote_code,
         }
         with loading(name):
+            _check_one_kind(Path(name))
             if find_adapter_config_file(name, revision=revision) is None:
                 return AutoModelForCausalLM.from_pretrained(name, **options)
             return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
+
+
+def _check_one_kind(folder: Path) -> None:
+    has_model = any((folder / name).is_file() for name in (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE))
+    if has_model and (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"it holds a model and adapters ({ADAPTER_CONFIG}), of which transformers would make a third model; move away those "
+            "that are not meant."
+        )

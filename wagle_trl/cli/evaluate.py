@@ -19,15 +19,15 @@ from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
 from ..files.atomic import check_writable, land, staging_folder, write_json
-from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
+from ..files.manifest import Manifest
+from ..files.run_folder import ATTACKS_FOLDER, EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
+from ..hub.card_file import refresh_card
 from ..masks.fingerprint import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
 from .output import Output
 from .parser import parse
-
-ATTACKS_FOLDER = "attacks"
 
 
 @dataclass
@@ -101,14 +101,14 @@ def run(argv: list[str], command: str) -> Output:
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
     check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
-    folder = Path(args.output_dir)
+    folder, head = Path(args.output_dir), _head(args, options, model_args, model)
+    _check_not_of_others(folder, head)
     records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
     summary: dict[str, Any] = {**summarize_all(records, reference)}
     if base is not None:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
         del base  # the attacks need its memory
-    head = _head(args, options, model_args, model)
     _save(folder, RECORDS_FILE, records, head | summary)
     if attacks.attack:
         head["options"] |= asdict(attacks)
@@ -137,9 +137,22 @@ def _head(args: EvalArguments, options: EvalOptions, model_args: EvalModel, mode
     names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
     given = asdict(options) | {"dtype": str(model.dtype).removeprefix("torch.")} | asdict(args)
     del given["output_dir"]
+    fingerprints = {"adapter_fingerprint": model_args.adapter_fingerprint()}
     # Weights of other dtypes, rounded to fp16, have another fingerprint than in their files
-    fingerprint = None if model_args.dtype == "float16" else model_fingerprint(model)
-    return _known(names | {"fingerprint": fingerprint}) | {"options": _known(given)}
+    is_rounded = model_args.dtype == "float16"
+    fingerprints["fingerprint"] = model_args.saved_fingerprint() if is_rounded else model_fingerprint(model)
+    return _known(names | fingerprints) | {"options": _known(given)}
+
+
+def _check_not_of_others(folder: Path, head: Mapping[str, Any]) -> None:
+    """What is found in the folder of a run is shown as that of its weights, so it must be."""
+    run = Manifest.read(folder)
+    measured = head.get("adapter_fingerprint", head.get("fingerprint"))
+    if run is not None and None not in (run.fingerprint, measured) and run.fingerprint != measured:
+        raise ValueError(
+            f"'{folder}' holds a run of other weights than those of '{head['model']}'; choose another --output_dir, as what is "
+            "found there would be shown as that run's."
+        )
 
 
 def _known(content: dict[str, Any]) -> dict[str, Any]:
@@ -170,3 +183,4 @@ def _save(folder: Path, name: str, records: Sequence[Row], evaluation: dict[str,
         write_records(records, stage / name)
         write_json(stage / EVALUATION_FILE, evaluation)
         land(stage, folder, [name, EVALUATION_FILE])
+    refresh_card(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..attribution.report import mask_report, plot_mask, report_tables
 from ..files.atomic import staging_folder
 from ..files.manifest import Manifest
+from ..files.model_files import WEIGHTS, is_like
 from ..files.run_folder import MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..trainers.run_report import write_run_report
 from ..unlearning.npo import NPOTrainer
@@ -18,9 +19,14 @@ from .train import build_trainer, option_types
 
 def run(argv: list[str], command: str) -> Output:
     data_args, _, mask_config, training_args, model_args = parse(option_types("npo"), argv, command)
+    folder = Path(training_args.output_dir)
+    before = Manifest.read(folder)
+    if before is not None and any(is_like(name, WEIGHTS) and name != MASK_FILE for name in before.files):
+        raise ValueError(
+            f"'{folder}' holds a trained model; choose another --output_dir, or the mask would be taken for its own."
+        )
     trainer = build_trainer(NPOTrainer, data_args, training_args, model_args, mask_config=mask_config)
     mask = trainer.compute_mask()
-    folder = Path(training_args.output_dir)
     with staging_folder(folder) as stage:
         mask.save(stage)
         plot_mask(mask, stage / PLOT_FILE)

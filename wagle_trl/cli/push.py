@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files.atomic import land, staging_folder
+from ..comparison.runs import read_run
+from ..files.atomic import staging_folder
 from ..files.hub_file import full_name
-from ..files.manifest import Manifest
-from ..files.run_folder import CARD_FILE
+from ..files.manifest import land_in_save
+from ..files.run_folder import CARD_FILE, GENERATED_CARD_FILE
 from ..hub.card import model_card, read_card
+from ..hub.card_file import CardFile, name_for_card
 from ..hub.publish import earlier_weights, publish
 from .output import Output, key_value_table
 from .parser import WagleParser
@@ -76,6 +78,16 @@ class PushArguments:
     )
 
 
+@dataclass
+class Overwriting:
+    """What `wagle card` does to a card that was edited."""
+
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": f"Replace a card that was edited; by default the new one is {GENERATED_CARD_FILE}."},
+    )
+
+
 def run(argv: list[str], command: str) -> Output:
     return {"push": _push, "card": _card}[command](argv)
 
@@ -106,16 +118,13 @@ def _push(argv: list[str]) -> Output:
 
 
 def _card(argv: list[str]) -> Output:
-    parser = WagleParser([CardArguments], prog="wagle card", allow_abbrev=False)
+    parser = WagleParser([CardArguments, Overwriting], prog="wagle card", allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", help=f"Output folder of a run; gets the card as {CARD_FILE}.")
-    about, names = parser.parse_args_and_config(argv)
+    about, overwriting, names = parser.parse_args_and_config(argv)
     folder = Path(names.folder)
-    path = folder / CARD_FILE
-    card, save = about.card(names.folder, None), Manifest.read(folder)
+    card = CardFile.of(about.card(names.folder, None), read_run(folder))
+    name = CARD_FILE if overwriting.overwrite else name_for_card(folder)
     with staging_folder(folder) as stage:
-        card.save(stage / CARD_FILE)
-        if save is None:
-            land(stage, folder, [CARD_FILE])
-        else:
-            save.with_files(stage, [CARD_FILE]).land(stage, folder)
-    return Output({"card": str(path), "text": str(card)}, [f"Written: {path}"])
+        card.write(stage / name)
+        land_in_save(stage, folder, [name])
+    return Output({"card": str(folder / name), "text": card.text}, [f"Written: {folder / name}"])

@@ -93,7 +93,7 @@ class Manifest:
             sync(place)
         return self._save(folder)
 
-    def land(self, stage: Path, folder: Path, instead_of: Iterable[str] = ()) -> None:
+    def land(self, stage: Path, folder: Path, instead_of: Iterable[str] = (), beside: Iterable[str] = ()) -> None:
         """
         Have its files take their places in a folder, and the manifest after them.
 
@@ -101,9 +101,11 @@ class Manifest:
             stage (`pathlib.Path`): A [`~files.atomic.staging_folder`] of `folder`. Files that it lacks are in `folder` already.
             folder (`pathlib.Path`): Where they go.
             instead_of (iterable of `str`, *optional*): Files of the folder that go when these come.
+            beside (iterable of `str`, *optional*): Files of the stage that come with these, and are not of the manifest.
         """
         self._save(stage)
-        land(stage, folder, [*(name for name in self.files if (stage / name).is_file()), MANIFEST_FILE], instead_of)
+        own = (name for name in self.files if (stage / name).is_file())
+        land(stage, folder, [*beside, *own, MANIFEST_FILE], instead_of)
 
     def _save(self, folder: Path) -> Path:
         return write_json(folder / MANIFEST_FILE, {"format_version": FORMAT_VERSION, **asdict(self)})
@@ -124,6 +126,22 @@ class Manifest:
             `dict[str, str]`: What is wrong with each file that is not as the manifest says, such as `"is missing"`.
         """
         return dict(_changes(self.files, folder, self.files if names is None else names))
+
+
+def land_in_save(stage: Path, folder: Path, names: list[str]) -> None:
+    """
+    Have files that were made from the others in a folder take their places there, in its manifest, too, if it has one.
+
+    Args:
+        stage (`pathlib.Path`): A [`~files.atomic.staging_folder`] of `folder`.
+        folder (`pathlib.Path`): Where they go.
+        names (`list[str]`): The files.
+    """
+    save = Manifest.read(folder)
+    if save is None:
+        land(stage, folder, names)
+    else:
+        save.with_files(stage, names).land(stage, folder)
 
 
 def check_of_one_run(folder: Path, names: Iterable[str]) -> None:

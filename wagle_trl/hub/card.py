@@ -76,7 +76,9 @@ def model_card(
     run = _read_folder(Path(folder), what)
     name = model_name or (repo_id or Path(folder).resolve().name).split("/")[-1]
     compared = None if before is None else _read_before(Path(before))
-    facts = Facts(run, _kind(run, what), name, repo_id, base_model, compared, hash_forget_set)
+    data = run.training.get("data", {}).values()
+    is_hashed = hash_forget_set or (bool(data) and all(rows.keys() == {"rows", "hmac_sha256"} for rows in data))
+    facts = Facts(run, _kind(run, what), name, repo_id, base_model, compared, is_hashed)
     if what != "model" and not facts.mask:
         raise ValueError(f"The run in '{folder}' has no mask; it has a model only.")
     licence = {"license": license} if license else _licence_of_base(facts)

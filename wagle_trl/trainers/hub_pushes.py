@@ -17,6 +17,7 @@ from ..files.manifest import Manifest
 from ..files.model_files import check_at_home, is_like
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, REFERENCE_FILE
+from ..hub.card_file import card_to_publish
 from ..hub.publish import commit, earlier_weights
 from ..hub.staging import keep, stage_model
 from .trainer_base import TrainerBase
@@ -143,7 +144,7 @@ class HubPushes(TrainerBase):
             model, checkpoint = stage / "model", stage / "checkpoint"
             model.mkdir()
             stage_model(folder, model, None, add=keep, needs_base=False)
-            keep(folder / CARD_FILE, model / CARD_FILE)
+            keep(card_to_publish(folder), model / CARD_FILE)
             if place is not None:
                 checkpoint.mkdir()
                 _stage_checkpoint(folder, model, checkpoint)

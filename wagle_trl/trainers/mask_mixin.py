@@ -20,7 +20,7 @@ from ..data.formats import tokenize_row
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..distributed import broadcast_, world_size
 from ..files.atomic import check_writable, staging_folder
-from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
+from ..files.run_folder import EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..losses.per_sample import Batch, SampleLosses, sample_losses
 from ..masks.fingerprint import adapter_fingerprint, model_fingerprint
 from ..masks.info import UNKNOWN_REVISION
@@ -301,9 +301,8 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights):
             mask = WeightMask(self.mask.bits, self.mask.shapes, replace(info, **missing))
             SparseDelta.from_model(self.model, mask, self._base_fingerprint).save(folder)
 
-    def write_card(self, folder: Path) -> list[str]:
-        write_card(self, folder)
-        return [CARD_FILE]
+    def write_card(self, stage: Path, folder: Path) -> str:
+        return write_card(self, stage, folder)
 
     def saved_fingerprint(self) -> str | None:
         """Fingerprint of the weights that are saved, or of the adapters; `None` where each process holds a part of them."""
@@ -329,8 +328,8 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights):
             self._draw_mask(folder, stage)
             lend(folder, stage, [PLOT_FILE, MASK_FILE, EVALUATION_FILE])
             write_run_report(self, stage)
-            write_card(self, stage, model_name, dataset_name, tags)
-            add_to_save(stage, folder, [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])])
+            card = write_card(self, stage, folder, model_name, dataset_name, tags)
+            add_to_save(stage, folder, [REPORT_FILE, card, *([] if self.mask is None else [PLOT_FILE])])
 
     def _draw_mask(self, folder: Path, place: Path) -> None:
         """Have a picture of the mask, if any, in `place`, if `folder` has none; one that is there may be of another run."""

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from ..attribution.config import MaskConfig
 from ..files.manifest import Manifest, files_in
 from ..files.reading import checked
-from ..files.run_folder import MANIFEST_FILE, MASK_FILE
+from ..files.run_folder import CARD_FILE, MANIFEST_FILE, MASK_FILE
 from ..files.schemas import EarlierTraining
 from ..masks.mask import WeightMask
 from ..text import printable
@@ -74,7 +74,7 @@ def whole_manifest(folder: Path) -> Manifest:
     manifest = Manifest.read(folder)
     if manifest is None:
         raise ValueError(f"'{folder}' is no whole checkpoint: it has no {MANIFEST_FILE}, which is saved last.")
-    if changed := manifest.changed(folder):
+    if changed := manifest.changed(folder, manifest.files.keys() - {CARD_FILE}):  # which its owner may edit
         name, reason = next(iter(changed.items()))
         more = f", and {len(changed) - 1} more files" if len(changed) > 1 else ""
         raise ValueError(f"'{folder}' is no whole checkpoint: '{name}' {reason}{more}.")

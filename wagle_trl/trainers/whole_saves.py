@@ -13,9 +13,11 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from ..files.atomic import atomic_path, remove_folder, staging_folder, writing
+from ..files.earlier_files import EarlierFiles
 from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
-from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
+from ..files.run_folder import CARD_FILE, EVALUATION_FILE, GENERATED_CARD_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
+from ..hub.card_file import name_for_card
 from ..hub.staging import keep
 from .trainer_base import TrainerBase
 
@@ -39,8 +41,8 @@ class WholeSaves(TrainerBase):
         """Write the model and all that goes with it, a report among them."""
 
     @abstractmethod
-    def write_card(self, folder: Path) -> list[str]:
-        """Write the files that are made from the others in a folder; returns their names."""
+    def write_card(self, stage: Path, folder: Path) -> str:
+        """Write the card of what is in a stage, for a folder where another may have been edited; returns its name."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -94,11 +96,19 @@ class WholeSaves(TrainerBase):
             self.accelerator.wait_for_everyone()
 
     def _land(self, stage: Path, folder: Path) -> None:
+        (stage / CARD_FILE).unlink(missing_ok=True)  # that of PEFT
         fingerprint, names = _reported_fingerprint(stage), files_in(stage)
-        kept, superseded = _earlier_files(folder, [*names, CARD_FILE], fingerprint)
-        lend(folder, stage, {*kept, EVALUATION_FILE, PLOT_FILE} - superseded)
-        names += self.write_card(stage)
-        Manifest.of(stage, {*names, *kept}, fingerprint).land(stage, folder, instead_of=superseded)
+        earlier = EarlierFiles.of(folder, names, fingerprint)
+        gone = {*earlier.gone, *earlier.aside}
+        lend(folder, stage, {*earlier.kept, EVALUATION_FILE, PLOT_FILE} - gone)
+        card = self.write_card(stage, folder)
+        gone |= {GENERATED_CARD_FILE} - {card}
+        for name, place in earlier.aside.items():
+            (stage / place).parent.mkdir(parents=True, exist_ok=True)
+            keep(folder / name, stage / place)
+        manifest = Manifest.of(stage, {*names, card, *earlier.kept} - gone, fingerprint)
+        manifest.land(stage, folder, instead_of=gone, beside=earlier.aside.values())
+        earlier.say(folder)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.finish_saves()
@@ -110,7 +120,8 @@ class WholeSaves(TrainerBase):
             with writing(folder), self._new_checkpoint(folder):
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
-                    self.write_card(folder)
+                    (folder / CARD_FILE).unlink(missing_ok=True)  # that of PEFT
+                    self.write_card(folder, folder)
         finally:
             self.args.save_total_limit, self._saves_checkpoint = limit, False
         if self.args.should_save:
@@ -153,8 +164,8 @@ def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | No
         Manifest.of(folder, files_in(folder), _reported_fingerprint(folder), **facts).write(folder)
     shutil.rmtree(_replaced(folder), ignore_errors=True)
     if not holds_save(folder.parent):  # the folder then shows how far the run is
-        for name in (REPORT_FILE, CARD_FILE):
-            with atomic_path(folder.parent / name) as temporary:
+        for name, place in ((REPORT_FILE, REPORT_FILE), (CARD_FILE, name_for_card(folder.parent))):
+            with atomic_path(folder.parent / place) as temporary:
                 shutil.copyfile(folder / name, temporary)
     _rotate(str(folder.parent), limit, best)
 
@@ -203,7 +214,9 @@ def lend(folder: Path, stage: Path, names: Iterable[str]) -> None:
 def add_to_save(stage: Path, folder: Path, names: list[str]) -> None:
     """Add files, a report among them, to the save of the same weights in a folder, or as a save of their own."""
     before, fingerprint = Manifest.read(folder), _reported_fingerprint(stage)
-    if before is None or before.fingerprint != fingerprint:  # of another run
+    if before is not None and None not in (before.fingerprint, fingerprint) and before.fingerprint != fingerprint:
+        raise ValueError(f"'{folder}' holds other weights than these; save them there first, with `save_model`.")
+    if before is None or before.fingerprint != fingerprint:
         before = Manifest({}, fingerprint)
     before.with_files(stage, names).land(stage, folder)
 
@@ -220,20 +233,3 @@ def _rotate(run_folder: str, limit: int | None, best: str | None) -> None:
 
 def _reported_fingerprint(folder: Path) -> str | None:
     return read_json(folder / REPORT_FILE, dict).get("fingerprint")
-
-
-def _earlier_files(folder: Path, names: list[str], fingerprint: str | None) -> tuple[set[str], set[str]]:
-    """
-    Other files of the save before: those that stay, as the weights are the same, and those that go, such as a mask or a
-    delta. A file that was changed since is in neither set.
-    """
-    try:
-        before = Manifest.read(folder)
-    except ValueError:
-        before = None  # damaged; the new one takes its place
-    if before is None:
-        return set(), set()
-    others = before.files.keys() - set(names)
-    unchanged = others - before.changed(folder, others).keys()
-    is_same = fingerprint is not None and before.fingerprint == fingerprint
-    return (unchanged, set()) if is_same else (set(), unchanged)
