@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_not_as_it_was_saved_is_refused(trained, make_train
     }
     assert manifest.fingerprint == json.loads((trained / "wagle_report.json").read_text())["fingerprint"]
     trainer = make_trainer(mask_config=small_mask, **OPTIONS)
-    for name in manifest.files:
+    for name in manifest.files.keys() - {"README.md"}:  # which its owner may edit
         for damage, message in DAMAGE.values():
             sound = (trained / name).read_bytes()
             damage(trained / name)

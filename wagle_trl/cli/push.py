@@ -88,6 +88,10 @@ class Overwriting:
     )
 
 
+# What others need to know of a model, and the option that says it, where the run does not
+_ASKED_FOR = {"base_model": "--base_model_name_or_path", "license": "--license"}
+
+
 def run(argv: list[str], command: str) -> Output:
     return {"push": _push, "card": _card}[command](argv)
 
@@ -99,6 +103,8 @@ def _push(argv: list[str]) -> Output:
     name = full_name(hub.hub_model_id or Path(names.folder).resolve().name, hub.hub_token)
     # Made now, so that what is wrong with the folder or the options shows before anything is uploaded
     card = about.card(names.folder, name) if hub.card is None else read_card(hub.card)
+    missing = {name: option for name, option in _ASKED_FOR.items() if not card.data.get(name)}
+    edited = hub.card is None and (path := Path(names.folder, CARD_FILE)).is_file() and CardFile.read(path).is_edited
     published = publish(
         names.folder,
         name,
@@ -111,8 +117,14 @@ def _push(argv: list[str]) -> Output:
         commit_message=hub.commit_message,
     )
     content = {"what": about.what, "hub_model_id": name, "commit": str(published.commit)}
-    lists = {"left_out": published.left_out, "replaced": published.replaced}
+    lists = {"left_out": published.left_out, "replaced": published.replaced, "missing": list(missing)}
     said = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
+    if missing:
+        said.append(
+            f"The card does not say: {' and '.join(missing)}. Others need to know: push again with {' and '.join(missing.values())}."
+        )
+    if edited:
+        said.append(f"{path} was edited, and is not what was pushed: --card {path} pushes it.")
     said += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
     return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *said])
 
