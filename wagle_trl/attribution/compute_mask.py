@@ -7,7 +7,6 @@ mask, report = compute_mask(model, forget_loader, retain_loader, MaskConfig(mask
 ```
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import wagle_kernels
@@ -28,6 +26,7 @@ from wagle_kernels import ScoreSpec
 
 from ..distributed import rank
 from ..losses.per_sample import SampleLosses, sample_losses
+from ..masks.cache_key import VERSIONS, cache_key
 from ..masks.fingerprint import model_fingerprint
 from ..masks.info import UNKNOWN_REVISION, MaskInfo
 from ..masks.mask import WeightMask
@@ -97,7 +96,7 @@ def compute_mask(
     planned = options | {"losses": planning_losses or losses}
     tier = _tier(config, model, parameters, score, streams, planned)
     accumulate = partial(accumulate_statistic, model, **options)
-    key = _key(model, parameters, options)
+    key = _key(model, options)
     with _scratch(folder) as scratch:
         statistics = gather(tier, parameters, streams, accumulate, folder=scratch, key=key, progress=progress)
         retained = statistics.get("retain")
@@ -162,18 +161,11 @@ def _working_memory(model: nn.Module, parameters, streams: dict[str, Stream], op
         return free // 4
 
 
-def _key(model: nn.Module, parameters, options: dict[str, Any]) -> str:
+def _key(model: nn.Module, options: dict[str, Any]) -> str:
     """What a statistic depends on besides the batches."""
     losses = options["losses"]
-    described = options | {
-        "losses": f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}",
-        "fingerprint": model_fingerprint(model),
-        "device": next(iter(parameters.values())).device.type,
-        "attention": model.config._attn_implementation if isinstance(model, PreTrainedModel) else None,
-        "dtypes": sorted({str(parameter.dtype) for parameter in parameters.values()}),
-        "versions": _versions(),
-    }
-    return json.dumps(described)
+    name = f"{losses.__module__}.{getattr(losses, '__qualname__', type(losses).__qualname__)}"
+    return cache_key(model, **options | {"losses": name})
 
 
 @contextmanager
@@ -199,7 +191,7 @@ def mean_abs(tensors: Iterable[Tensor]) -> float:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("wagle-trl", "torch", "transformers")}
+    return {name: version(name) for name in VERSIONS}
 
 
 def _info(model: nn.Module, config: MaskConfig, scale: float) -> MaskInfo:

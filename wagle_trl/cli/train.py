@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from trl import get_peft_config, get_quantization_config
 
@@ -90,9 +89,11 @@ def _checkpoint(value: str | None) -> str | bool | None:
 
 
 def _summary(trainer) -> Output:
-    logs: dict[str, Any] = {}
+    """What was logged of the saved weights, and of the run as a whole."""
+    loaded, logs = trainer.loaded_step, {}
     for entry in trainer.state.log_history:
-        logs |= entry
+        if loaded is None or entry["step"] <= loaded or "loaded_step" in entry or "train_loss" in entry:
+            logs |= entry
     content = {"output_dir": trainer.args.output_dir, **logs}
     tables = [key_value_table(f"{trainer._name}: {trainer.args.output_dir}", content)]
     report = trainer.mask_report

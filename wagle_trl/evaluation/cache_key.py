@@ -1,14 +1,11 @@
 """What records depend on, as one hash: those under another key belong to another evaluation."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..masks.cache_key import cache_key
 from .inference import stop_token_ids
 from .tofu import EvalOptions, Sample
 
@@ -21,8 +18,8 @@ def evaluation_key(
     samples: Mapping[str, Sequence[Sample]],
 ) -> str:
     """
-    Hash of every weight of the models, the token ids of the rows, the options, the tokens that end a generation and
-    the version of this package.
+    [`~masks.cache_key.cache_key`] of the models, the token ids of the rows, the options, the vocabulary and the tokens that
+    end a generation.
 
     The batch size is no part of it: after one that did not fit in memory, a smaller one goes on.
 
@@ -36,20 +33,11 @@ def evaluation_key(
     Returns:
         `str`: Hexadecimal digits.
     """
-    content = [
-        version("wagle-trl"),
-        [None if m is None else _weights_hash(m) for m in (model, base)],
-        stop_token_ids(model, tokenizer),
-        asdict(replace(options, batch_size=1)),
-        {name: list(part) for name, part in samples.items()},
-    ]
-    return hashlib.blake2b(json.dumps(content).encode()).hexdigest()
-
-
-def _weights_hash(model: PreTrainedModel) -> str:
-    """Hash of all parameters, one at a time: nothing the size of a model is copied."""
-    digest = hashlib.blake2b()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return cache_key(
+        model,
+        base=None if base is None else cache_key(base),
+        stops=stop_token_ids(model, tokenizer),
+        vocabulary=tokenizer.get_vocab(),  # which generated answers are read with
+        options=asdict(replace(options, batch_size=1)),
+        samples={name: list(part) for name, part in samples.items()},
+    )

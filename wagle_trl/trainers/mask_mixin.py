@@ -149,6 +149,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights):
             tokenize_row,
             fn_kwargs={"tokenizer": self.processing_class},
             remove_columns=dataset.column_names,
+            load_from_cache_file=False,  # `datasets` knows a function by its name, whatever its version does
             desc=f"Tokenizing {name} dataset",
         )
 

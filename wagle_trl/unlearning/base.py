@@ -277,19 +277,22 @@ class UnlearningTrainer(MaskedSFTTrainer):
 
     # Reference
 
+    _has_reference = False  # a column of that name may be of another trainer's model
+
     def prepare_training(self, checkpoint: str | None) -> None:
         super().prepare_training(checkpoint)
         if self.reference is None:
             return
         if checkpoint is not None:
             values = load_reference(Path(checkpoint) / REFERENCE_FILE, self.train_dataset)
-        elif REFERENCE_COLUMN in self.train_dataset.column_names:
+        elif self._has_reference:  # in a later call of `train` the weights are others
             return
         else:
             values = reference_log_probs(self, self.train_dataset)
         if REFERENCE_COLUMN in self.train_dataset.column_names:
             self.train_dataset = self.train_dataset.remove_columns(REFERENCE_COLUMN)
         self.train_dataset = self.train_dataset.add_column(REFERENCE_COLUMN, values)
+        self._has_reference = True
 
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
         super().write_files(folder, in_checkpoint=in_checkpoint, with_delta=with_delta)

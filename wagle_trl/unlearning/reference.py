@@ -10,6 +10,7 @@ from ..files.tensor_file import TensorFile, write_tensors
 from ..trainers.masked_sft import MaskedSFTTrainer
 
 REFERENCE_COLUMN = "reference_log_probs"
+_COUNTS = "num_answer_tokens"  # of each row
 
 
 @torch.no_grad()
@@ -37,8 +38,10 @@ def reference_log_probs(trainer: MaskedSFTTrainer, dataset: Dataset) -> list[lis
 def save_reference(path: Path, values: list[list[float]]) -> None:
     """Write the values of all rows, one row after the other, atomically."""
     flat = torch.tensor([value for row in values for value in row], dtype=torch.float32)
-    spec = {REFERENCE_COLUMN: (flat.dtype, tuple(flat.shape))}
-    write_tensors(path, spec, lambda name: flat, {})
+    counts = torch.tensor([len(row) for row in values], dtype=torch.int32)
+    tensors = {REFERENCE_COLUMN: flat, _COUNTS: counts}
+    spec = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_tensors(path, spec, tensors.__getitem__, {})
 
 
 def load_reference(path: Path, dataset: Dataset) -> list[list[float]]:
@@ -53,6 +56,11 @@ def load_reference(path: Path, dataset: Dataset) -> list[list[float]]:
         raise ValueError(f"No reference log-probabilities at {path}; resume from a checkpoint of this trainer.")
     counts = [sum(label != -100 for label in labels[1:]) for labels in dataset["labels"]]
     file = TensorFile(path)
+    if _COUNTS in file and file[_COUNTS].tolist() != counts:
+        raise ValueError(
+            f"{path} is of other rows, or of other answers in them, than those given ({len(dataset)} rows with {sum(counts)} "
+            "answer tokens); resume with the same data, and the same options for it."
+        )
     if REFERENCE_COLUMN not in file or file.shape(REFERENCE_COLUMN) != (sum(counts),):
         raise ValueError(
             f"{path} does not hold the log-probabilities of {len(dataset)} rows; it is damaged or hostile."
