@@ -73,8 +73,8 @@ class CardFile:
         if old is None or new is None or old[4] != _digest(old[2]):
             return None
         changed = ModelCard(self.text[: old.start()] + _with_digest(new) + self.text[old.end() :])
-        changed.data.eval_results = card.data.eval_results
-        changed.data.model_name = changed.data.get("model_name") or card.data.model_name
+        changed.data["eval_results"] = card.data["eval_results"]
+        changed.data["model_name"] = changed.data.get("model_name") or card.data["model_name"]
         text = str(changed)
         return CardFile(text, state_of(run), self.digest if self.is_edited else _digest(text))
 

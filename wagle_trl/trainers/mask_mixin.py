@@ -309,7 +309,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights):
         """Fingerprint of the weights that are saved, or of the adapters; `None` where each process holds a part of them."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return None
-        return (adapter_fingerprint if isinstance(self.model, PeftModel) else model_fingerprint)(self.model)
+        return adapter_fingerprint(self.model) if isinstance(self.model, PeftModel) else model_fingerprint(self.model)
 
     def facts(self) -> dict[str, Any]:
         return run_facts(self)
