@@ -121,6 +121,30 @@ def test_a_card_is_written_edited_and_pushed(unlearned_run, tmp_path, capsys):
     assert "By hand: unlearning" in str(card_of("user/model"))
 
 
+def test_what_a_card_does_not_say_and_that_an_edited_one_was_not_pushed_is_said(masked_folder, tmp_path, capsys):
+    assert main(["push", masked_folder, "--hub_model_id", "user/model"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    options = "--base_model_name_or_path and --license"
+    assert f"The card does not say: base_model and license. Others need to know: push again with {options}." in said
+    assert main(["card", masked_folder]) == 0
+    (tmp_path / "out" / "README.md").open("a").write("By hand.")
+    options = ["--base_model_name_or_path", "user/base", "--license", "mit"]
+    capsys.readouterr()
+    assert main(["push", masked_folder, "--hub_model_id", "user/model", *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "does not say" not in said and "README.md was edited, and is not what was pushed: --card" in said
+
+
+def test_a_card_that_was_edited_is_overwritten_only_if_asked(masked_folder, tmp_path, capsys, caplog):
+    path = tmp_path / "out" / "README.md"
+    path.write_text("# By hand\n")
+    assert main(["card", masked_folder]) == 0
+    assert path.read_text() == "# By hand\n" and "README.generated.md" in capsys.readouterr().out
+    assert "it stays, and the new card is README.generated.md" in caplog.text
+    assert main(["card", masked_folder, "--overwrite"]) == 0
+    assert "# out" in path.read_text()
+
+
 def test_the_repository_is_named_like_the_folder_and_private_if_asked(masked_folder, hub):
     assert main(["push", masked_folder, "--what", "mask", "--hub_private_repo", "true"]) == 0
     assert hub.repositories["user/out"].private

@@ -4,6 +4,8 @@ from itertools import pairwise
 from wagle_trl.comparison.document import write_document
 from wagle_trl.comparison.runs import load_runs
 
+from .conftest import TRAINING
+
 
 def test_the_document_shows_its_figures_and_tables(runs, tmp_path):
     files, tables = write_document(runs, tmp_path)
@@ -30,3 +32,20 @@ def test_what_there_is_nothing_of_is_left_out(make_run, tmp_path):
     text = files[0].read_text(encoding="utf-8")
     assert "## Runs" in text and "mask" in text
     assert text.count("#") == 3 and "![" not in text
+
+
+def test_it_says_of_which_weights_the_numbers_are(make_run, tmp_path):
+    history = TRAINING["log_history"] + [
+        {"forget_probability": 0.4, "retain_probability": 0.9, "loaded_step": 5, "step": 10}
+    ]
+    earlier = [{"steps": 20, "log_history": TRAINING["log_history"][:1]}]
+    training = TRAINING | {"steps": 10, "loaded_step": 5, "log_history": history, "earlier_training": earlier}
+    files, tables = write_document(load_runs([make_run(training=training)]), tmp_path)
+    text = files[0].read_text(encoding="utf-8")
+    assert (
+        "- run: It was trained in 2 calls of `train`; steps are counted over all of them. The saved weights are those "
+        in text
+    )
+    assert "of step 25, the best of 30 steps." in text
+    (kept,) = [table for table in tables if table.title.startswith("Of the saved weights")]
+    assert kept.cells[0][:3] == ["run", "0.400", "0.900"]

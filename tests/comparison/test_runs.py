@@ -63,6 +63,15 @@ def test_the_numbers_of_a_run_are_what_was_done_what_was_kept_and_what_was_measu
     assert len(numbers) == len(setup) + len(kept) + len(measured) + len(attacked)
 
 
+def test_an_evaluation_of_other_weights_is_not_that_of_the_run(make_run):
+    evaluation = EVALUATION | {"fingerprint": "b"}
+    (run,) = load_runs([make_run(training=TRAINING | {"fingerprint": "a"}, evaluation=evaluation)])
+    assert not run.measured() and not run.attacks and "forget_prob" not in run.numbers()
+    assert run.remarks == ["wagle_eval.json in its folder is of other weights, and left out."]
+    (run,) = load_runs([make_run("same", training=TRAINING | {"fingerprint": "b"}, evaluation=evaluation)])
+    assert run.measured()["forget_prob"] == EVALUATION["forget_prob"] and not run.remarks
+
+
 def test_what_is_not_known_is_left_out(make_run):
     (run,) = load_runs([make_run(training=TRAINING | {"mask": None, "log_history": [], "cost": {}})])
     assert run.numbers() == {"objective": "NPO", "base_model": "/models/my/base", "learning_rate": 2e-5}

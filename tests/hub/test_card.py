@@ -246,6 +246,21 @@ def test_the_picture_is_shown_where_it_is(picture, make_folder):
     assert ("](wagle_mask.png)" in model_card(make_folder(picture=picture)).text) == picture
 
 
+@pytest.mark.parametrize("measured", ["another", "unlearned"])
+def test_an_evaluation_before_must_be_of_the_model_that_the_run_started_from(measured, make_folder, tmp_path):
+    info = {"score": "random", "fingerprint": "base"} if measured == "another" else {"score": "random"}
+    mask = {"num_selected": 1, "numel": 2, "density": 0.5, "density_by_layer": {}, "info": info}
+    training = TRAINING | {"steps": 120, "fingerprint": "unlearned", "mask": mask}
+    (tmp_path / "before").mkdir()
+    path = tmp_path / "before" / "wagle_eval.json"
+    path.write_text(json.dumps(BEFORE | {"fingerprint": measured}))
+    folder = make_folder(training=training, evaluation=EVALUATION, masked=False)
+    with pytest.raises(ValueError, match="is not of the model that the run in"):
+        model_card(folder, before=path.parent)
+    path.write_text(json.dumps(BEFORE | {"fingerprint": "base"}))
+    assert "before" in section(model_card(folder, before=path.parent), "Evaluation")
+
+
 def test_the_evaluation_compares_before_after_and_attacks(make_folder):
     before = make_folder("before", training=None, masked=False, evaluation=BEFORE)
     text = section(model_card(make_folder(evaluation=EVALUATION), before=before), "Evaluation")

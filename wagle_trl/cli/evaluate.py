@@ -19,6 +19,7 @@ from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
 from ..files.atomic import check_writable, land, staging_folder, write_json
+from ..files.earlier_files import evaluated_fingerprint
 from ..files.manifest import Manifest
 from ..files.run_folder import ATTACKS_FOLDER, EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
 from ..hub.card_file import refresh_card
@@ -147,12 +148,16 @@ def _head(args: EvalArguments, options: EvalOptions, model_args: EvalModel, mode
 def _check_not_of_others(folder: Path, head: Mapping[str, Any]) -> None:
     """What is found in the folder of a run is shown as that of its weights, so it must be."""
     run = Manifest.read(folder)
-    measured = head.get("adapter_fingerprint", head.get("fingerprint"))
+    measured = _measured(head)
     if run is not None and None not in (run.fingerprint, measured) and run.fingerprint != measured:
         raise ValueError(
             f"'{folder}' holds a run of other weights than those of '{head['model']}'; choose another --output_dir, as what is "
             "found there would be shown as that run's."
         )
+
+
+def _measured(content: Mapping[str, Any]) -> str | None:
+    return content.get("adapter_fingerprint", content.get("fingerprint"))
 
 
 def _known(content: dict[str, Any]) -> dict[str, Any]:
@@ -177,10 +182,16 @@ def _attacked(
 
 
 def _save(folder: Path, name: str, records: Sequence[Row], evaluation: dict[str, Any]) -> None:
-    """Write records, and the evaluation that they are of, in one."""
+    """Write records, and the evaluation that they are of, in one; records of attacks on other weights go."""
+    others = (
+        []
+        if evaluated_fingerprint(folder) == _measured(evaluation)
+        else folder.glob(f"{ATTACKS_FOLDER}/*/{RECORDS_FILE}")
+    )
+    gone = [path.relative_to(folder).as_posix() for path in others]
     with staging_folder(folder) as stage:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         write_records(records, stage / name)
         write_json(stage / EVALUATION_FILE, evaluation)
-        land(stage, folder, [name, EVALUATION_FILE])
+        land(stage, folder, [name, EVALUATION_FILE], instead_of=gone)
     refresh_card(folder)

@@ -34,6 +34,11 @@ def run(argv: list[str], command: str) -> Output:
     content = {
         "output_dir": args.output_dir,
         "files": [str(file) for file in files],
-        "runs": [{"run": run.label, "folder": str(run.folder), **run.numbers()} for run in runs],
+        "runs": [
+            {"run": run.label, "folder": str(run.folder), "remarks": run.remarks, **run.numbers()} for run in runs
+        ],
     }
-    return Output(content, [*(table.to_rich() for table in tables), f"Written: {' '.join(content['files'])}"])
+    remarks = [f"{run.label}: {' '.join(run.remarks)}" for run in runs if run.remarks]
+    return Output(
+        content, [*(table.to_rich() for table in tables), *remarks, f"Written: {' '.join(content['files'])}"]
+    )

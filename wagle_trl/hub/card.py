@@ -75,7 +75,7 @@ def model_card(
         raise ValueError(f"what must be one of {', '.join(_HOLDS)}, got '{what}'.")
     run = _read_folder(Path(folder), what)
     name = model_name or (repo_id or Path(folder).resolve().name).split("/")[-1]
-    compared = None if before is None else _read_before(Path(before))
+    compared = None if before is None else _read_before(Path(before), run)
     data = run.training.get("data", {}).values()
     is_hashed = hash_forget_set or (bool(data) and all(rows.keys() == {"rows", "hmac_sha256"} for rows in data))
     facts = Facts(run, _kind(run, what), name, repo_id, base_model, compared, is_hashed)
@@ -103,10 +103,18 @@ def _read_folder(folder: Path, what: str) -> Run:
     return run
 
 
-def _read_before(folder: Path) -> Run:
+def _read_before(folder: Path, after: Run) -> Run:
     run = read_run(folder)
     if not run.evaluation:
         raise ValueError(f"'{folder}' holds no {EVALUATION_FILE}; give the folder of `wagle eval` of the base model.")
+    measured, mask = run.evaluation.get("fingerprint"), after.training.get("mask")
+    base = mask["info"].get("fingerprint") if mask else None
+    is_other = base and measured != base
+    if measured and (is_other or (after.training.get("steps") and measured == after.training.get("fingerprint"))):
+        raise ValueError(
+            f"The evaluation in '{folder}' is not of the model that the run in '{after.folder}' started from; give the folder of "
+            "`wagle eval` of that base model."
+        )
     return run
 
 
