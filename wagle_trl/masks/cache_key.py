@@ -35,5 +35,5 @@ def cache_key(model: nn.Module, **content: Any) -> str:
         config = model.config.to_dict()
         described["config"] = {name: value for name, value in config.items() if name not in _ORIGIN}
         described["attention"] = model.config._attn_implementation
-        described["generation"] = model.generation_config.to_dict() if model.generation_config else None
+        described["generation"] = model.generation_config.to_dict() if model.can_generate() else None
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
