@@ -102,3 +102,13 @@ def test_what_a_run_cost_makes_no_new_card(folder):
     before = (folder / CARD_FILE).read_text()
     refresh_card(folder)
     assert (folder / CARD_FILE).read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"---\ntags: [\n---\n", b""], ids=["bytes", "broken YAML", "empty"])
+def test_what_is_no_card_is_kept_like_an_edited_one(content, folder):
+    part = (folder / CARD_FILE).read_bytes().split(b"---", 2)[2] if content.startswith(b"---") else b""
+    (folder / CARD_FILE).write_bytes(content + part)
+    evaluate(folder)
+    refresh_card(folder)
+    assert (folder / CARD_FILE).read_bytes() == content + part
+    assert "| 0.250 |" in (folder / GENERATED_CARD_FILE).read_text()

@@ -26,7 +26,7 @@ _LIBRARIES = {
     "delta": ("wagle-trl", ["sparse-delta"]),
 }
 # What its client raises for a card whose metadata has another shape, beside YAML of values that are none
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
 _OBJECTIVE_TAGS = {"GradDiff": "grad-diff", "Masked SFT": "sft"}
 
 
@@ -181,7 +181,7 @@ def read_card(path: str | os.PathLike) -> ModelCard:
     text = read_text(path)
     try:
         return ModelCard(text)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"{printable(path, 300)} is no model card: {printable(error, 300)}") from error
 
 
@@ -206,7 +206,7 @@ def base_licence(base: str) -> dict[str, str]:
     try:
         source = Path(base, CARD_FILE) if os.path.isdir(base) else base
         data = ModelCard.load(source, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, *_UNREADABLE):  # no such card, no network, or no card at all
+    except (OSError, *UNREADABLE):  # no such card, no network, or no card at all
         return {}
     known = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     if not HUB_ID.fullmatch(known.get("license", "")):

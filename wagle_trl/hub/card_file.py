@@ -17,10 +17,9 @@ from transformers.utils import logging
 from ..comparison.runs import Run, read_run
 from ..files.atomic import staging_folder
 from ..files.manifest import land_in_save
-from ..files.reading import read_text
 from ..files.run_folder import CARD_FILE, GENERATED_CARD_FILE
 from ..text import printable
-from .card import model_card
+from .card import UNREADABLE, model_card
 
 logger = logging.get_logger(__name__)
 
@@ -45,8 +44,8 @@ class CardFile:
 
     @classmethod
     def read(cls, path: Path) -> "CardFile":
-        """The card in a file."""
-        text = read_text(path)
+        """The card in a file, whatever else may be in it: that is edited, too."""
+        text = path.read_bytes().decode(errors="replace")
         end = _END.search(text)
         return cls(text, None, None) if end is None else cls(text[: end.start()], end[1], end[2])
 
@@ -63,7 +62,7 @@ class CardFile:
 
     def updated(self, run: Run, card: ModelCard) -> "CardFile | None":
         """
-        The same with what was measured of a run; `None` if that part was edited.
+        The same with what was measured of a run; `None` if that part was edited, or the whole is no card any more.
 
         Args:
             run ([`~comparison.runs.Run`]): The run.
@@ -72,10 +71,13 @@ class CardFile:
         old, new = _MEASURED.search(self.text), _MEASURED.search(str(card))
         if old is None or new is None or old[4] != _digest(old[2]):
             return None
-        changed = ModelCard(self.text[: old.start()] + _with_digest(new) + self.text[old.end() :])
-        changed.data["eval_results"] = card.data["eval_results"]
-        changed.data["model_name"] = changed.data.get("model_name") or card.data["model_name"]
-        text = str(changed)
+        try:
+            changed = ModelCard(self.text[: old.start()] + _with_digest(new) + self.text[old.end() :])
+            changed.data["eval_results"] = card.data["eval_results"]
+            changed.data["model_name"] = changed.data.get("model_name") or card.data["model_name"]
+            text = str(changed)
+        except UNREADABLE:
+            return None
         return CardFile(text, state_of(run), self.digest if self.is_edited else _digest(text))
 
     def write(self, path: Path) -> None:
