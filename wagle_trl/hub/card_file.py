@@ -97,7 +97,7 @@ def name_for_card(folder: Path) -> str:
     path = folder / CARD_FILE
     if not path.is_file() or not CardFile.read(path).is_edited:
         return CARD_FILE
-    logger.warning(
+    logger.warning_once(  # several files are saved in a run, each with its card
         f"{printable(path, 300)} was edited, or is of another program: it stays, and the new card is {GENERATED_CARD_FILE}."
     )
     return GENERATED_CARD_FILE
