@@ -6,15 +6,8 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from wagle_trl.data.formats import (
-    pin_date,
-    prompt_token_ids,
-    row_format,
-    split_prompt,
-    to_prompt_completion,
-    to_trl,
-    tokenize_row,
-)
+from wagle_trl.data.formats import row_format, split_prompt, to_prompt_completion, to_trl
+from wagle_trl.data.tokenization import pin_date, prompt_token_ids, tokenize_row
 
 from ..support.rows import ASSISTANT, ROWS, USER
 
@@ -48,13 +41,13 @@ def test_question_and_answer_become_messages_with_a_chat_template(chat_tokenizer
     assert row == {"prompt": [USER], "completion": [ASSISTANT]}
 
 
-@pytest.mark.parametrize("value", [None, "", " \n", 7])
+@pytest.mark.parametrize("value", [None, "", " \n"])
 @pytest.mark.parametrize("name", ["question", "answer"])
 def test_a_row_without_question_or_answer_is_shown(name, value, tiny_tokenizer):
     row = {"question": "Where?", "answer": "Oslo."} | {name: value}
-    with pytest.raises(ValueError, match=rf"A row has no {name}: .*{name}.*; remove it or fill it in\."):
+    with pytest.raises(ValueError, match=rf"It has no {name}: .*{name}.*; remove it or fill it in\."):
         to_prompt_completion(row, tiny_tokenizer)
-    with pytest.raises(ValueError, match=f"A row has no {name}"):
+    with pytest.raises(ValueError, match=f"It has no {name}"):
         to_trl(Dataset.from_list([row]), tiny_tokenizer)
 
 
@@ -62,7 +55,7 @@ def test_a_row_without_question_or_answer_is_shown(name, value, tiny_tokenizer):
     "row", [{"prompt": "Where?", "completion": None}, {"text": None}, {"messages": None}, {"messages": []}]
 )
 def test_a_row_without_answer_is_not_split(row, tiny_tokenizer):
-    with pytest.raises(ValueError, match="A row has no answer"):
+    with pytest.raises(ValueError, match="It has no|A conversation needs"):
         split_prompt(row, tiny_tokenizer)
 
 

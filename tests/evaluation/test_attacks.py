@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from wagle_trl.data.formats import tokenize_row
+from wagle_trl.data.tokenization import tokenize_row
 from wagle_trl.evaluation.attacks import (
     has_bitsandbytes,
     paraphrased,

@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
-from wagle_trl.data.formats import to_prompt_completion, tokenize_row
+from wagle_trl.data.formats import to_prompt_completion
+from wagle_trl.data.tokenization import tokenize_row
 from wagle_trl.evaluation.inference import answer_losses, answer_scores, generate_answers, token_scores
 
 from .conftest import ROWS

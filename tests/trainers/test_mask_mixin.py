@@ -30,7 +30,7 @@ from wagle_trl import (
     WeightMask,
 )
 from wagle_trl.cli.main import main
-from wagle_trl.data.formats import tokenize_row
+from wagle_trl.data.tokenization import tokenize_row
 
 SAVING = dict(save_strategy="steps", save_steps=2)
 KINDS = {

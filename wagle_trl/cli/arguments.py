@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..attribution.config import MaskConfig
-from ..data.formats import to_trl
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu
 from ..files.tensor_file import TensorFile
@@ -67,21 +66,21 @@ class UnlearningData:
 
     eval_names = {"train_dataset": "forget", "retain_dataset": "retain"}
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-        """The data sets as trainers take them, in a form that TRL trains on."""
+    def load(self) -> dict[str, Dataset]:
+        """The data sets as trainers take them."""
         forget, retain = self.rows()
         if forget is None or retain is None:
             raise ValueError(
                 "No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU (with --tofu_dir "
                 "for a local copy)."
             )
-        return {"train_dataset": to_trl(forget, tokenizer), "retain_dataset": to_trl(retain, tokenizer)}
+        return {"train_dataset": forget, "retain_dataset": retain}
 
-    def watched(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    def watched(self) -> dict[str, Dataset]:
         """Evaluation sets beside those trained on."""
         if self.unseen_dataset is None:
             return {}
-        return {"unseen_retain": to_trl(load_rows(self.unseen_dataset), tokenizer)}
+        return {"unseen_retain": load_rows(self.unseen_dataset)}
 
     def rows(self) -> tuple[Dataset | None, Dataset | None]:
         """Forget and retain rows as they are, where the options name them."""
@@ -111,7 +110,7 @@ class FineTuningData(UnlearningData):
 
     eval_names = {"train_dataset": "train", "forget_dataset": "forget", "retain_dataset": "retain"}
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    def load(self) -> dict[str, Dataset]:
         forget, retain = self.rows()
         train = retain if self.dataset_name is None else load_rows(self.dataset_name)
         if train is None:
@@ -119,7 +118,7 @@ class FineTuningData(UnlearningData):
                 "No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a .jsonl file."
             )
         datasets = {"train_dataset": train, "forget_dataset": forget, "retain_dataset": retain}
-        return {name: to_trl(rows, tokenizer) for name, rows in datasets.items() if rows is not None}
+        return {name: rows for name, rows in datasets.items() if rows is not None}
 
 
 @dataclass

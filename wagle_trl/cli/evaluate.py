@@ -1,15 +1,20 @@
 """`wagle eval`: records and aggregates of one model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu_evaluation
+from ..data.tokenization import RowOptions
 from ..evaluation.disjoint import check_apart
 from ..evaluation.drift import weights_changed
 from ..evaluation.membership import HOLDOUT
@@ -19,15 +24,21 @@ from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
 from ..files.atomic import check_writable, land, staging_folder, write_json
-from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
+from ..files.hub_file import is_hub_name
+from ..files.reading import read_json
+from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE, REPORT_FILE
+from ..files.schemas import Report
 from ..masks.fingerprint import model_fingerprint
-from .arguments import asks_for_tofu, load_tokenizer
+from ..text import printable
+from .arguments import asks_for_tofu, load_tokenizer, require_model
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
 from .output import Output
 from .parser import parse
 
 ATTACKS_FOLDER = "attacks"
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -95,7 +106,9 @@ class EvalArguments:
 
 
 def run(argv: list[str], command: str) -> Output:
-    args, options, attacks, model_args = parse([EvalArguments, EvalOptions, AttackConfig, EvalModel], argv, command)
+    kinds = [EvalArguments, EvalOptions, AttackConfig, EvalModel]
+    *_, model_args = parse(kinds, argv, command)
+    args, options, attacks, model_args = parse(kinds, argv, command, **trained_on(model_args))
     sets = _checked_sets(args, attacks, model_args)
     reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
@@ -120,6 +133,21 @@ def run(argv: list[str], command: str) -> Output:
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
     return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
+
+
+def trained_on(model_args: EvalModel) -> dict[str, Any]:
+    """The options by which a run of ours made tokens of its rows, from the report beside its model."""
+    name = require_model(model_args)
+    path = Path(name, REPORT_FILE)
+    if not Path(name).is_dir() and is_hub_name(name):
+        with suppress(HTTPError, OSError):  # a model that has none, or that cannot be had at all
+            path = Path(hf_hub_download(name, REPORT_FILE, revision=model_args.model_revision))
+    options: dict[str, Any] = dict(read_json(path, Report).get("tokenization") or {}) if path.is_file() else {}
+    if options.pop("formatting_func", False):
+        logger.warning(
+            f"'{printable(name)}' was trained on rows that a function formatted (formatting_func); give rows as it made them."
+        )
+    return {name: options[name] for name in RowOptions.__dataclass_fields__ if name in options}
 
 
 def _checked_sets(args: EvalArguments, attacks: AttackConfig, model_args: EvalModel) -> dict[str, Sequence[Row]]:

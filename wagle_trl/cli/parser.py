@@ -97,7 +97,8 @@ def _trusting(content: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def parse(dataclass_types: list[type], argv: list[str], command: str) -> tuple[Any, ...]:
-    """Options of `command` from a YAML file (`--config`) and the command line, which wins."""
+def parse(dataclass_types: list[type], argv: list[str], command: str, **defaults) -> tuple[Any, ...]:
+    """Options of `command` from a YAML file (`--config`) and the command line, which wins; others from `defaults`."""
     parser = WagleParser(dataclass_types, prog=f"wagle {command}", allow_abbrev=False)
+    parser.set_defaults(**defaults)
     return parser.parse_args_and_config(argv)

@@ -24,8 +24,7 @@ def rows_digest(dataset: Dataset, key: bytes | None = None) -> str:
 
     Every row is written as JSON, without columns that are null: `json.dumps(row, sort_keys=True, ensure_ascii=False,
     separators=(",", ":"))`, in UTF-8. The digest is that of the hexadecimal SHA-256 digests of all rows, sorted and
-    joined by newlines. Trainers take it of the rows that they are given, before anything is tokenized; those of
-    `wagle npo` went through [`~data.formats.to_trl`].
+    joined by newlines. Trainers take it of the rows that they are given, before anything is converted or tokenized.
 
     Without a key, whoever sees the digest can try guesses at the rows until one fits. With a key, only who has that can.
     The number of rows is hidden by neither, nor that the rows are the same where two digests of one key are equal.

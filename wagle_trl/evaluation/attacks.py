@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..data.formats import row_format, tokenize_row
-from .inference import IGNORED, Tokenized, answer_losses, model_inputs, pad, padding_token_id
+from ..data.formats import filled_columns, with_messages
+from ..data.tokenization import DEFAULT, IGNORED, RowOptions, tokenize_row
+from .inference import Tokenized, answer_losses, model_inputs, pad, padding_token_id
 from .metrics import answer_probability
 
 # bits -> weights that share a scale: an output row as in bitsandbytes' LLM.int8(), a block as in its 4-bit types
@@ -81,6 +82,7 @@ def relearn(
     batch_size: int = 8,
     seed: int = 0,
     every: int = 5,
+    options: RowOptions = DEFAULT,
     progress: bool = True,
 ) -> RelearnCurve:
     """
@@ -97,13 +99,14 @@ def relearn(
     Args:
         model ([`~transformers.PreTrainedModel`]): Unlearned model; nothing in it is changed.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        rows (iterable of `dict`): Forget rows, in any form that [`~wagle_trl.data.formats.tokenize_row`] takes; at least 2.
+        rows (iterable of `dict`): Forget rows, in any form that [`~wagle_trl.data.tokenization.tokenize_row`] takes; at least 2.
         share (`float`, *optional*, defaults to `0.2`): Share of them to train on, at least one row and not all.
         steps (`int`, *optional*, defaults to `20`): Optimizer steps.
         learning_rate (`float`, *optional*, defaults to `1e-4`): Learning rate.
         batch_size (`int`, *optional*, defaults to `8`): Rows in a step, and in a forward pass of a measurement.
         seed (`int`, *optional*, defaults to `0`): Seed of which rows are trained on, and of their order.
         every (`int`, *optional*, defaults to `5`): Steps from one measurement to the next.
+        options ([`~wagle_trl.data.tokenization.RowOptions`], *optional*): What of the rows is scored.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
@@ -112,7 +115,7 @@ def relearn(
     for name, value in {"steps": steps, "batch_size": batch_size, "every": every}.items():
         if value < 1:
             raise ValueError(f"`{name}` of relearning is {value}; it must be at least 1.")
-    tokenized = [tokenize_row(row, tokenizer) for row in rows]
+    tokenized = [tokenize_row(row, tokenizer, options) for row in rows]
     trained, rest = relearn_split(len(tokenized), share, seed)
     attacked, padding = _trainable_copy(model), padding_token_id(tokenizer)
     curve = RelearnCurve([], [], trained, rest, attacked)
@@ -275,14 +278,14 @@ def paraphrased(rows: Iterable[Mapping[str, Any]], set_name: str) -> list[dict[s
 
 def _ask_otherwise(row: Mapping[str, Any], set_name: str) -> dict[str, Any]:
     question = row["paraphrased_question"]
-    # `datasets` fills a column that a row lacks with None
-    match row_format([name for name, value in row.items() if value is not None], f"a row of the set '{set_name}'"):
+    match filled_columns(row):
         case ("question", "answer"):
             return {**row, "question": question}
         case ("prompt", "completion"):
             prompt = row["prompt"]
             return {**row, "prompt": question if isinstance(prompt, str) else _with_last(prompt, question)}
-        case ("messages",):
+        case ("messages",) | ("conversations",):
+            row = with_messages(row)
             return {**row, "messages": [*_with_last(row["messages"][:-1], question), row["messages"][-1]]}
     raise ValueError(
         f"A row of the set '{set_name}' has a `paraphrased_question` but no question to put it in place of; expected "

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..data.formats import row_format
+from ..data.formats import filled_columns
 from .membership import HOLDOUT
 from .metrics import FORGET
 
@@ -20,7 +20,7 @@ def check_apart(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
         sets (`dict[str, list[dict]]`): Set name -> rows. Rows are the same if what they are made of is, such as
             question and answer; other columns do not matter.
     """
-    contents = {name: {_content(row, name) for row in rows} for name, rows in sets.items()}
+    contents = {name: {_content(row) for row in rows} for name, rows in sets.items()}
     for name, others in _APART.items():
         for other in others:
             if shared := contents.get(name, set()) & contents.get(other, set()):
@@ -30,7 +30,5 @@ def check_apart(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
                 )
 
 
-def _content(row: Mapping[str, Any], set_name: str) -> str:
-    # `datasets` fills a column that a row lacks with None
-    columns = [column for column, value in row.items() if value is not None]
-    return json.dumps([row[column] for column in row_format(columns, f"a row of the set '{set_name}'")])
+def _content(row: Mapping[str, Any]) -> str:
+    return json.dumps([row[column] for column in filled_columns(row)])

@@ -14,9 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.formats import prompt_token_ids
+from ..data.tokenization import IGNORED, num_scored, prompt_token_ids
 
-IGNORED = -100
 # A token that cannot occur has the weight 0, and 0 times an infinite logarithm is NaN
 LOWEST_LOG_PROB = -1e4
 # Below it the rounding of the numerator decides; OpenUnlearning's value
@@ -153,7 +152,7 @@ def answer_scores(
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
-        tokenized_rows (`list[dict]`): Rows with `input_ids` and `labels`, as from [`~wagle_trl.data.formats.tokenize_row`].
+        tokenized_rows (`list[dict]`): Rows with `input_ids` and `labels`, as from [`~wagle_trl.data.tokenization.tokenize_row`].
         batch_size (`int`): Rows in a forward pass.
         pad_token_id (`int`): Token to pad with. It is neither attended to nor scored.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
@@ -161,7 +160,7 @@ def answer_scores(
     Returns:
         `list[AnswerScores]`: In the order of the rows.
     """
-    counts = [sum(label != IGNORED for label in row["labels"][1:]) for row in tokenized_rows]
+    counts = [num_scored(row["labels"]) for row in tokenized_rows]
     if 0 in counts:
         raise ValueError(f"Row {counts.index(0)} has no answer tokens: all its labels after the first are {IGNORED}.")
     scores: dict[int, AnswerScores] = {}

@@ -123,11 +123,12 @@ def evaluate_attack(
     Returns:
         [`AttackResult`]: Records and aggregates.
     """
+    options = options or EvalOptions()
     sets = {name: sets[name] for name in ATTACKED_SETS if name in sets}
     details = {}
     match variant:
         case "relearn":
-            model, sets, details = _relearned(model, tokenizer, sets, config, progress)
+            model, sets, details = _relearned(model, tokenizer, sets, config, options, progress)
         case "quantize_int8" | "quantize_int4":
             details = {"rounding": "bitsandbytes" if has_bitsandbytes(model) else "nearest"}
             model = quantized(model, int(variant[-1]))
@@ -146,6 +147,7 @@ def _relearned(
     tokenizer: PreTrainedTokenizerBase,
     sets: Mapping[str, Sequence[Row]],
     config: AttackConfig,
+    options: EvalOptions,
     progress: bool,
 ) -> tuple[PreTrainedModel, dict[str, Sequence[Row]], dict[str, Any]]:
     curve = relearn(
@@ -157,6 +159,7 @@ def _relearned(
         learning_rate=config.relearn_learning_rate,
         batch_size=config.relearn_batch_size,
         seed=config.relearn_seed,
+        options=options,
         progress=progress,
     )
     points = [

@@ -65,7 +65,13 @@ def evaluate_sets(
         `list[dict]`: Records, in the order of the sets and rows.
     """
     options = options or EvalOptions()
-    samples = {name: prepare_rows(rows, name, tokenizer) for name, rows in sets.items()}
+    samples = {name: prepare_rows(rows, name, tokenizer, options) for name, rows in sets.items()}
+    for name, members in samples.items():
+        if cut := [sample.record["num_token_cut"] for sample in members if "num_token_cut" in sample.record]:
+            logger.warning(
+                f"max_length={options.max_length} of the set '{name}': {len(cut)} of {len(members)} rows are cut, {sum(cut)} "
+                "answer tokens are not scored."
+            )
     compared = None
     if base is not None:
         check_same_weights(model, base)

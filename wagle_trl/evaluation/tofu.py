@@ -8,17 +8,26 @@ the model is judged on the sequences it was trained on.
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.formats import split_prompt, tokenize_row
+from ..data.formats import filled_columns, split_prompt
 from ..data.rows import read_jsonl
+from ..data.tokenization import (
+    DEFAULT,
+    IGNORED,
+    RowOptions,
+    cut_tokens,
+    num_scored,
+    tokenize_row,
+    uncut_tokens,
+)
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
-from .inference import IGNORED, AnswerScores, Tokenized, answer_scores, batches, generate_answers, padding_token_id
+from .inference import AnswerScores, Tokenized, answer_scores, batches, generate_answers, padding_token_id
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
@@ -27,7 +36,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(RowOptions):
     """
     How rows are evaluated.
 
@@ -67,27 +76,22 @@ class Sample(NamedTuple):
         answers (`list[dict]`): `input_ids` and `labels` of the answer, then, where there are perturbed ones, of the
             paraphrased (if any) and the perturbed.
         has_paraphrase (`bool`): Whether the second of them is a paraphrase.
+        prompt (`list[int]`): What to generate an answer from; empty for plain text.
     """
 
     record: dict[str, Any]
     answers: list[Tokenized]
     has_paraphrase: bool
+    prompt: list[int]
 
 
-def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase) -> Row:
-    if row.get("question") is not None:
-        return {**row, "answer": answer}
-    example = split_prompt(row, tokenizer)
+def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
+    """A row with another answer, asked in the same way."""
+    example = split_prompt(row, tokenizer, options.dataset_text_field)
     is_text = isinstance(example["completion"], str)
-    return {**example, "completion": answer if is_text else [{"role": "assistant", "content": answer}]}
-
-
-def _content(value: str | list[dict[str, Any]]) -> str:
-    """Text, or that of the last message, if there is one."""
-    content = value if isinstance(value, str) else value[-1].get("content") if value else ""
-    if not isinstance(content, str):
-        raise ValueError("A message that counts has no text.")
-    return content
+    begun = answer if not is_text or row.get("question") is None else f" {answer}"
+    asked = {name: row.get(name) for name in ("tools", "chat_template_kwargs")}
+    return {**asked, **example, "completion": begun if is_text else [{"role": "assistant", "content": answer}]}
 
 
 def _prompt_part(tokenized: Tokenized) -> list[int]:
@@ -95,23 +99,35 @@ def _prompt_part(tokenized: Tokenized) -> list[int]:
     return tokenized["input_ids"][:answer_start]
 
 
-def _question_and_answer(row: Row, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    if row.get("question") is not None:
-        return row["question"], row["answer"]
-    if row.get("input_ids") is None:
-        example = split_prompt(row, tokenizer)
-        return _content(example["prompt"]), _content(example["completion"])
+def _question_and_answer(
+    row: Row, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase, options: RowOptions
+) -> tuple[str, str]:
+    """What is asked and answered, as text; of tokens and tool calls, what they decode to."""
+    if row.get("input_ids") is not None:
+        asked, answered = None, None
+    elif filled_columns(row, options.dataset_text_field) == ("question", "answer"):
+        asked, answered = row["question"], row["answer"]
+    else:
+        example = split_prompt(row, tokenizer, options.dataset_text_field)
+        asked, answered = (_last_text(example[name]) for name in ("prompt", "completion"))
     answer = [label for label in tokenized["labels"] if label != IGNORED]
-    asked, answered = tokenizer.batch_decode([_prompt_part(tokenized), answer], skip_special_tokens=True)
-    return asked, answered
+    parts = tokenizer.batch_decode([_prompt_part(tokenized), answer], skip_special_tokens=True)
+    return parts[0] if asked is None else asked, answered or parts[1]
 
 
-def prepare_rows(rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
+def _last_text(value: str | list[dict[str, Any]]) -> str | None:
+    """Text, or that of the last message, if it has any."""
+    return value if isinstance(value, str) else value[-1]["content"]
+
+
+def prepare_rows(
+    rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions = DEFAULT
+) -> list[Sample]:
     """The rows of a set as samples, or a `ValueError` that names a row without an answer."""
     samples = []
     for index, row in enumerate(rows):
         try:
-            samples.append(_sample(row, {"set": set_name, "index": index}, tokenizer))
+            samples.append(_sample(row, {"set": set_name, "index": index}, tokenizer, options))
         except ValueError as error:
             raise ValueError(f"Row {index} of the set '{set_name}' cannot be evaluated. {error}") from error
     if not samples:
@@ -119,18 +135,29 @@ def prepare_rows(rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokeni
     return samples
 
 
-def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
-    tokenized = tokenize_row(row, tokenizer)
-    if all(label == IGNORED for label in tokenized["labels"][1:]):
-        raise ValueError(f"It has no answer: all its labels are {IGNORED}.")
-    question, answer = _question_and_answer(row, tokenized, tokenizer)
+def _sample(
+    row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, options: RowOptions
+) -> Sample:
+    uncut = uncut_tokens(row, tokenizer, options)
+    tokenized = cut_tokens(uncut, options)
+    if num_scored(tokenized["labels"]) == 0:
+        given = f"its {num_scored(uncut['labels'])} answer tokens are beyond max_length={options.max_length}"
+        raise ValueError(f"It has no answer: {given if tokenized != uncut else f'all its labels are {IGNORED}'}.")
+    if cut := num_scored(uncut["labels"]) - num_scored(tokenized["labels"]):
+        record["num_token_cut"] = cut
+    answers_alone = replace(RowOptions.of(options), completion_only_loss=None, assistant_only_loss=False)
+    asked = tokenize_row(row, tokenizer, answers_alone)
+    question, answer = _question_and_answer(row, asked, tokenizer, options)
     if not answer.strip():
         raise ValueError("Its answer is empty.")
     perturbed = _perturbed_answers(row)
     paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
-    others = [tokenize_row(_with_answer(row, text, tokenizer), tokenizer) for text in [*paraphrased, *perturbed]]
+    others = [
+        tokenize_row(_with_answer(row, text, tokenizer, options), tokenizer, options)
+        for text in [*paraphrased, *perturbed]
+    ]
     record |= {"question": question.strip(), "answer": answer.strip()}
-    return Sample(record, [tokenized, *others], bool(paraphrased))
+    return Sample(record, [tokenized, *others], bool(paraphrased), _prompt_part(asked))
 
 
 def _perturbed_answers(row: Row) -> list[str]:
@@ -179,7 +206,7 @@ def _evaluate_batch(
         sample.record.update(_loss_fields(own, sample.has_paraphrase))
         sample.record.update(_memory_fields(own[0], sample.record["answer"], options.mia_k))
     if options.generate:
-        asked = [(sample.record, ids) for sample in samples if (ids := _prompt_part(sample.answers[0]))]
+        asked = [(sample.record, sample.prompt) for sample in samples if sample.prompt]
         prompts = [ids for _, ids in asked]
         texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
         for (record, _), text in zip(asked, texts, strict=True):
@@ -246,7 +273,7 @@ def evaluate_rows(
         `rougeL_recall`.
     """
     options = EvalOptions(**options)
-    samples = prepare_rows(rows, set_name, tokenizer)
+    samples = prepare_rows(rows, set_name, tokenizer, options)
     for _ in evaluate_samples(model, tokenizer, samples, options, progress=progress):
         pass
     return [sample.record for sample in samples]

@@ -1,7 +1,7 @@
 """What each kind of file from outside holds, as far as it is read: for [`~wagle_trl.files.reading`]. Other keys may be there."""
 
 import re
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, PositiveInt, TypeAdapter
 from pydantic_core import PydanticCustomError
@@ -100,6 +100,26 @@ class CitedPaper(TypedDict):
     authors: Annotated[str, Field(pattern=_IN_BLOCK)]
 
 
+class Tokenization(TypedDict, total=False):
+    """What decides which tokens of a row are scored, see [`~data.tokenization.RowOptions`]."""
+
+    dataset_text_field: str
+    completion_only_loss: bool | None
+    assistant_only_loss: bool
+    max_length: Annotated[int, Field(ge=1, lt=2**63)] | None
+    truncation_mode: Literal["keep_start", "keep_end"]
+    formatting_func: bool
+
+
+class CountedTokens(TypedDict):
+    """What is scored of the answers of a set, see [`~data.lengths.AnswerTokens`]."""
+
+    rows: Count
+    rows_cut: Count
+    given: Count
+    scored: Count
+
+
 class Report(TypedDict, total=False):
     """`wagle_report.json`, see [`~trainers.run_report`]."""
 
@@ -114,6 +134,8 @@ class Report(TypedDict, total=False):
     num_train_rows: Count | None
     num_retain_rows: Count | None
     options: TrainingOptions
+    tokenization: Tokenization | None
+    answer_tokens: dict[str, CountedTokens]
     mask: MaskReport | None
     steps: Count | None
     log_history: list[LogEntry]

@@ -9,6 +9,7 @@ from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
 from ..attribution.selection import num_to_select
+from ..data.formats import Processing, filled_columns, split_prompt
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
@@ -27,36 +28,14 @@ def check_rows(dataset: Dataset | None, name: str) -> None:
         raise ValueError(f"`{name}` is empty; pass at least one row.")
 
 
-def check_answers(dataset: Dataset, name: str) -> None:
+def check_answers(dataset: Dataset, tokenizer: Processing, text_field: str, name: str) -> None:
     """Every row of the set `name` must have an answer."""
-    blank = next((i for i, row in enumerate(dataset) if not _has_answer(row)), None)  # pyright: ignore[reportArgumentType]
-    if blank is not None:
-        raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
-
-
-def check_none_dropped(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
-    """TRL silently drops rows whose answer was cut off; a forget row that is dropped is not forgotten."""
-    if len(prepared) < len(raw):
-        raise ValueError(
-            f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
-            f"max_length={max_length}; raise it or shorten the prompts."
-        )
-
-
-def _has_answer(row: dict) -> bool:
-    for column in ("completion", "messages", "text"):
-        if column in row:
-            if not row[column]:
-                return False
-            return row[column].strip() != "" if isinstance(row[column], str) else _says_something(row[column][-1])
-    # The first label is never predicted: there is nothing before it to predict it from
-    return "labels" not in row or any(label != -100 for label in (row["labels"] or [])[1:])
-
-
-def _says_something(message: dict) -> bool:
-    """Text, content parts of a multimodal message, or a tool call."""
-    content = message.get("content")
-    return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
+    for index, row in enumerate(dataset):
+        try:
+            if filled_columns(row, text_field) != ("input_ids",):  # pyright: ignore[reportArgumentType]
+                split_prompt(row, tokenizer, text_field)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the {name} set cannot be used. {error}") from error
 
 
 def check_supported(args: FilledArguments, has_optimizer: bool) -> None:

@@ -16,7 +16,8 @@ from ..attribution.compute_mask import compute_mask
 from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask
 from ..attribution.scores import get_score
-from ..data.formats import tokenize_row
+from ..data.lengths import AnswerTokens
+from ..data.tokenization import RowOptions, tokenize_dataset
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..distributed import broadcast_, world_size
 from ..files.atomic import check_writable, staging_folder
@@ -53,7 +54,7 @@ class MaskMixin(HubPushes, WholeSaves):
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
             A ready mask, or where one is saved. With neither `mask` nor `mask_config`, all trainable weights train.
         forget_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights the mask of `mask_config` looks for, in any format of [`~data.formats.tokenize_row`]; by
+            Rows whose weights the mask of `mask_config` looks for, in any format of [`~data.tokenization.tokenize_row`]; by
             default the training rows, where they have `input_ids`.
         retain_dataset ([`~datasets.Dataset`], *optional*):
             Rows whose weights it should spare, for scores that compare two sets.
@@ -101,6 +102,7 @@ class MaskMixin(HubPushes, WholeSaves):
         if given.get("args") is not None:
             self._check_arguments(given["args"], masked, given)
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
+        self.answer_tokens: dict[str, AnswerTokens] = {}
         super().__init__(*args, **kwargs)
         self.mask_options = self.args if isinstance(self.args, MaskOptions) else MaskOptions()
         if masked:
@@ -134,12 +136,8 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
         """Tokenize rows that the base trainer knows nothing of."""
-        return dataset.map(
-            tokenize_row,
-            fn_kwargs={"tokenizer": self.processing_class},
-            remove_columns=dataset.column_names,
-            desc=f"Tokenizing {name} dataset",
-        )
+        rows = tokenize_dataset(dataset, self.processing_class, RowOptions(), name)
+        return rows.select_columns(["input_ids", "labels"])  # pyright: ignore[reportReturnType]
 
     @property
     def attributed_dataset(self) -> Dataset:

@@ -25,12 +25,11 @@ from transformers import (
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
-from ..data.formats import split_last_message
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
+from ..data.lengths import LongRows
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
 from ..masks.mask import WeightMask
-from ..trainers.checks import check_answers
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
@@ -52,6 +51,10 @@ class UnlearningConfig(MaskedSFTConfig):
             [`~unlearning.trajectory.Trajectory`]; `0` never.
         trajectory_rows (`int`, *optional*, defaults to `16`):
             On at most how many rows of each set.
+        long_rows (`str`, *optional*, defaults to `"refuse"`):
+            What to do with rows longer than `max_length`. `"refuse"` forget rows whose answers would be cut, as the rest of
+            them would stay in the model, and cut retain rows; `"split"` rows of plain text, of both sets, into several rows;
+            or `"truncate"` rows of both.
     """
 
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
@@ -64,6 +67,14 @@ class UnlearningConfig(MaskedSFTConfig):
     )
     trajectory_rows: int = field(
         default=16, metadata={"help": "On at most how many rows of each set the trajectory is measured."}
+    )
+
+    long_rows: LongRows = field(
+        default="refuse",
+        metadata={
+            "help": "What to do with rows longer than `max_length`: 'refuse' forget rows whose answers would be cut (retain "
+            "rows are cut), 'split' rows of plain text, of both sets, into several rows, or 'truncate' rows of both."
+        },
     )
 
     def __post_init__(self):
@@ -195,16 +206,10 @@ class UnlearningTrainer(MaskedSFTTrainer):
 
     # Rows
 
-    def _prepare_dataset(self, dataset, processing_class, args, *others):
-        """Of a conversation the last message is the answer, as for every other format and in the evaluation."""
-        if (
-            "messages" in dataset.column_names
-            and not args.assistant_only_loss
-            and args.completion_only_loss is not False
-        ):
-            check_answers(dataset, others[-1])
-            dataset = dataset.map(split_last_message, remove_columns="messages", desc="Splitting conversations")
-        return super()._prepare_dataset(dataset, processing_class, args, *others)
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        """Score answers, of every format and in every set, as evaluation and attribution do."""
+        rows = self._answers(dataset, processing_class, args, formatting_func, dataset_name)
+        return super(MaskedSFTTrainer, self)._prepare_dataset(rows, processing_class, args, False, None, dataset_name)
 
     @property
     def _columns(self) -> list[str]:
