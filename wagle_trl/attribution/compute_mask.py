@@ -1,9 +1,9 @@
 """Which weights hold what must go, at what cost to what must stay: batches to statistics to a mask.
 
-Knows models and batches, no trainer, so that it can be used alone:
+Knows models and rows, no trainer, so that it can be used alone:
 
 ```python
-mask, report = compute_mask(model, forget_loader, retain_loader, MaskConfig(mask_score="wagle"))
+mask, report = compute_mask(model, forget_rows, retain_rows, MaskConfig(mask_score="wagle"), tokenizer=tokenizer)
 ```
 """
 
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -26,6 +27,8 @@ from transformers.utils import logging
 import wagle_kernels
 from wagle_kernels import ScoreSpec
 
+from ..data.batches import row_batches
+from ..data.formats import Processing
 from ..distributed import rank
 from ..losses.per_sample import SampleLosses, sample_losses
 from ..masks.fingerprint import model_fingerprint
@@ -50,10 +53,12 @@ SCRATCH_FOLDER = "wagle_attribution"  # of sweeps that are not done
 
 def compute_mask(
     model: nn.Module,
-    forget: Batches | None,
-    retain: Batches | None = None,
+    forget: Dataset | Batches | None,
+    retain: Dataset | Batches | None = None,
     config: MaskConfig | None = None,
     *,
+    tokenizer: Processing | None = None,
+    batch_size: int = 8,
     losses: SampleLosses = sample_losses,
     planning_losses: SampleLosses | None = None,
     gradient_checkpointing: bool = True,
@@ -65,10 +70,14 @@ def compute_mask(
 
     Args:
         model (`torch.nn.Module`): Model at the weights to unlearn from; left as it was.
-        forget, retain (iterable of batches, or a callable that returns one):
-            Batches of `input_ids`, `attention_mask` and `labels` (`-100` outside the answers). Read only if the score
-            needs them.
+        forget, retain ([`~datasets.Dataset`], iterable of batches, or a callable that returns one):
+            Rows of any format, see [`~data.tokenization.tokenize_row`]; or batches of `input_ids`, `attention_mask` and
+            `labels` (`-100` outside the answers). Read only if the score needs them.
         config ([`MaskConfig`], *optional*): Score, density, scope, and where to keep the statistics.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's, where rows are given that are not tokenized; nothing in it is changed.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows in a batch, where rows are given.
         losses (callable, *optional*, defaults to [`~losses.per_sample.sample_losses`]):
             `(model, batch)` to the token-mean loss and the number of answer tokens of every sample, both `(batch,)`.
         planning_losses (callable, *optional*):
@@ -93,7 +102,12 @@ def compute_mask(
         "losses": losses,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    streams = _streams(config.mask_score, score, forget, retain)
+    streams = _streams(
+        config.mask_score,
+        score,
+        _batches(forget, tokenizer, batch_size, "forget"),
+        _batches(retain, tokenizer, batch_size, "retain"),
+    )
     planned = options | {"losses": planning_losses or losses}
     tier = _tier(config, model, parameters, score, streams, planned)
     accumulate = partial(accumulate_statistic, model, **options)
@@ -115,6 +129,16 @@ def compute_mask(
         overlaps = rival_overlaps(mask, replace(scored, root=score.statistic == "fisher"))
     mask.info = replace(mask.info, jaccard=overlaps)
     return mask, mask_report(mask)
+
+
+def _batches(
+    rows: Dataset | Batches | None, tokenizer: Processing | None, batch_size: int, name: str
+) -> Batches | None:
+    if not isinstance(rows, Dataset):
+        return rows
+    if tokenizer is None:
+        raise ValueError(f"The {name} rows are a `Dataset`; pass the model's `tokenizer` beside them.")
+    return row_batches(rows, tokenizer, batch_size, name)
 
 
 def _streams(name: str, score: Score, forget: Batches | None, retain: Batches | None) -> dict[str, Stream]:

@@ -99,7 +99,7 @@ def map_rows(dataset, function, name: str, options: dict[str, Any], removed: lis
         except ValueError as error:
             raise ValueError(f"Row {index} of {name} cannot be used. {error}") from error
 
-    shown = {"desc": description} if isinstance(dataset, Dataset) else {}
+    shown: dict[str, Any] = {"desc": description} if isinstance(dataset, Dataset) else {}
     return dataset.map(convert, with_indices=True, remove_columns=removed, **shown)
 
 
@@ -138,7 +138,9 @@ def without_nulls(value: Any) -> Any:
 
 def _text_of(part: Any, column: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise ValueError(f"Its {column} has content that is no text: {printable(part, 200)}; only text can be unlearned.")
+        raise ValueError(
+            f"Its {column} has content that is no text: {printable(part, 200)}; only text can be unlearned."
+        )
     return part["text"]
 
 
@@ -170,7 +172,9 @@ def _checked_pair(row: Mapping[str, Any]) -> dict[str, Any]:
         if prompt is None:
             raise ValueError(f"Its prompt is null: {printable(dict(row), 200)}; remove the row or fill it in.")
         if not isinstance(prompt, str):
-            raise ValueError(f"Prompt and completion must both be text, or both be messages, got {printable(row, 200)}.")
+            raise ValueError(
+                f"Prompt and completion must both be text, or both be messages, got {printable(row, 200)}."
+            )
     return {"prompt": prompt, "completion": completion}
 
 

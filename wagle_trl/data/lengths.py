@@ -60,7 +60,9 @@ def fit_rows(dataset: Dataset, options: RowOptions, name: str, long_rows: LongRo
             _split, batched=True, fn_kwargs={"size": options.max_length}, remove_columns=dataset.column_names
         )
         given = [num_scored(labels) for labels in dataset["labels"]]
-    fitting = map_rows(dataset, cut_tokens, f"the {name} set", {"options": options}, None, f"Truncating {name} dataset")
+    fitting = map_rows(
+        dataset, cut_tokens, f"the {name} set", {"options": options}, None, f"Truncating {name} dataset"
+    )
     scored = [num_scored(labels) for labels in fitting["labels"]]
     if 0 in scored:
         raise ValueError(

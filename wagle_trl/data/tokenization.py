@@ -80,7 +80,9 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: Processing, options: RowOpti
 def cut_tokens(tokens: Mapping[str, list[int]], options: RowOptions) -> dict[str, list[int]]:
     """Tokens and labels within `options.max_length`."""
     size = options.max_length
-    kept = slice(None) if size is None else slice(-size, None) if options.truncation_mode == "keep_end" else slice(size)
+    kept = (
+        slice(None) if size is None else slice(-size, None) if options.truncation_mode == "keep_end" else slice(size)
+    )
     return {name: tokens[name][kept] for name in ("input_ids", "labels")}
 
 
@@ -99,7 +101,9 @@ def uncut_tokens(row: Mapping[str, Any], tokenizer: Processing, options: RowOpti
     if options.completion_only_loss is False or (options.assistant_only_loss and "messages" in with_messages(row)):
         labels = ids
     if options.assistant_only_loss:
-        labels = [label if said else IGNORED for label, said in zip(labels, template.assistant_mask(example), strict=True)]
+        labels = [
+            label if said else IGNORED for label, said in zip(labels, template.assistant_mask(example), strict=True)
+        ]
         if all(label == IGNORED for label in labels):
             raise ValueError("The chat template marks nothing as the assistant's; it needs {% generation %}.")
     return {"input_ids": ids, "labels": labels}
@@ -119,10 +123,14 @@ def _given_tokens(row: Mapping[str, Any], options: RowOptions) -> dict[str, list
     ids = list(row["input_ids"])
     labels = ids if row.get("labels") is None else list(row["labels"])
     if row.get("labels") is None:
-        names = ["assistant_masks"] if options.completion_only_loss is False else ["completion_mask", "assistant_masks"]
+        names = (
+            ["assistant_masks"] if options.completion_only_loss is False else ["completion_mask", "assistant_masks"]
+        )
         for mask in (row[name] for name in names if row.get(name) is not None):
             if len(mask) != len(ids):
-                raise ValueError(f"It has {len(ids)} input_ids and a mask of {len(mask)}; each token needs one of both.")
+                raise ValueError(
+                    f"It has {len(ids)} input_ids and a mask of {len(mask)}; each token needs one of both."
+                )
             labels = [label if kept else IGNORED for label, kept in zip(labels, mask, strict=True)]
     if len(labels) != len(ids):
         raise ValueError(f"It has {len(ids)} input_ids and {len(labels)} labels; each token needs one of both.")
@@ -144,8 +152,8 @@ def _text_tokens(example: Mapping[str, str], processing: Processing) -> tuple[li
     tokenizer = tokenizer_of(processing)
     if tokenizer.eos_token is None:
         raise ValueError("The tokenizer has no end-of-sequence token to end an answer with; set its `eos_token`.")
-    text = example["prompt"] + example["completion"]
-    ids = tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
+    text, end = example["prompt"] + example["completion"], str(tokenizer.eos_token)
+    ids = tokenizer(text if text.endswith(end) else text + end)["input_ids"]
     prompt_ids = prompt_token_ids(example, processing)
     return ids, common_prefix_length(prompt_ids, ids)
 
@@ -174,7 +182,9 @@ class _Template:
     def __init__(self, row: Mapping[str, Any], processing: Processing, marked: bool = False):
         template = processing.chat_template or tokenizer_of(processing).chat_template
         if not template:
-            raise ValueError("It is a conversation, but the tokenizer has no chat template; set one, or give plain text.")
+            raise ValueError(
+                "It is a conversation, but the tokenizer has no chat template; set one, or give plain text."
+            )
         if marked and not has_generation_markers(template):
             template = get_training_chat_template(processing)
         tools = row.get("tools")
@@ -188,9 +198,9 @@ class _Template:
 
     def _takes_text(self) -> bool:
         """Whether content may be text: templates of some models that see images know only lists of parts."""
-        messages = [{"role": "user", "content": "text"}]
+        messages = [{"role": "user", "content": "\ue000"}]
         try:
-            return "text" in self.processing.apply_chat_template(messages, **self.options, tokenize=False)
+            return "\ue000" in self.processing.apply_chat_template(messages, **self.options, tokenize=False)
         except Exception:  # whatever the code of a template raises
             return False
 
@@ -208,7 +218,7 @@ class _Template:
     def token_ids(self, text: str) -> list[int]:
         """Tokens of rendered text, which has the special tokens, but for processors whose template leaves out the first."""
         tokenizer = tokenizer_of(self.processing)
-        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        begun = tokenizer.bos_token is not None and text.startswith(str(tokenizer.bos_token))
         add = isinstance(self.processing, ProcessorMixin) and not begun
         return tokenizer(text, add_special_tokens=add)["input_ids"]
 
@@ -226,12 +236,14 @@ def _chat_tokens(example: Mapping[str, Any], template: _Template) -> tuple[list[
     # Up to there the text is the same if something else is said
     another = "\ue000" if "\ue000" not in text else "\ue001"
     other_text = template.render([*prompt, {"role": first["role"], "content": another}, *others])
-    before = os.path.commonprefix([text, other_text])
+    before = os.path.commonprefix([text, other_text])  # noqa: RUF071 (by letters)
     ids = template.token_ids(text)
     return ids, common_prefix_length(template.token_ids(before), ids)
 
 
-def _check_answer_scored(labels: list[int], completion: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_answer_scored(
+    labels: list[int], completion: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> None:
     """A template may leave out what it does not know, or print something else in its place."""
     scored = tokenizer.decode([label for label in labels if label != IGNORED])
     for message in completion:
@@ -247,18 +259,19 @@ def _check_answer_scored(labels: list[int], completion: list[dict[str, Any]], to
                 )
 
 
-def _letters(text: str) -> str:
+def _letters(text) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def pin_date(chat_template: str | None) -> str | None:
+def pin_date(chat_template: Any) -> Any:
     """
     A chat template that renders the same text every day.
 
     Some templates write today's date into the prompt, so that rows tokenized on two days differ, and neither is what
-    the model was trained on. A macro shadows the clock with a fixed date. A pinned template stays as it is.
+    the model was trained on. A macro shadows the clock with a fixed date. A pinned template stays as it is, as do templates
+    by name and `None`.
     """
-    if chat_template is None or "strftime_now" not in chat_template:
+    if not isinstance(chat_template, str) or "strftime_now" not in chat_template:
         return chat_template
     return _FIXED_CLOCK + chat_template.removeprefix(_FIXED_CLOCK)
 

@@ -135,9 +135,7 @@ def prepare_rows(
     return samples
 
 
-def _sample(
-    row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, options: RowOptions
-) -> Sample:
+def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Sample:
     uncut = uncut_tokens(row, tokenizer, options)
     tokenized = cut_tokens(uncut, options)
     if num_scored(tokenized["labels"]) == 0:

@@ -134,6 +134,8 @@ class MaskMixin(HubPushes, WholeSaves):
 
     # Rows to attribute
 
+    tokenization: dict[str, Any] | None = None  # options by which evaluation makes the tokens of its rows
+
     def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
         """Tokenize rows that the base trainer knows nothing of."""
         rows = tokenize_dataset(dataset, self.processing_class, RowOptions(), name)

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from ..memory.simulation import losses_on_gpu
 from .checks import check_answers, check_one_row_a_sample, check_rows
 from .mask_mixin import MaskMixin
 from .mask_options import MaskOptions
-
 
 logger = logging.get_logger(__name__)
 
@@ -172,7 +171,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         uncut = copy.copy(args)
         uncut.max_length = None
         rows = super()._prepare_dataset(dataset, processing_class, uncut, packing, formatting_func, dataset_name)
-        return self._fit(rows, args, dataset_name)
+        return self._fit(rows, args, dataset_name)  # pyright: ignore[reportArgumentType]
 
     def _fit(self, rows: Dataset, args: MaskedSFTConfig, name: str) -> Dataset:
         """Rows within `max_length`; what that leaves of their answers goes into the log, the report and the card."""
@@ -184,9 +183,17 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
             logger.warning(f"max_length={args.max_length} of the {name} set: {counted}.")
         return rows
 
+    @property
+    def tokenization(self) -> dict[str, Any]:
+        """What [`~data.tokenization.tokenize_row`] needs to make the tokens of this run of its rows."""
+        options = asdict(RowOptions.of(self.args)) | {"formatting_func": self._formatting_func is not None}
+        return options | (
+            {"max_length": None} if self.args.long_rows == "split" else {}
+        )  # then each token is in a row
+
     def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
         """Tokenize rows that `SFTTrainer` knows nothing of, and score their answers."""
-        return self._answers(dataset, self.processing_class, self.args, self._formatting_func, name)
+        return self._answers(dataset, self.processing_class, self.args, self._formatting_func, name)  # pyright: ignore[reportReturnType]
 
     def _answers(self, dataset, processing_class, args, formatting_func, name):
         """Tokenized rows of which answers are scored."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +11,8 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel, PeftType
 from transformers import TrainingArguments
-from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..data.provenance import describe_rows, model_commit
-from ..data.tokenization import RowOptions
 from ..files.atomic import write_json
 from ..files.run_folder import REPORT_FILE
 from ..papers import Paper
@@ -104,7 +102,7 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
         "num_train_rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None,
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "options": {name: args[name] for name in reported_options(trainer.args) if name in args},
-        "tokenization": _tokenization(trainer),
+        "tokenization": trainer.tokenization,
         "answer_tokens": {name: asdict(counted) for name, counted in trainer.answer_tokens.items()},
         "mask": trainer.mask_report,
         "steps": trainer.state.global_step,
@@ -117,16 +115,6 @@ def run_report(trainer, objective: str | None = None) -> dict[str, Any]:
 def _paper(trainer) -> dict[str, str] | None:
     """What the card cites. TRL's own trainers have a text instead, in which authors are no field."""
     return asdict(trainer._paper) if isinstance(getattr(trainer, "_paper", None), Paper) else None
-
-
-def _tokenization(trainer) -> dict[str, Any] | None:
-    """What [`~data.tokenization.tokenize_row`] needs to make the tokens of this run of its rows."""
-    if not isinstance(trainer.args, SFTConfig):
-        return None
-    options = RowOptions.of(trainer.args)
-    if trainer.args.long_rows == "split":  # each token was in a row
-        options = replace(options, max_length=None)
-    return asdict(options) | {"formatting_func": trainer._formatting_func is not None}
 
 
 def reported_options(args: TrainingArguments) -> list[str]:

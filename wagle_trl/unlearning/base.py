@@ -25,8 +25,8 @@ from transformers import (
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
-from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..data.lengths import LongRows
+from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
 from ..masks.mask import WeightMask
