@@ -29,7 +29,8 @@ def test_what_is_cut_of_answers_is_counted(mode, kept, scored):
     rows, counted = fit([SHORT, LONG], 6, "truncate", truncation_mode=mode)
     assert rows.to_list() == [SHORT, {name: values[kept] for name, values in LONG.items()}]
     assert counted == AnswerTokens(rows=2, rows_cut=1, given=10, scored=2 + scored)
-    assert str(counted) == f"1 of 2 rows are cut: {1 - (2 + scored) / 10:.1%} of the answer tokens are not scored"
+    lost = 8 - scored
+    assert str(counted) == f"1 of 2 rows are cut, {lost} answer tokens ({lost / 10:.1%}) are not scored"
 
 
 def test_an_answer_that_would_be_cut_is_refused_by_its_row():

@@ -80,7 +80,15 @@ def to_trl(dataset: Dataset, tokenizer: Processing) -> Dataset:
     return map_rows(dataset, convert, name, options, removed, "Formatting")
 
 
-def map_rows(dataset, function, name: str, options: dict[str, Any], removed: list[str] | None, description: str):
+def map_rows(
+    dataset,
+    function,
+    name: str,
+    options: dict[str, Any],
+    removed: list[str] | None,
+    description: str,
+    num_proc: int | None = None,
+):
     """
     `dataset.map` in which a `ValueError` names the row.
 
@@ -91,6 +99,7 @@ def map_rows(dataset, function, name: str, options: dict[str, Any], removed: lis
         options (`dict`): More arguments of `function`.
         removed (`list[str]`): Columns to remove.
         description (`str`): Of the progress bar, where there is a length.
+        num_proc (`int`, *optional*): Processes, where there is a length.
     """
 
     def convert(row, index):
@@ -99,7 +108,7 @@ def map_rows(dataset, function, name: str, options: dict[str, Any], removed: lis
         except ValueError as error:
             raise ValueError(f"Row {index} of {name} cannot be used. {error}") from error
 
-    shown: dict[str, Any] = {"desc": description} if isinstance(dataset, Dataset) else {}
+    shown: dict[str, Any] = {"desc": description, "num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     return dataset.map(convert, with_indices=True, remove_columns=removed, **shown)
 
 

@@ -34,8 +34,9 @@ class AnswerTokens:
         return cls(len(given), sum(a > b for a, b in zip(given, scored, strict=True)), sum(given), sum(scored))
 
     def __str__(self) -> str:
-        lost = 1 - self.scored / self.given
-        return f"{self.rows_cut} of {self.rows} rows are cut: {lost:.1%} of the answer tokens are not scored"
+        lost = self.given - self.scored
+        share = lost / max(self.given, 1)
+        return f"{self.rows_cut} of {self.rows} rows are cut, {lost:,} answer tokens ({share:.1%}) are not scored"
 
 
 def fit_rows(dataset: Dataset, options: RowOptions, name: str, long_rows: LongRows) -> tuple[Dataset, AnswerTokens]:

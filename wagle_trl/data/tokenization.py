@@ -280,7 +280,11 @@ def pin_date(chat_template: Any) -> Any:
 
 
 def tokenize_dataset(
-    dataset: Dataset | IterableDataset, processing: Processing, options: RowOptions, name: str
+    dataset: Dataset | IterableDataset,
+    processing: Processing,
+    options: RowOptions,
+    name: str,
+    num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """
     `dataset` with the columns of [`uncut_tokens`] beside its own. A `ValueError` names the row that cannot be tokenized.
@@ -290,6 +294,7 @@ def tokenize_dataset(
         processing: Tokenizer or processor.
         options ([`RowOptions`]): What is scored.
         name (`str`): What messages call the set, such as `"forget"`.
+        num_proc (`int`, *optional*): Processes that tokenize.
     """
     arguments = {"tokenizer": processing, "options": options}
-    return map_rows(dataset, uncut_tokens, f"the {name} set", arguments, None, f"Tokenizing {name} dataset")
+    return map_rows(dataset, uncut_tokens, f"the {name} set", arguments, None, f"Tokenizing {name} dataset", num_proc)

@@ -12,6 +12,7 @@ from ..attribution.report import mask_report
 from ..attribution.scores import SCORES
 from ..comparison.runs import Run, attack_label, words
 from ..comparison.tables import Column, markdown_table, metric_columns
+from ..data.lengths import AnswerTokens
 from ..data.tofu import TOFU_FORGET_ROWS
 from ..deltas.delta import SparseDelta
 from ..files.hub_file import public_base
@@ -100,7 +101,17 @@ class Facts:
     @property
     def rows(self) -> dict[str, str]:
         """Every row set in a line, by its label."""
-        return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
+        return {
+            _ROW_LABELS.get(name, plain(name)): self._describe(rows) + self._cut(name)
+            for name, rows in self.data.items()
+        }
+
+    def _cut(self, name: str) -> str:
+        """What of the answers took no part, because the rows were too long."""
+        counted = self.run.training.get("answer_tokens", {}).get(name)
+        if counted is None or not counted["rows_cut"]:
+            return ""
+        return f"; {AnswerTokens(**counted)}"
 
     def _describe(self, rows: Mapping[str, Any]) -> str:
         parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]

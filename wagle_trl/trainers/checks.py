@@ -51,6 +51,11 @@ def check_supported(args: FilledArguments, has_optimizer: bool) -> None:
             f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
+    for name in ("optim_args", "optim_target_modules"):
+        if getattr(args, name):
+            raise ValueError(
+                f"A mask trains with AdamW of its own, which reads no {name} (got {getattr(args, name)!r}); unset it."
+            )
 
 
 def check_save_delta(masked: bool, model: nn.Module) -> None:

@@ -201,7 +201,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
             columns = get_dataset_column_names(dataset)
             dataset = dataset.map(lambda row: {args.dataset_text_field: formatting_func(row)}, remove_columns=columns)
         shown = self.train_set if name == "train" else name
-        rows = tokenize_dataset(dataset, processing_class, RowOptions.of(args), shown)
+        rows = tokenize_dataset(dataset, processing_class, RowOptions.of(args), shown, args.dataset_num_proc)
         return self._fit(rows, args, name) if isinstance(rows, Dataset) else rows
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:

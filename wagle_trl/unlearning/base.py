@@ -85,10 +85,21 @@ class UnlearningConfig(MaskedSFTConfig):
             raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
         if self.trajectory_rows < 1:
             raise ValueError(f"trajectory_rows must be at least 1, got {self.trajectory_rows}.")
-        if self.packing or self.padding_free:
-            raise ValueError("Unlearning needs one row a sample; set `packing=False` and `padding_free=False`.")
+        if self.packing or self.eval_packing or self.padding_free:
+            raise ValueError(
+                "Unlearning needs one row a sample; set `packing`, `eval_packing` and `padding_free` to False."
+            )
         if self.loss_type != "nll" or self.label_smoothing_factor:
             raise ValueError("Unlearning has a loss of its own; leave `loss_type` and `label_smoothing_factor` alone.")
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"Unlearning pairs forget and retain rows at random; train_sampling_strategy '{self.train_sampling_strategy}' "
+                "would do nothing, so leave it at 'random'."
+            )
+        if not self.average_tokens_across_devices:
+            raise ValueError(
+                "Unlearning divides by the tokens of all devices; leave `average_tokens_across_devices` at True."
+            )
 
 
 RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
@@ -256,6 +267,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
         loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
+        if self.aux_loss_enabled:  # of a mixture of experts, over both streams
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         self._record(outputs, reference, inputs["attention_mask"])
         return loss * self.accelerator.num_processes
 
