@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wagle_kernels
-from wagle_kernels import ScoreSpec, triton_ops
+from wagle_kernels import ScoreSpec, backends, triton_ops
 from wagle_kernels.reference import chunking
 from wagle_trl.attribution import selection
 from wagle_trl.attribution.selection import Scored, find_threshold, select
@@ -179,7 +179,7 @@ def test_masks_are_bit_identical_between_the_backends(formula, density, tied, mo
     scored = Scored(parameters, ScoreSpec(formula, 0.5), *statistics)
     monkeypatch.setattr(selection, "_ALWAYS_RANKED", 20)
     expected = select(scored, density)
-    monkeypatch.setattr(wagle_kernels, "_backend", lambda name, device: triton_ops)
+    monkeypatch.setattr(backends, "_implementation", lambda name, device: triton_ops)
     monkeypatch.setattr(wagle_kernels, "digit_bits", lambda device: 8)
     assert select(scored, density) == expected
     monkeypatch.setattr(selection, "bracket", lambda scored, k: (key_of(1e30), key_of(1e31), 10))  # it misses

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-import wagle_kernels
-from wagle_kernels import RANK_GROUP, join_split, triton_ops
+from wagle_kernels import RANK_GROUP, backends, join_split, triton_ops
 from wagle_kernels.reference import compaction
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.optim.masked_adamw import MaskedAdamW
@@ -232,7 +231,7 @@ def test_moments_lie_in_one_arena_in_model_order():
 def test_updates_in_many_runs_are_those_in_one(monkeypatch):
     models = make_model(), make_model()
     for model, tiles in zip(models, (512, 1)):
-        monkeypatch.setattr(compaction, "RUN_TILES", tiles)
+        monkeypatch.setattr(compaction, "BLOCK_TILES", tiles)
         train(model, MaskedAdamW(model.named_parameters(), make_mask(model), lr=1e-2), range(3))
     assert_same_bits(*map(weights, models))
 
@@ -258,7 +257,7 @@ def test_the_triton_kernels_train_as_the_reference_does(density, state_bits, mon
         return torch.cat(master)
 
     expected = run()
-    monkeypatch.setattr(wagle_kernels, "_backend", lambda name, device: triton_ops)
+    monkeypatch.setattr(backends, "_implementation", lambda name, device: triton_ops)
     # Norms are added up in another order, so a weight may round the other way, and what follows from it
     off = (run() - expected).abs()
     assert (off <= 2**-7 * expected.abs()).float().mean() > 0.99 and off.max() < 1e-2
