@@ -96,7 +96,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Imported when asked for: masks and deltas need no transformers, and only trainers need TRL."""
+    """Import a public name when it is first used: masks and deltas need no transformers, and only trainers need TRL."""
     if name == "__version__":
         return version("wagle-trl")
     if name in __all__:

@@ -22,17 +22,17 @@ class Layout:
     """
     Layout of the selected elements of flat tensors in one compact array: tensor by tensor, in rising flat order.
 
-    Tensors are cut into tiles of `TILE` elements (the last may be shorter). Positions in a tile have one of two codings:
-    `bits`, one bit per element, or `indices`, two bytes per selected element. Up to a density of 1/16, indices take less
-    memory, and kernels skip unselected elements.
+    Tensors are cut into tiles of `TILE` elements (the last may be shorter). Positions in a tile have one of two
+    codings: `bits`, one bit per element, or `indices`, two bytes per selected element. Up to a density of 1/16, indices
+    take less memory, and kernels skip unselected elements.
 
     Args:
         numels (`tuple[int, ...]`): Number of elements of each tensor.
         tiles (`tuple[int, ...]`): First tile of each tensor, and the number of tiles.
-        offsets (`tuple[int, ...]`): First compact element of each tensor, and the number of compact elements.
+        offsets (`tuple[int, ...]`): First compact element of each tensor, and the number of selected elements.
         starts (`torch.Tensor` of shape `(tiles + 1,)`, int64): `offsets`, per tile.
         groups (`torch.Tensor` of shape `(tiles + 1,)`, int64):
-            First group of each tile, and the number of groups. A group shares a scale of 8-bit state and lies in one tile.
+            First group of each tile, and the number of groups. A group has one scale of 8-bit state and lies in one tile.
         owners (`torch.Tensor` of shape `(tiles,)`, int32): Index of each tile's tensor.
         first_tiles (`torch.Tensor` of shape `(tensors + 1,)`, int32): `tiles`, on the device.
         bits (`torch.Tensor` of shape `(tiles * TILE / 8,)`, uint8, *optional*): Packed mask, each tensor padded to whole tiles.
@@ -106,8 +106,8 @@ class Layout:
 
     def check_sizes(self, tensors: Mapping[int, Tensor], compact: Mapping[str, Tensor], selected: int) -> None:
         """
-        Raise a `ValueError` unless tensors (by index) and compact arrays (by name) have the sizes of the layout. Otherwise
-        a kernel would read and write beyond their ends.
+        Raise a `ValueError` unless tensors (by index) and compact arrays (by name) have the sizes of the layout.
+        Otherwise a kernel would read and write beyond their ends.
         """
         for index, tensor in tensors.items():
             if tensor.numel() != self.numels[index]:

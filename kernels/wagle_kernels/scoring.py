@@ -8,7 +8,7 @@ from .spec import Candidates, ScoreSpec
 
 
 def digit_bits(device: torch.device) -> int:
-    """Number of bits of the digit that [`score_histogram`] counts fastest: a CPU's cache holds more counters than a warp."""
+    """Bits of the digit that [`score_histogram`] counts fastest: a CPU's cache holds more counters than a warp."""
     return 8 if device.type == "cuda" else 16
 
 

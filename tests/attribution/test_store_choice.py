@@ -21,7 +21,7 @@ from wagle_trl.attribution.store_choice import (
     working_components,
 )
 from wagle_trl.memory.available import free_memory
-from wagle_trl.memory.simulation import Working
+from wagle_trl.memory.simulation import WorkingMemory
 
 GB = 10**9
 PLENTY = 10**15
@@ -52,7 +52,7 @@ def choose(score, free, on_gpu=True, working=5 * GB, memory="auto", parameters=L
 
 
 def peak(tier, score, on_gpu=True, working=5 * GB, parameters=LAYERS):
-    phases = phases_of(tier, parameters, SCORES[score], Working(0, working), on_gpu)
+    phases = phases_of(tier, parameters, SCORES[score], WorkingMemory(0, working), on_gpu)
     return max(sum(phase.values()) for phase in phases)
 
 
@@ -189,7 +189,7 @@ AT_ONCE = [  # statistics of 20 GB on the device while adding up, and while sele
 
 @pytest.mark.parametrize(("name", "score", "on_gpu", "adding", "selecting"), AT_ONCE)
 def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, adding, selecting):
-    tier, working = Tier(name, 4 if name == "sweeps" else 1), Working(kept=GB, peak=3 * GB)
+    tier, working = Tier(name, 4 if name == "sweeps" else 1), WorkingMemory(kept=GB, peak=3 * GB)
     added, selected, compared = phases_of(tier, LAYERS, SCORES[score], working, on_gpu)
     assert added == {"statistics": adding * TOTAL, "activations": GB, "backward pass": 2 * GB}
     copied = selected["statistics"] - selecting * TOTAL  # of a parameter at a time
@@ -202,7 +202,7 @@ def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, a
 
 def test_scores_of_fisher_information_take_their_roots_too():
     selected = [
-        phases_of(tier, LAYERS, SCORES[score], Working(0, 0), True)[1]["statistics"]
+        phases_of(tier, LAYERS, SCORES[score], WorkingMemory(0, 0), True)[1]["statistics"]
         for score in ("ratio", "fisher_ratio")
         for tier in (Tier("resident"), Tier("sweeps", 4))
     ]
@@ -211,7 +211,7 @@ def test_scores_of_fisher_information_take_their_roots_too():
 
 
 def test_working_memory_is_what_is_kept_and_the_rest_of_the_peak():
-    assert working_components(Working(kept=3, peak=10)) == {"activations": 3, "backward pass": 7}
+    assert working_components(WorkingMemory(kept=3, peak=10)) == {"activations": 3, "backward pass": 7}
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,9 @@ def other_weights(run):
 def test_what_the_manifest_knows_as_of_another_run_is_not_published(change, whats, run, hub):
     change(run)
     for what in whats:
-        with pytest.raises(ValueError, match=r"by wagle_manifest\.json it is of another run than the files beside it"):
+        with pytest.raises(
+            ValueError, match=r"according to wagle_manifest\.json it belongs to another run than the files beside it"
+        ):
             publish(run, f"user/{what}", CARD, what=what)
         assert f"user/{what}" not in hub.repositories
 

@@ -45,7 +45,7 @@ def test_a_link_out_of_the_folder_is_refused(name, what, run, stage, tmp_path):
         (tmp_path / "id_rsa").write_text("secret")
     (run / name).symlink_to("../id_rsa")
     with pytest.raises(
-        ValueError, match=rf"run/{name} links to a file elsewhere, .*id_rsa; put the file in its place"
+        ValueError, match=rf"run/{name} links to a file elsewhere, .*id_rsa; replace the link by the file"
     ):
         STAGES[what](run, stage, None)
 

@@ -33,7 +33,7 @@ from ..masks.info import UNKNOWN_REVISION, MaskInfo
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
 from ..memory.available import free_memory
-from ..memory.simulation import Simulation, Step, without_data
+from ..memory.simulation import Simulation, Step, copy_without_data
 from ..text import printable
 from .config import MaskConfig, Tier
 from .report import mask_report, rival_overlaps
@@ -153,7 +153,7 @@ def _working_memory(model: nn.Module, parameters, streams: dict[str, Stream], op
     rows = 1 if options["squared"] else rows
     step = Step(rows, length, frozenset(parameters), options["gradient_checkpointing"])
     try:
-        return Simulation(lambda: without_data(model)).run(options["losses"], step).peak
+        return Simulation(lambda: copy_without_data(model)).run(options["losses"], step).peak
     except Exception as error:  # whatever a model's own code raises when its tensors hold no data
         logger.warning(
             f"Cannot predict the memory of this model ({type(error).__name__}: {printable(error)}); leaving a quarter of the free "

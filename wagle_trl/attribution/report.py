@@ -14,7 +14,7 @@ from wagle_kernels import ScoreSpec
 from ..files.atomic import atomic_path
 from ..masks.anatomy import layer_of, module_of
 from ..masks.mask import WeightMask
-from ..text import drawn
+from ..text import figure_text
 from .scores import SCORES
 from .selection import Scored, select
 
@@ -128,7 +128,7 @@ def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
 
     titles, densities = [], []
     for title, mask in masks:
-        titles.append(f"{drawn(title)}\n{mask.num_selected:,} of {mask.numel:,} weights")
+        titles.append(f"{figure_text(title)}\n{mask.num_selected:,} of {mask.numel:,} weights")
         densities.append(mask.density_by("parameter"))
     layers, modules = (
         list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
@@ -161,9 +161,9 @@ def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> li
 
 def _label_parts(panels, count: int, columns: int, layers: list[str], modules: list[str]) -> None:
     """Names of layers and modules at the outer panels, of which `count` are in use."""
-    labels = [drawn(module.removesuffix(".weight")) for module in modules]
+    labels = [figure_text(module.removesuffix(".weight")) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
-    panels[0].set_yticks(range(len(layers)), map(drawn, layers))
+    panels[0].set_yticks(range(len(layers)), map(figure_text, layers))
     for place, axes in enumerate(panels):
         axes.set_visible(place < count)
         axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import psutil
 from torch import Tensor
 
-from ..memory.simulation import Working
+from ..memory.simulation import WorkingMemory
 from .config import MaskConfig, Tier
 from .scores import Score
 from .statistic_store import STATISTIC_BYTES, split_evenly, statistic_bytes
@@ -54,7 +54,7 @@ def choose_tier(
     order += sweeps
     if config.attribution_memory != "auto":
         order = [tier for tier in order if tier.name == config.attribution_memory]
-    peaks = {tier: _peak(phases_of(tier, parameters, score, Working(0, working), on_gpu)) for tier in order}
+    peaks = {tier: _peak(phases_of(tier, parameters, score, WorkingMemory(0, working), on_gpu)) for tier in order}
     fitting = (tier for tier, peak in peaks.items() if free is None or peak <= HEADROOM * free)
     return next(fitting, min(peaks, key=peaks.__getitem__))
 
@@ -76,7 +76,7 @@ def elsewhere(tier: Tier, parameters: Mapping[str, Tensor], score: Score) -> Com
 
 
 def phases_of(
-    tier: Tier, parameters: Mapping[str, Tensor], score: Score, working: Working, on_gpu: bool
+    tier: Tier, parameters: Mapping[str, Tensor], score: Score, working: WorkingMemory, on_gpu: bool
 ) -> list[Components]:
     """Components beside the weights: of adding up, of scoring, of comparing the mask with a rival score's."""
     numels = [p.numel() for p in parameters.values()]
@@ -99,7 +99,7 @@ def phases_of(
     ]
 
 
-def working_components(working: Working) -> Components:
+def working_components(working: WorkingMemory) -> Components:
     return {"activations": working.kept, "backward pass": working.peak - working.kept}
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..files.checkpoint import Checkpoint
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..files.run_folder import MANIFEST_FILE
 from .arguments import loading, require_model
@@ -84,7 +84,7 @@ class EvalModel:
         if Path(name, MANIFEST_FILE).is_file():
             has_adapters = Path(name, ADAPTER_CONFIG).is_file()
             files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if has_adapters else Checkpoint(name).files
-            check_of_one_run(Path(name), files)
+            check_same_run(Path(name), files)
         options = {
             "revision": revision,
             "dtype": dtype,

@@ -18,7 +18,7 @@ from ..evaluation.retrained_model import read_reference
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
-from ..files.atomic import check_writable, land, staging_folder, write_json
+from ..files.atomic import check_writable, move_into_place, staging_folder, write_json
 from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
 from ..masks.fingerprint import model_fingerprint
 from .arguments import asks_for_tofu, load_tokenizer
@@ -169,4 +169,4 @@ def _save(folder: Path, name: str, records: Sequence[Row], evaluation: dict[str,
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         write_records(records, stage / name)
         write_json(stage / EVALUATION_FILE, evaluation)
-        land(stage, folder, [name, EVALUATION_FILE])
+        move_into_place(stage, folder, [name, EVALUATION_FILE])

@@ -25,6 +25,6 @@ def run(argv: list[str], command: str) -> Output:
         mask.save(stage)
         plot_mask(mask, stage / PLOT_FILE)
         write_run_report(trainer, stage, objective="mask")
-        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).land(stage, folder)
+        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).move_into_place(stage, folder)
     report = mask_report(mask)
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import TrlParser
 
-from ..files.reading import read_yaml, shown
+from ..files.reading import read_yaml, short_value
 from ..text import printable
 
 _OPTION = "--config"
@@ -54,7 +54,7 @@ class WagleParser(TrlParser):
         kinds = {name: kind for source in self.dataclass_types for name, kind in get_type_hints(source).items()}
         for name, value in options.items():
             if name in kinds and not isinstance(value, str) and not _is_of(kinds[name], value):
-                raise ValueError(f"{place}: '{name}' cannot be {shown(value)} (see `{self.prog} --help`).")
+                raise ValueError(f"{place}: '{name}' cannot be {short_value(value)} (see `{self.prog} --help`).")
         if str(options.get("push_to_hub")).lower() in _YES:
             goal = printable(options.get("hub_model_id") or "a repository of yours", 100)
             print(f"{self.prog}: warning: {place} has the model uploaded to {goal}.", file=sys.stderr)

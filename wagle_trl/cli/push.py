@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files.atomic import land, staging_folder
+from ..files.atomic import move_into_place, staging_folder
 from ..files.hub_file import full_name
 from ..files.manifest import Manifest
 from ..files.run_folder import CARD_FILE
@@ -115,7 +115,7 @@ def _card(argv: list[str]) -> Output:
     with staging_folder(folder) as stage:
         card.save(stage / CARD_FILE)
         if save is None:
-            land(stage, folder, [CARD_FILE])
+            move_into_place(stage, folder, [CARD_FILE])
         else:
-            save.with_files(stage, [CARD_FILE]).land(stage, folder)
+            save.with_files(stage, [CARD_FILE]).move_into_place(stage, folder)
     return Output({"card": str(path), "text": str(card)}, [f"Written: {path}"])

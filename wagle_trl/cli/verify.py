@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from ..deltas.verification import Movement, Verification, verify
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.run_folder import MASK_FILE
-from ..files.tensor_file import few
+from ..files.tensor_file import first_few
 from ..hub.load import checkpoint_of
 from ..masks.mask import WeightMask
 from .output import Output
@@ -40,7 +40,7 @@ def run(argv: list[str], command: str) -> Output:
     base_revision = revision_of_base(names.base, args.base_revision, mask)
     base, unlearned = checkpoint_of(names.base, base_revision), checkpoint_of(names.unlearned, args.revision)
     if names.mask is None:
-        check_of_one_run(unlearned.folder, [MASK_FILE])
+        check_same_run(unlearned.folder, [MASK_FILE])
     result = verify(base, unlearned, mask)
     content = {
         "verified": result.passed,
@@ -72,7 +72,9 @@ def _tables(result: Verification) -> list[Table | str]:
     if result.total.non_finite:
         tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:
-        tables.append(f"Other files that differ, which counts for nothing here: {few(result.other_files, limit=12)}.")
+        tables.append(
+            f"Other files that differ, which counts for nothing here: {first_few(result.other_files, limit=12)}."
+        )
     if result.violations:
         tables.append(
             _pairs("Not as masked", ["parameter", "weights outside the mask that differ"], result.violations)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..attribution.report import plot_masks
-from ..files.atomic import land, staging_folder
+from ..files.atomic import move_into_place, staging_folder
 from .figures import plot_relearning, plot_trajectories
 from .runs import LEVELS, Run
 from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table
@@ -57,7 +57,7 @@ def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[
         text = "\n".join(filter(None, (section.to_markdown() for section in sections)))
         (stage / DOCUMENT_FILE).write_text(f"# Unlearning runs\n\n{text}", encoding="utf-8")
         figures = [section.figure.name for section in sections if section.figure]
-        land(stage, folder, [*figures, DOCUMENT_FILE])
+        move_into_place(stage, folder, [*figures, DOCUMENT_FILE])
     files = [folder / name for name in (DOCUMENT_FILE, *figures)]
     return files, [table for section in sections for table in section.tables]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import atomic_path
-from ..text import drawn
+from ..text import figure_text
 from .runs import LEVELS, Run, words
 
 # Of Okabe and Ito, which colour-blind readers can tell apart; yellow is left out, as it is faint on white
@@ -118,7 +118,7 @@ def _styles(runs: Sequence[Run], shown: Iterable[str]) -> dict[str, dict[str, An
 def _line(label: str, style: dict[str, Any]):
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], label=drawn(label), **style)
+    return Line2D([], [], label=figure_text(label), **style)
 
 
 def _save(figure, styles: dict[str, dict[str, Any]], path: str | os.PathLike) -> Path:
@@ -128,7 +128,7 @@ def _save(figure, styles: dict[str, dict[str, Any]], path: str | os.PathLike) ->
         axes.grid(color="0.93", linewidth=0.6)
         axes.set_axisbelow(True)
     width, height = figure.get_size_inches()
-    longest = max(len(drawn(label)) for label in styles) + 6  # and the line before it
+    longest = max(len(figure_text(label)) for label in styles) + 6  # and the line before it
     beside = max(1, min(len(styles), int(_CHARACTERS_AN_INCH * width) // longest))
     figure.set_size_inches(width, height + 0.18 * math.ceil(len(styles) / beside))
     handles = [_line(label, style) for label, style in styles.items()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.reading import read_json
 from ..files.run_folder import EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..files.schemas import Attack, Evaluation, Report
@@ -138,7 +138,7 @@ def _load(folder: Path, label: str) -> Run:
             f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
             f"mask) nor {EVALUATION_FILE} (of wagle eval)."
         )
-    check_of_one_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
+    check_same_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
     return read_run(folder, label)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..text import plain
+from ..text import escaped
 from .runs import LEVELS, Run, attack_label, words
 
 # Suffix of a name in an evaluation -> title of the table with a column for each set
@@ -78,7 +78,7 @@ class TextTable:
         """GitHub's Markdown."""
         lines = [["run", *(column.heading for column in self.columns)], *self.cells]
         right = [False, *(column.right for column in self.columns)]
-        return markdown_table([[plain(cell) for cell in line] for line in lines], right)
+        return markdown_table([[escaped(cell) for cell in line] for line in lines], right)
 
     def to_rich(self) -> Table:
         """The same for the terminal."""

@@ -1,4 +1,4 @@
-"""From a row in any format to prompt and completion, and to tokens."""
+"""Conversion of rows in any format to prompt and completion, and to tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,25 +10,25 @@ from trl.data_utils import common_prefix_length, maybe_convert_to_chatml
 from ..text import printable
 
 _ROW_FORMATS = (("input_ids",), ("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
-# The date is the one that Llama 3 templates fall back to
+# The default date of Llama 3 templates
 _FIXED_CLOCK = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 def row_format(columns: list[str], source: str) -> tuple[str, ...]:
-    """The columns that hold the content, or a `ValueError` that lists what is understood."""
+    """Find the columns with the content of rows, or raise a `ValueError` that lists the supported formats."""
     for names in _ROW_FORMATS:
         if set(names) <= set(columns):
             return names
-    understood = ", ".join("/".join(names) for names in _ROW_FORMATS)
+    supported = ", ".join("/".join(names) for names in _ROW_FORMATS)
     given = printable(", ".join(columns), 200) or "none"
-    raise ValueError(f"'{printable(source)}' has columns {given}; expected {understood} (labels are optional).")
+    raise ValueError(f"'{printable(source)}' has columns {given}; expected {supported} (labels are optional).")
 
 
 def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
-    A question/answer row as prompt and completion.
+    Convert a question/answer row to prompt and completion.
 
-    With a chat template both are message lists, else plain text `Question: ...\\nAnswer: ...`.
+    With a chat template both are lists of messages. Without one they are plain text `Question: ...\\nAnswer: ...`.
     """
     for name in ("question", "answer"):
         _require_text(row[name], name, row)
@@ -41,13 +41,13 @@ def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
 
 
 def _require_text(value: Any, name: str, row: Mapping[str, Any]) -> None:
-    """`value` must be text that is not blank: formatted into a template, a null would be trained on as "None"."""
+    """Raise a `ValueError` unless `value` is text that is not blank: a template would turn a null into "None"."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"A row has no {name}: {printable(dict(row), 200)}; remove it or fill it in.")
 
 
 def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """`dataset` in a form `SFTTrainer` trains on: question/answer rows become prompt/completion, others stay."""
+    """Convert question/answer rows to prompt/completion rows for `SFTTrainer`; rows of other formats stay."""
     if row_format(dataset.column_names, "the data set") != ("question", "answer"):
         return dataset
     try:
@@ -63,12 +63,12 @@ def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
-    Any text row as prompt and completion: a conversation is split before its last message, plain text has an empty
-    prompt.
+    Convert a row of any text format to prompt and completion. A conversation is split before its last message; plain
+    text has an empty prompt.
     """
     row = maybe_convert_to_chatml(dict(row))
     names = row_format(list(row), "the row")
-    if not row[names[-1]] or isinstance(row[names[-1]], str):  # a list of messages may say something without text
+    if not row[names[-1]] or isinstance(row[names[-1]], str):  # a list of messages may have content other than text
         _require_text(row[names[-1]], "answer", row)
     match names:
         case ("messages",):
@@ -90,19 +90,19 @@ def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def split_last_message(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A conversation as prompt and completion, its last message."""
+    """Split a conversation into a prompt and a completion, its last message."""
     return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
 
 def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """
-    Token ids and labels of a row as `SFTTrainer` makes them with `completion_only_loss`: an end-of-sequence token
-    after plain text, `-100` on the prompt.
+    Compute token ids and labels of a row as `SFTTrainer` does with `completion_only_loss`: an end-of-sequence token
+    after plain text, and `-100` on the prompt.
     """
     if row.get("input_ids") is not None:
         labels = row["input_ids"] if row.get("labels") is None else row["labels"]
         if len(labels) != len(row["input_ids"]) or any(-100 < label < 0 for label in labels):
-            raise ValueError("Its labels are not a token or -100 for each of its tokens.")
+            raise ValueError("Labels must be a token or -100 for each token of the row.")
         return {"input_ids": list(row["input_ids"]), "labels": list(labels)}
     example = split_prompt(row, tokenizer)
     prompt_ids, input_ids = prompt_token_ids(example, tokenizer), _full_token_ids(example, tokenizer)
@@ -111,7 +111,7 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def prompt_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt (text, or messages with the generation prompt)."""
+    """Compute the token ids of a prompt: text, or messages followed by the generation prompt."""
     if isinstance(example["prompt"], list):
         return _chat_token_ids(example["prompt"], tokenizer, add_generation_prompt=True)
     return tokenizer(example["prompt"])["input_ids"] if example["prompt"] else []
@@ -131,10 +131,10 @@ def _chat_token_ids(messages, tokenizer, **kwargs) -> list[int]:
 
 def pin_date(chat_template: str | None) -> str | None:
     """
-    A chat template that renders the same text every day.
+    Fix the date of a chat template, so that it renders the same text every day.
 
-    Some templates write today's date into the prompt, so that rows tokenized on two days differ, and neither is what
-    the model was trained on. A macro shadows the clock with a fixed date. A pinned template stays as it is.
+    Some templates write today's date into the prompt. Then rows tokenized on two days differ, and neither has the date
+    that the model was trained with. A macro replaces the clock by a fixed date. A template with a fixed date stays.
     """
     if chat_template is None or "strftime_now" not in chat_template:
         return chat_template

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..files.hub_file import HubFile
 from ..files.run_folder import DELTA_FILE
-from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
+from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, first_few, write_tensors
 from ..masks.fingerprint import fingerprint_of
 from ..masks.mask import WeightMask
 from ..masks.positions import CODINGS, encode
@@ -134,7 +134,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         """
         weights = self._checked_weights(model)
         if others := saved_weights(model).keys() - self.dtypes.keys():  # which the fingerprint does not see
-            raise ValueError(f"The delta is for another base: that has no {few(others)}.")
+            raise ValueError(f"The delta is for another base: that has no {first_few(others)}.")
         self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
         return self._put(model, self.new)
 
@@ -180,7 +180,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         missing = [name for name in self.dtypes if name not in shapes]
         if missing:
             raise ValueError(
-                f"The delta is for another model, or names tensors otherwise than these files: {few(missing)} missing."
+                f"The delta is for another model, or names tensors otherwise than these files: {first_few(missing)} missing."
             )
         for name, shape in self.mask.shapes.items():
             if tuple(shapes[name]) != shape:
@@ -195,7 +195,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
             if weights[name].dtype != dtype:
                 raise ValueError(f"'{name}' is {weights[name].dtype}, in the delta {dtype}; load the model in that.")
         if buffers := self.mask.bits.keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
-            raise ValueError(f"The delta changes {few(buffers)}, which the model does not have as parameters.")
+            raise ValueError(f"The delta changes {first_few(buffers)}, which the model does not have as parameters.")
         return weights
 
     # Files

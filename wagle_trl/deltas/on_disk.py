@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..files.checkpoint import Checkpoint
-from ..files.tensor_file import LazyTensors, bit_patterns, few
+from ..files.tensor_file import LazyTensors, bit_patterns, first_few
 from ..masks.fingerprint import fingerprint
 from ..masks.mask import WeightMask
 from ..masks.values import put, take
@@ -34,7 +34,7 @@ def delta_between(
     result = verify(base, unlearned, mask, progress=progress)
     if result.config_changes:
         raise ValueError(
-            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {few(result.config_changes)}; a delta "
+            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {first_few(result.config_changes)}; a delta "
             "holds weights only, and would not give this model."
         )
     if result.narrowed:
@@ -51,7 +51,7 @@ def delta_between(
         )
     if violations := result.violations:
         raise ValueError(
-            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
+            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {first_few(violations)}; "
             "a delta of this mask would not give this model."
         )
     dtypes = {name: unlearned.dtype(name) for name in unlearned}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..files.tensor_file import few
+from ..files.tensor_file import first_few
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def changed_layers(
     uses = Counter(map(id, parameters.values()))
     alone = {name for name, parameter in parameters.items() if uses[id(parameter)] == 1 and _owner(name) in modules}
     if others := num_changed.keys() - alone:
-        raise refusal(f"PEFT neither changes nor replaces what is tied or belongs to no single layer: {few(others)}")
+        raise refusal(
+            f"PEFT neither changes nor replaces what is tied or belongs to no single layer: {first_few(others)}"
+        )
     names = dict.fromkeys(map(_owner, num_changed))
     return [_layer(name, modules[name], num_changed, dtypes) for name in names]
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 import wagle_kernels
 
 from ..files.checkpoint import Checkpoint
-from ..files.tensor_file import bit_patterns, few
+from ..files.tensor_file import bit_patterns, first_few
 from ..masks.anatomy import layer_of
 from ..masks.mask import WeightMask
 from .config_changes import config_changes, other_files
@@ -145,7 +145,7 @@ def check_alike(base: Checkpoint, unlearned: Checkpoint) -> None:
     """A `ValueError` unless two models have tensors of the same names and shapes."""
     if alone := base.keys() ^ unlearned.keys():
         raise ValueError(
-            f"The two models have different tensors, such as {few(alone)}; if they are one architecture, load "
+            f"The two models have different tensors, such as {first_few(alone)}; if they are one architecture, load "
             f"'{base.folder}' with transformers and save it again, which names tensors alike."
         )
     for name in unlearned:
@@ -160,7 +160,7 @@ def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
     """A `ValueError` unless every parameter of the mask is there, in its shape."""
     if missing := mask.bits.keys() - checkpoint.keys():
         raise ValueError(
-            f"The mask is for another model: '{checkpoint.folder}' lacks {few(missing)}. If it is the same model, its files "
+            f"The mask is for another model: '{checkpoint.folder}' lacks {first_few(missing)}. If it is the same model, its files "
             "name tensors otherwise than the model does, such as experts of MoE, and cannot be compared with the mask; "
             "to make a model of a delta, use load_unlearned and save_pretrained."
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..files.atomic import atomic_path, writing
+from ..files.atomic import atomic_path, translate_disk_errors
 from ..files.reading import parse_json
 from ..files.schemas import PartialRecord
 from ..text import printable
@@ -45,7 +45,7 @@ class PartialRecords:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records, safe from an end of this process."""
         records = list(records)
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+        with translate_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_lines(records))
         self.records += records
 

@@ -19,7 +19,7 @@ from ..files.reading import parse_json
 from ..files.run_folder import DELTA_FILE, PLOT_FILE, REPORT_FILE
 from ..files.schemas import Versions
 from ..papers import Paper
-from ..text import HUB_ID, code, one_line, percent, plain
+from ..text import HUB_ID, code, escaped, one_line, percent
 from .citations import SCORE_PAPERS
 
 _ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
@@ -51,7 +51,7 @@ class Facts:
 
     @property
     def title(self) -> str:
-        return plain(self.name)
+        return escaped(self.name)
 
     @property
     def place(self) -> str:
@@ -100,7 +100,7 @@ class Facts:
     @property
     def rows(self) -> dict[str, str]:
         """Every row set in a line, by its label."""
-        return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
+        return {_ROW_LABELS.get(name, escaped(name)): self._describe(rows) for name, rows in self.data.items()}
 
     def _describe(self, rows: Mapping[str, Any]) -> str:
         parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]
@@ -154,7 +154,7 @@ class Facts:
 
     @property
     def method(self) -> str:
-        return "SFT" if self.objective == "Masked SFT" and not self.mask else plain(self.objective)
+        return "SFT" if self.objective == "Masked SFT" and not self.mask else escaped(self.objective)
 
     @property
     def retains(self) -> bool:
@@ -181,7 +181,7 @@ class Facts:
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
         if self.is_trained:  # what was logged last may be of an earlier step
             given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
-        known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]
+        known = [[escaped(words(name)), escaped(value)] for name, value in given.items() if value is not None]
         return markdown_table([["option", "value"], *known], [False, True]) if known else ""
 
     # Mask
@@ -237,7 +237,7 @@ class Facts:
     def layers(self) -> str:
         """Table of the selected share by layer."""
         shares = self.mask["density_by_layer"].items() if self.mask else ()
-        lines = [["other" if layer == "-" else plain(layer), percent(share)] for layer, share in shares]
+        lines = [["other" if layer == "-" else escaped(layer), percent(share)] for layer, share in shares]
         return markdown_table([["layer", "selected"], *lines], [True, True]) if lines else ""
 
     # Evaluation
@@ -276,10 +276,13 @@ class Facts:
             return ""
         columns = self.measured.values()
         lines = [
-            [plain(m.heading[:1].upper() + m.heading[1:]), *(m.text(n[m.key]) if m.key in n else "" for n in columns)]
+            [
+                escaped(m.heading[:1].upper() + m.heading[1:]),
+                *(m.text(n[m.key]) if m.key in n else "" for n in columns),
+            ]
             for m in self.metrics
         ]
-        return markdown_table([["", *map(plain, self.measured)], *lines], [False, *(True for _ in self.measured)])
+        return markdown_table([["", *map(escaped, self.measured)], *lines], [False, *(True for _ in self.measured)])
 
     @property
     def trajectory(self) -> str:
@@ -288,7 +291,7 @@ class Facts:
         steps = columns["step"]
         if len(steps) < 2:
             return ""
-        lines = [[plain(words(k)), f"{v[0]:.3f}", f"{v[-1]:.3f}"] for k, v in columns.items() if k != "step"]
+        lines = [[escaped(words(k)), f"{v[0]:.3f}", f"{v[-1]:.3f}"] for k, v in columns.items() if k != "step"]
         return markdown_table([["rows", f"step {steps[0]}", f"step {steps[-1]}"], *lines], [False, True, True])
 
     @property
@@ -296,5 +299,5 @@ class Facts:
         """Table of library versions."""
         of_mask = self.mask["info"].get("versions", "{}") if self.mask else "{}"
         recorded = self.run.training.get("versions") or parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
-        lines = [[plain(name), plain(version)] for name, version in recorded.items()]
+        lines = [[escaped(name), escaped(version)] for name, version in recorded.items()]
         return markdown_table([["library", "version"], *lines], [False, False]) if lines else ""

@@ -9,9 +9,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.hf_api import RepoFile
 
 from ..deltas.delta import SparseDelta
-from ..files.atomic import writing
-from ..files.manifest import check_of_one_run
-from ..files.model_files import ADAPTER_CONFIG, WEIGHTS, is_like, names_without
+from ..files.atomic import translate_disk_errors
+from ..files.manifest import check_same_run
+from ..files.model_files import ADAPTER_CONFIG, WEIGHTS, matches_any, other_names
 from ..files.run_folder import CARD_FILE, DELTA_FILE, MASK_FILE, PLOT_FILE
 from ..masks.mask import WeightMask
 from ..text import printable
@@ -66,12 +66,12 @@ def publish(
         [`Published`]: The commit, and what it replaced and left out.
     """
     folder = Path(folder)
-    with TemporaryDirectory(prefix="wagle-push-") as temporary, writing(temporary):
+    with TemporaryDirectory(prefix="wagle-push-") as temporary, translate_disk_errors(temporary):
         stage = Path(temporary)
         STAGES[what](folder, stage, base_model)
-        check_of_one_run(folder, _weights_and_mask(folder, stage))
+        check_same_run(folder, _weights_and_mask(folder, stage))
         card.save(stage / CARD_FILE)
-        left_out = names_without(folder, {path.name for path in stage.iterdir()})
+        left_out = other_names(folder, {path.name for path in stage.iterdir()})
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         message = commit_message or f"Upload {what} with wagle-trl"
@@ -111,12 +111,14 @@ def commit(
         raise ConnectionError(f"{error} Push again: what has arrived is not sent again.") from error
     changed = [change.path_in_repo for change in new if _is_changed(change, old.get(change.path_in_repo))]
     no_weights = (".json", MASK_FILE)
-    return made, [name for name in [*gone, *changed] if is_like(name, WEIGHTS) and not name.endswith(no_weights)]
+    return made, [name for name in [*gone, *changed] if matches_any(name, WEIGHTS) and not name.endswith(no_weights)]
 
 
 def _weights_and_mask(folder: Path, stage: Path) -> list[str]:
     """What of a folder must be of one run; deltas may be made later, and are compared with weights and mask themselves."""
-    staged = {path.name for path in stage.iterdir() if is_like(path.name, (*WEIGHTS, ADAPTER_CONFIG))} - {DELTA_FILE}
+    staged = {path.name for path in stage.iterdir() if matches_any(path.name, (*WEIGHTS, ADAPTER_CONFIG))} - {
+        DELTA_FILE
+    }
     return sorted(staged | ({MASK_FILE} if (folder / MASK_FILE).exists() else set()))
 
 
@@ -143,7 +145,7 @@ def _out_of_date(names: set[str], api: HfApi, repo_id: str, revision: str | None
     """Files at the root of a repository that must go when those of `stage` come."""
     if what == "delta" and MASK_FILE in names:
         return [] if _is_published(SparseDelta.load(stage).mask, api, repo_id, revision) else [MASK_FILE]
-    return [name for name in names if is_like(name, _REPLACED[what])]
+    return [name for name in names if matches_any(name, _REPLACED[what])]
 
 
 def _is_published(mask: WeightMask, api: HfApi, repo_id: str, revision: str | None) -> bool:

@@ -16,7 +16,7 @@ from ..deltas.verification import check_mask
 from ..files.atomic import write_json
 from ..files.checkpoint import Checkpoint
 from ..files.hub_file import public_base
-from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_at_home, files_beside_weights
+from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_inside_folder, files_beside_weights
 from ..files.reading import read_json
 from ..files.run_folder import DELTA_FILE, MASK_FILE, PLOT_FILE
 from ..files.schemas import AdapterConfig
@@ -67,7 +67,7 @@ def stage_model(
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     for path in [*files_beside_weights(folder), *(_adapter_files if is_adapter else _weights_of)(folder)]:
-        check_at_home(path)
+        check_inside_folder(path)
         add(path, stage / path.name)
     for path in stage.glob("*.json"):
         if path.name.endswith("config.json") and path.name != ADAPTER_CONFIG:
@@ -117,7 +117,7 @@ def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None, nee
 
 def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
     """Put the mask, as others may have it, and its picture into a folder. Arguments as of [`stage_model`]."""
-    check_at_home(folder / MASK_FILE)
+    check_inside_folder(folder / MASK_FILE)
     mask = WeightMask.load(folder)
     mask.public(base_model, _is_local(folder, mask.info.base_model)).save(stage)
     plot_mask(mask, stage / PLOT_FILE)
@@ -126,7 +126,7 @@ def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
 def stage_delta(folder: Path, stage: Path, base_model: str | None) -> None:
     """The same of the delta, which is made if need be."""
     for name in (DELTA_FILE, MASK_FILE):
-        check_at_home(folder / name)
+        check_inside_folder(folder / name)
     delta = _delta_of(folder, base_model)
     public = delta.public(base_model, _is_local(folder, delta.base_model))
     _check_on_hub(public.base_model, delta.base_model)

@@ -13,7 +13,7 @@ from ..attribution.store_choice import HEADROOM, Components, choose_tier, elsewh
 from ..losses.per_sample import SampleLosses
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters, scope_parameters
-from ..memory.simulation import Simulation, Step, Working
+from ..memory.simulation import Simulation, Step, WorkingMemory
 from ..optim.compact_state import state_bytes
 from ..optim.masked_adamw import MOMENTS, STATE_BITS
 
@@ -120,7 +120,7 @@ class Planner:
     on_gpu: bool
     host: int | None = None
     _simulations: dict[str, Simulation] = field(default_factory=dict)
-    _steps: dict[tuple[str, Step], Working] = field(default_factory=dict)
+    _steps: dict[tuple[str, Step], WorkingMemory] = field(default_factory=dict)
 
     def plan(self, setup: Setup, capacity: int | None = None) -> Plan:
         """
@@ -143,7 +143,7 @@ class Planner:
             self._simulations[dtype] = Simulation(lambda: self.build(dtype))
         return self._simulations[dtype]
 
-    def _working(self, dtype: str, step: Step) -> Working:
+    def _working(self, dtype: str, step: Step) -> WorkingMemory:
         if (dtype, step) not in self._steps:
             self._steps[dtype, step] = self._simulation(dtype).run(self.losses, step)
         return self._steps[dtype, step]

@@ -14,7 +14,7 @@ from transformers.utils.hub import PushInProgress
 
 from ..files.atomic import temporary_folder, write_json
 from ..files.manifest import Manifest
-from ..files.model_files import check_at_home, is_like
+from ..files.model_files import check_inside_folder, matches_any
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, REFERENCE_FILE
 from ..hub.publish import commit, earlier_weights
@@ -169,8 +169,8 @@ def _stage_checkpoint(folder: Path, model: Path, stage: Path) -> None:
     for path in model.iterdir():
         keep(path, stage / path.name)
     for path in folder.iterdir():
-        if is_like(path.name, _RESUMES):
-            check_at_home(path)
+        if matches_any(path.name, _RESUMES):
+            check_inside_folder(path)
             keep(path, stage / path.name)
     state = read_json(folder / TRAINER_STATE_NAME, dict[str, Any])
     if best := state.get("best_model_checkpoint"):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..memory.available import usable_memory
-from ..memory.simulation import without_data
+from ..memory.simulation import copy_without_data
 from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import advise
 from ..planning.planner import CONTEXT_BYTES, Plan, Planner, Setup, plan_table
@@ -104,7 +104,7 @@ class MemoryWatch:
 
         def build(dtype: str) -> nn.Module:
             # As it is, where nothing changes: adapters may have another dtype than their base
-            return without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
+            return copy_without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
 
         losses = self.trainer.planning_losses if on_gpu else None
         return Planner(build, losses or self.trainer.sample_losses, on_gpu)

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from ..attribution.config import MaskConfig
 from ..files.manifest import Manifest, files_in
-from ..files.reading import checked
+from ..files.reading import validated
 from ..files.run_folder import MANIFEST_FILE, MASK_FILE
 from ..masks.mask import WeightMask
 from ..text import printable
@@ -137,7 +137,7 @@ def check_same_run(trainer, folder: Path, manifest: Manifest) -> None:
         folder (`pathlib.Path`): The checkpoint.
         manifest ([`~files.manifest.Manifest`]): Its manifest.
     """
-    saved, now = checked(manifest.facts, _Facts, str(folder / MANIFEST_FILE)), run_facts(trainer)
+    saved, now = validated(manifest.facts, _Facts, str(folder / MANIFEST_FILE)), run_facts(trainer)
     if saved["objective"] != now["objective"]:
         raise ValueError(f"'{folder}' is of {saved['objective']}, this trainer of {now['objective']}.")
     if not saved["rows"]:
@@ -180,7 +180,7 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 def check_base_of(folder: Path, fingerprint: str) -> None:
     """A `ValueError` if a checkpoint that will give a delta started from other weights than those of `fingerprint`."""
-    saved = checked(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
+    saved = validated(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
     if saved not in (None, fingerprint):
         raise ValueError(
             f"The model is not the base that '{folder}' started from; pass that, or the delta would be of another base."

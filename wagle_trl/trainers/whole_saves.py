@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..files.atomic import atomic_path, remove_folder, staging_folder, writing
+from ..files.atomic import atomic_path, remove_folder, staging_folder, translate_disk_errors
 from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
@@ -98,7 +98,7 @@ class WholeSaves(TrainerBase):
         kept, superseded = _earlier_files(folder, [*names, CARD_FILE], fingerprint)
         lend(folder, stage, {*kept, EVALUATION_FILE, PLOT_FILE} - superseded)
         names += self.write_card(stage)
-        Manifest.of(stage, {*names, *kept}, fingerprint).land(stage, folder, instead_of=superseded)
+        Manifest.of(stage, {*names, *kept}, fingerprint).move_into_place(stage, folder, instead_of=superseded)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.finish_saves()
@@ -107,7 +107,7 @@ class WholeSaves(TrainerBase):
         # Transformers would remove older checkpoints before this one is whole
         limit, self.args.save_total_limit, self._saves_checkpoint = self.args.save_total_limit, None, True
         try:
-            with writing(folder), self._new_checkpoint(folder):
+            with translate_disk_errors(folder), self._new_checkpoint(folder):
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
                     self.write_card(folder)
@@ -149,7 +149,7 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
 
 def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | None) -> None:
     """Bring a checkpoint to the disk, then write its manifest, then remove older checkpoints."""
-    with writing(folder), _restored_on_failure(folder):
+    with translate_disk_errors(folder), _restored_on_failure(folder):
         Manifest.of(folder, files_in(folder), _reported_fingerprint(folder), **facts).write(folder)
     shutil.rmtree(_replaced(folder), ignore_errors=True)
     if not holds_save(folder.parent):  # the folder then shows how far the run is
@@ -205,7 +205,7 @@ def add_to_save(stage: Path, folder: Path, names: list[str]) -> None:
     before, fingerprint = Manifest.read(folder), _reported_fingerprint(stage)
     if before is None or before.fingerprint != fingerprint:  # of another run
         before = Manifest({}, fingerprint)
-    before.with_files(stage, names).land(stage, folder)
+    before.with_files(stage, names).move_into_place(stage, folder)
 
 
 def _rotate(run_folder: str, limit: int | None, best: str | None) -> None:

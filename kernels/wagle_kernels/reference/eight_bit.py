@@ -2,9 +2,9 @@
 
 Their relative error does not depend on how small a moment is within its group. Linear levels would lose the small
 moments, and Adam divides by them. The first moment has a sign and 16 octaves, the second moment 32 octaves. The second
-moment is rounded stochastically, without bias: its moving average changes by less than a level per step, and would never
-change if it were rounded to nearest. A code is the top of an fp32 bit pattern minus that of the lowest level, which
-follows from the group's exponent. A state of zeros stands for zeros.
+moment is rounded stochastically, without bias: its moving average changes by less than a level per step, and would
+never change if it were rounded to nearest. A code is the top of an fp32 bit pattern minus that of the lowest level,
+which follows from the group's exponent. A state of zeros stands for zeros.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """AdamW on the selected weights of many tensors in one launch: gather, update and scatter in registers.
 
-Weights are read and written through a table of their tensors' addresses. bf16 weights are handled as int16 bit patterns
-and rounded with integer operations.
+Weights are read and written through a table of their tensors' addresses. bf16 weights are handled as int16 bit
+patterns and rounded with integer operations.
 """
 
 # Triton's types do not know that a launch passes constants, and declare sums and maxima as tuples

@@ -1,7 +1,7 @@
 """Moments in 8 bits, coded as in [`reference.eight_bit`]."""
 
 # Triton's types do not know that a launch passes constants, and declare sums and maxima as tuples
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 import triton
 import triton.language as tl
 
@@ -49,8 +49,8 @@ def encode_unsigned(values, lowest, random):
 @triton.jit
 def row_exponents(values):
     """
-    Compute the exponents of the scales of rows of non-negative numbers. Their bit patterns order like the numbers, and a
-    warp reduces integers in one instruction.
+    Compute the exponents of the scales of rows of non-negative numbers. Their bit patterns order like the numbers, and
+    a warp reduces integers in one instruction.
     """
     largest = tl.max(values.to(tl.int32, bitcast=True), axis=1)
     return tl.maximum(((largest + (1 << 20)) >> 23) - 31, 0)
