@@ -32,11 +32,12 @@ class Layout:
         offsets (`tuple[int, ...]`): First compact element of each tensor, and the number of selected elements.
         starts (`torch.Tensor` of shape `(tiles + 1,)`, int64): `offsets`, per tile.
         groups (`torch.Tensor` of shape `(tiles + 1,)`, int64):
-            First group of each tile, and the number of groups. A group has one scale of 8-bit state and lies in one tile.
+            First group of each tile, and the number of groups. A group shares a scale of 8-bit state within one tile.
         owners (`torch.Tensor` of shape `(tiles,)`, int32): Index of each tile's tensor.
         first_tiles (`torch.Tensor` of shape `(tensors + 1,)`, int32): `tiles`, on the device.
-        bits (`torch.Tensor` of shape `(tiles * TILE / 8,)`, uint8, *optional*): Packed mask, each tensor padded to whole tiles.
-        indices (`torch.Tensor` of shape `(selected,)`, int16, *optional*): Position of each selected element in its tile.
+        bits (`torch.Tensor` of shape `(tiles * TILE / 8,)`, uint8, *optional*):
+            Packed mask, each tensor padded to full tiles.
+        indices (`torch.Tensor` of shape `(selected,)`, int16, *optional*): Position of each element in its tile.
     """
 
     numels: tuple[int, ...]

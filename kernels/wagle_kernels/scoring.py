@@ -58,7 +58,8 @@ def score_histogram(
     bits above the digit equal `prefix` are counted.
 
     Args:
-        counts (`torch.Tensor` of shape `(2**bits,)`, int64): Counters, updated in place. Their number sets the width of the digit.
+        counts (`torch.Tensor` of shape `(2**bits,)`, int64):
+            Counters, updated in place. Their number sets the width of the digit.
         shift (`int`): Position of the digit's lowest bit in the key.
         prefix (`int`, *optional*, defaults to `0`): Key bits above the digit, `key >> (shift + bits)`.
         theta, forget, retain, spec, offset, backend: As in [`score`].

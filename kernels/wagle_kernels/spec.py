@@ -77,7 +77,7 @@ class Candidates:
 
 
 def join_split(high: Tensor, low: Tensor) -> Tensor:
-    """Join bf16 weights and int16 remainders to fp32 masters: the bits of a weight, shifted by 16, plus the remainder."""
+    """Join bf16 weights and int16 remainders to fp32 masters: the weight's bits, shifted by 16, plus the remainder."""
     return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
 
 

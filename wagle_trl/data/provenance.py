@@ -57,8 +57,8 @@ def secret_key(folder: str | os.PathLike) -> bytes:
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if not re.fullmatch(f"[0-9a-f]{{{2 * _KEY_BYTES}}}", text):
         raise ValueError(
-            f"{path} is not a key of {2 * _KEY_BYTES} hexadecimal digits; restore the right one, or remove it to get a new "
-            "one, with which earlier digests cannot be compared."
+            f"{path} is not a key of {2 * _KEY_BYTES} hexadecimal digits; restore the right one, or remove it to "
+            "get a new one, with which earlier digests cannot be compared."
         )
     return bytes.fromhex(text)
 
@@ -95,9 +95,9 @@ def describe_rows(dataset: Dataset, folder: str | os.PathLike, *, hashed: bool =
 
     Returns:
         `dict`: `source` (the repository on the Hub, or the name of the file or folder that [`~data.rows.load_rows`]
-        read), `revision` (the commit) and `config` (both only of a repository on the Hub), `split`, `rows` (their number),
-        and a digest, see [`rows_digest`]: `sha256` of rows of the Hub at a known commit, `hmac_sha256` of all others.
-        Unknown values are `None`.
+        read), `revision` (the commit) and `config` (both only of a repository on the Hub), `split`, `rows` (their
+        number), and a digest, see [`rows_digest`]: `sha256` of rows of the Hub at a known commit, `hmac_sha256` of all
+        others. Unknown values are `None`.
     """
     if hashed:
         return {"rows": len(dataset), "hmac_sha256": rows_digest(dataset, secret_key(folder))}

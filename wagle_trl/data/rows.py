@@ -21,8 +21,8 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
     `input_ids`/`labels`.
 
     Args:
-        source (`str`): A `.jsonl` or `.json` file, a folder (saved by `Dataset.save_to_disk`, or with data files), or the
-            name of a data set on the Hub, where `name:config` selects a configuration.
+        source (`str`): A `.jsonl` or `.json` file, a folder (saved by `Dataset.save_to_disk`, or with data files), or
+            the name of a data set on the Hub, where `name:config` selects a configuration.
         split (`str`, *optional*, defaults to `"train"`): Split of a folder or of a data set on the Hub.
     """
     path = Path(source)
@@ -67,7 +67,7 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], path: Path) -> Dataset:
 
 
 def read_jsonl(path: str | os.PathLike, schema: TypeForm[Schema] = dict[str, Any]) -> list[Schema]:
-    """Read the rows of a JSON-lines file or a JSON list, see [`~files.reading.read_json_lines`]; errors name the line."""
+    """Read rows from JSON lines or a JSON list, see [`~files.reading.read_json_lines`]; errors name the line."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such data file: {printable(path)}.")
     return read_json_lines(path, schema)

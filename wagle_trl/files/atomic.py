@@ -41,8 +41,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Give a temporary folder beside `path`, which is renamed to `path` on success and removed on failure. `path` must be new
-    or an empty folder.
+    Give a temporary folder beside `path`, which is renamed to `path` on success and removed on failure. `path` must be
+    new or an empty folder.
     """
     path = Path(path).resolve()
     if os.path.ismount(path):

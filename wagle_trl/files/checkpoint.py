@@ -39,8 +39,8 @@ class Checkpoint(Mapping[str, Tensor]):
         self._config = read_json(self.folder / CONFIG_NAME, Config) if (self.folder / CONFIG_NAME).is_file() else {}
         if self._config.get("transformers_weights") or (self.folder / ADAPTER_CONFIG).exists():
             raise ValueError(
-                f"'{self.folder}' makes transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' in its "
-                f"{CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
+                f"'{self.folder}' makes transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' "
+                f"in its {CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
             )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -74,8 +74,8 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def load_dtypes(self) -> dict[str, str]:
         """
-        Everything that decides in which dtype transformers loads the weights: the dtypes declared by the config, its nested
-        configs and the index, by place. Usually there is one. If none is declared, the dtypes of the weights decide.
+        Everything that decides in which dtype transformers loads the weights: the dtypes declared by the config, its
+        nested configs and the index, by place. Usually there is one. Without one, the dtypes of the weights decide.
         """
         declared = dict(_declared_dtypes(self._config))
         if SAFETENSORS_SINGLE_FILE not in self.files:
@@ -102,7 +102,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
         Args:
             folder (`str` or `os.PathLike`): Folder that is new or empty. It appears when everything is written.
-            change (callable): Function of the name and values of a tensor that returns the values to write, in the same shape.
+            change (callable):
+                Function of the name and values of a tensor that returns the values to write, in the same shape.
             dtypes (`dict[str, torch.dtype]`): Dtypes to write. Other tensors keep theirs.
             then (callable): Called with the folder under its temporary name, before it appears; may raise.
 

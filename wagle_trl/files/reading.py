@@ -42,7 +42,7 @@ def read_json(path: str | os.PathLike, schema: TypeForm[Schema]) -> Schema:
     Read a JSON file.
 
     Args:
-        path (`str` or `os.PathLike`): File. A `ValueError` names it and the field if the content does not follow the schema.
+        path (`str` or `os.PathLike`): File. A `ValueError` names it and the field that does not follow the schema.
         schema (`type`): A `TypedDict`, or any other type that `pydantic` validates. Keys that it does not name are kept.
     """
     return parse_json(read_text(path), schema, path)

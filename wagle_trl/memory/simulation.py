@@ -33,8 +33,9 @@ class Step:
         training (`bool`, *optional*, defaults to `False`): Whether to use training mode instead of eval mode.
         keep_gradients (`bool`, *optional*, defaults to `False`):
             Whether to keep all gradients, as plain training does, instead of freeing each as soon as it is complete.
-        passes (`int`, *optional*, defaults to `1`): Number of passes before the update. From the second on, gradients exist.
-        autocast (`bool`, *optional*, defaults to `False`): Whether to compute in bf16, whatever the dtype of the weights.
+        passes (`int`, *optional*, defaults to `1`):
+            Number of passes before the update. From the second on, gradients exist.
+        autocast (`bool`, *optional*, defaults to `False`): Whether to compute in bf16 with weights of any dtype.
     """
 
     rows: int

@@ -74,7 +74,7 @@ def _update(master, g, m, v, *, step, lr, beta1, beta2, eps, weight_decay) -> No
 
 
 def _update_exponents(exponents: Tensor, groups: Tensor, values: Tensor) -> Tensor:
-    """Set the exponents of whole groups, a group per value, and return the exponent of each value."""
+    """Set the exponents of the values' groups, which must be complete, and return the exponent of each value."""
     first, last = int(groups[0]), int(groups[-1]) + 1
     largest = values.new_zeros(last - first).scatter_reduce_(0, groups - first, values, "amax")
     exponents[first:last] = exponent_above(largest)
