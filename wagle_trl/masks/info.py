@@ -29,7 +29,7 @@ class MaskInfo:
         base_model (`str`, *optional*): Name of the base model, which may be a path.
         base_revision (`str`, *optional*): Its commit on the Hub, or [`UNKNOWN_REVISION`].
         threshold (`float`, *optional*): Lowest score that was selected.
-        jaccard (`dict[str, float | None]`, *optional*): As of [`~attribution.report.rival_overlaps`].
+        jaccard (`dict[str, float | None]`, *optional*): As of [`~attribution.report.baseline_overlaps`].
         merged (`str`, *optional*): What was merged.
         others (`dict[str, str]`): What else the header of a file held, which travels on as it is.
     """
