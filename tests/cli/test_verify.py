@@ -94,7 +94,7 @@ def test_experts_that_files_name_otherwise_are_said_to_be_out_of_reach(tmp_path,
     WeightMask.from_dense({name: torch.ones(p.shape) for name, p in model.named_parameters()}).save(tmp_path)
     assert main(["verify", str(tmp_path), str(tmp_path)]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert "files name tensors otherwise than the model does" in err
+    assert "files use other names for tensors than the model does" in err
     assert "use load_unlearned and save_pretrained" in err
 
 

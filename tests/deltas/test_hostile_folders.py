@@ -55,7 +55,7 @@ VICTIMS = {
         "has shape \\(10, 40\\) here",
     ),
     "fewer parameters": (without_b, "for another model, .*: b missing"),
-    "other dtype": (lambda model: model.half(), r"is torch.float16, in the delta|for another base"),
+    "other dtype": (lambda model: model.half(), r"is torch.float16, but torch.float32 in the delta|for another base"),
 }
 
 

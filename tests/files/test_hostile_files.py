@@ -206,10 +206,10 @@ DELTA_METADATA = {
     "no version": ({"format_version": None}, NO_DELTA),
     "another version": ({"format_version": "1"}, NO_DELTA),
     "no fingerprint": ({"base_fingerprint": None}, NO_DELTA),
-    "no count": ({"k": None}, "declares k = None, the positions are 5"),
-    "wrong count": ({"k": "6"}, "declares k = '6', the positions are 5"),
+    "no count": ({"k": None}, "declares k = None, but there are 5 positions"),
+    "wrong count": ({"k": "6"}, "declares k = '6', but there are 5 positions"),
     "count that clears the screen": ({"k": CLEAR_SCREEN * 10**5}, r"declares k = '\\x1b"),
-    "count in other digits": ({"k": "٥"}, "declares k = '٥', the positions are 5"),
+    "count in other digits": ({"k": "٥"}, "declares k = '٥', but there are 5 positions"),
     "no shapes": ({"shapes": None}, SHAPES),
     "shapes of no JSON": ({"shapes": "{"}, SHAPES),
     "list of shapes": ({"shapes": "[[40, 10], [5]]"}, SHAPES),
@@ -230,7 +230,7 @@ DELTA_METADATA = {
     "one weight more": (shapes(a=[401]), "'a' has gaps that do not lead to the end of its 401 weights"),
     "one weight fewer": (shapes(a=[399]), "'a' has gaps that do not lead to the end of its 399 weights"),
     "bits beyond the weights": (shapes(b=[4]), "'b' has mask bits set beyond its 4 weights"),
-    "parameter that the file lacks": (shapes(z=[5]) | dtypes(z="F32"), "'z' has not one code of positions"),
+    "parameter that the file lacks": (shapes(z=[5]) | dtypes(z="F32"), "'z' must have exactly one code of positions"),
     "parameter that is not declared": ({"shapes": '{"a": [40, 10]}'}, "does not declare all parameters"),
     "nothing": ({"shapes": "{}", "dtypes": "{}", "k": "0"}, DTYPES),
     "no dtypes": ({"dtypes": None}, DTYPES),
@@ -260,8 +260,8 @@ def code(*values):
 
 
 GAPS = "'a' has gaps that do not lead to the end of its 400 weights"
-COUNT = "'a' has 3 positions, values of shape"
-INCOMPLETE = "has not one code of positions and all values"
+COUNT = "'a' has 3 positions, but values of shape"
+INCOMPLETE = "must have exactly one code of positions, and all values"
 DELTA_TENSORS = {
     "both codings": ({"bits:a": code(*[0] * 50)}, INCOMPLETE),
     "no positions": ({"gaps:a": None}, INCOMPLETE),
@@ -275,10 +275,10 @@ DELTA_TENSORS = {
     "gaps that end late": ({"gaps:a": code(7, 149, 149, 254)}, GAPS),
     "gaps in two dimensions": ({"gaps:a": code(7, 149, 149, 92).view(2, 2)}, "needs gaps in one dimension of bytes"),
     "gaps of signed bytes": ({"gaps:a": code(7, 149, 149, 92).view(torch.int8)}, "needs gaps in one dimension of byt"),
-    "one gap more": ({"gaps:a": code(7, 149, 149, 0, 91)}, "'a' has 4 positions, values of shape"),
+    "one gap more": ({"gaps:a": code(7, 149, 149, 0, 91)}, "'a' has 4 positions, but values of shape"),
     "bits beyond the end": ({"bits:b": code(0b111000)}, "'b' has mask bits set beyond its 5 weights"),
     "bits of too many bytes": ({"bits:b": code(0b11000, 0)}, "'b' of 5 weights needs 1 mask bytes"),
-    "one bit fewer": ({"bits:b": code(0b10000)}, "'b' has 1 positions, values of shape"),
+    "one bit fewer": ({"bits:b": code(0b10000)}, "'b' has 1 positions, but values of shape"),
     "too few values": ({"new:a": torch.zeros(2)}, COUNT),
     "too many values": ({"old:a": torch.zeros(4)}, COUNT),
     "values in two dimensions": ({"new:a": torch.zeros(3, 1)}, COUNT),

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ..deltas.delta import SparseDelta
-from ..deltas.merging import Merged, merge_deltas
+from ..deltas.merging import MergeResult, merge_deltas
 from ..deltas.on_disk import apply_to_folder, delta_between, undo_to_folder
 from ..files.atomic import check_writable
 from ..files.checkpoint import Checkpoint
@@ -166,7 +166,7 @@ def _check_place(folder: str) -> None:
     check_writable(str(next(place for place in (path, *path.absolute().parents) if place.exists())))
 
 
-def _meetings(merged: Merged) -> Table:
+def _meetings(merged: MergeResult) -> Table:
     """Where the deltas meet, layer by layer."""
     counts: dict[str, list[int]] = {}
     for name, shared in merged.shared.items():

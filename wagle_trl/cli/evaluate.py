@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu_evaluation
-from ..evaluation.disjoint import check_apart
+from ..evaluation.disjoint import check_disjoint
 from ..evaluation.drift import weights_changed
 from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
-from ..evaluation.retrained_model import read_reference
+from ..evaluation.retrained_model import read_retrained_records
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
@@ -97,7 +97,9 @@ class EvalArguments:
 def run(argv: list[str], command: str) -> Output:
     args, options, attacks, model_args = parse([EvalArguments, EvalOptions, AttackConfig, EvalModel], argv, command)
     sets = _checked_sets(args, attacks, model_args)
-    reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
+    reference = (
+        None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)
+    )
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
     check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
@@ -125,7 +127,7 @@ def run(argv: list[str], command: str) -> Output:
 def _checked_sets(args: EvalArguments, attacks: AttackConfig, model_args: EvalModel) -> dict[str, Sequence[Row]]:
     """The rows, or a `ValueError`, before a model is loaded, if they do not allow what is asked for."""
     sets = args.load()
-    check_apart(sets)
+    check_disjoint(sets)
     attacks.check(sets)
     if model_args.base_model_name_or_path is not None:
         unseen_set(sets)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from ..deltas.verification import Movement, Verification, verify
-from ..files.manifest import check_same_run
+from ..deltas.verification import Verification, WeightChanges, verify
+from ..files.manifest import check_of_one_run
 from ..files.run_folder import MASK_FILE
 from ..files.tensor_file import first_few
 from ..hub.load import checkpoint_of
@@ -126,7 +126,7 @@ def _verdict(result: Verification) -> str:
     return f"FAILED: {'; '.join(failures)}."
 
 
-def _cells(movement: Movement) -> list[str]:
+def _cells(movement: WeightChanges) -> list[str]:
     numbers = movement.to_dict()
     share = f"{movement.moved / movement.selected:.1%}" if movement.selected else ""
     counts = [f"{numbers[name]:,}" for name in ("numel", "selected", "moved")]

@@ -28,10 +28,10 @@ class MaskInfo:
         versions (`dict[str, str]`, *optional*): Package versions, by name.
         base_model (`str`, *optional*): Name or path of the base model.
         base_revision (`str`, *optional*): Its commit on the Hub, or [`UNKNOWN_REVISION`].
-        threshold (`float`, *optional*): Lowest selected score.
-        jaccard (`dict[str, float | None]`, *optional*): Overlaps from [`~attribution.report.rival_overlaps`].
-        merged (`str`, *optional*): Description of the merged masks.
-        others (`dict[str, str]`): Other entries of the header of a file, kept unchanged.
+        threshold (`float`, *optional*): Lowest score that was selected.
+        jaccard (`dict[str, float | None]`, *optional*): As of [`~attribution.report.baseline_overlaps`].
+        merged (`str`, *optional*): What was merged.
+        others (`dict[str, str]`): What else the header of a file held, which travels on as it is.
     """
 
     score: str | None = None

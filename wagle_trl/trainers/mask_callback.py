@@ -8,11 +8,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters
-from ..optim.masked_adamw import STATE_BITS, MaskedAdamW
+from ..optim.masked_adamw import STATE_BITS, AccumulatorDtype, MaskedAdamW
 
 
 def masked_optimizer(
-    model: nn.Module, mask: WeightMask, decayed: set[str], args: TrainingArguments, accumulator_dtype: str
+    model: nn.Module, mask: WeightMask, decayed: set[str], args: TrainingArguments, accumulator_dtype: AccumulatorDtype
 ) -> MaskedAdamW:
     """
     AdamW for the weights that a mask selects.

@@ -64,7 +64,7 @@ class MaskMixin(HubPushes, WholeSaves):
     _name = "Masked training"
     _tag_names = ["wagle-trl"]
     train_set = "train"  # what the rows of `train_dataset` are called in reports
-    rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
+    rows_per_sample = 1  # that go through the model together for each row of `train_dataset`
     sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
     attributed_columns = ("input_ids", "labels")  # that these losses read
     planning_losses: SampleLosses | None = None  # stands in for them where the memory on a GPU is planned

@@ -1,9 +1,10 @@
 """Options of a mask's training, for the configuration of any trainer."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from transformers import TrainingArguments
+
+from ..optim.masked_adamw import AccumulatorDtype
 
 
 @dataclass
@@ -27,7 +28,7 @@ class MaskOptions:
             compare without the key, which stays in `wagle_rows.key` in the output folder.
     """
 
-    accumulator_dtype: Literal["float32", "bfloat16"] = field(
+    accumulator_dtype: AccumulatorDtype = field(
         default="float32",
         metadata={
             "help": "In what the gradients of selected weights are added up over `gradient_accumulation_steps`. "

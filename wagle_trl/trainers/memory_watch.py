@@ -111,7 +111,7 @@ class MemoryWatch:
 
     def _setup(self) -> Setup:
         trainer, args = self.trainer, self.trainer.args
-        trained = [trainer.train_dataset, trainer.retain_dataset if trainer.rows_a_sample == 2 else None]
+        trained = [trainer.train_dataset, trainer.retain_dataset if trainer.rows_per_sample == 2 else None]
         return Setup(
             mask_config=trainer.mask_config if trainer.mask is None else None,
             mask=trainer.mask,
@@ -124,7 +124,7 @@ class MemoryWatch:
             attribution_length=longest_row(trainer.attributed_dataset, trainer.retain_dataset),
             bf16=args.bf16,
             accumulator_dtype=trainer.mask_options.accumulator_dtype,
-            rows_a_sample=trainer.rows_a_sample,
+            rows_per_sample=trainer.rows_per_sample,
         )
 
     def _print(self, content) -> None:

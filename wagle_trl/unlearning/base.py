@@ -123,7 +123,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
     retain_dataset: Dataset
     config_class = UnlearningConfig
     train_set = "forget"
-    rows_a_sample = 2
+    rows_per_sample = 2
 
     def __init__(
         self,
