@@ -51,7 +51,7 @@ def choose(score, free, on_gpu=True, working=5 * GB, memory="auto", parameters=L
 
 
 def peak(tier, score, on_gpu=True, working=5 * GB, parameters=LAYERS):
-    phases = memory_phases(tier, parameters, SCORES[score], Working(0, working), on_gpu)
+    phases = memory_phases(tier, parameters, SCORES[score], WorkingMemory(0, working), on_gpu)
     return max(sum(phase.values()) for phase in phases)
 
 
@@ -188,7 +188,7 @@ AT_ONCE = [  # statistics of 20 GB on the device while adding up, and while sele
 
 @pytest.mark.parametrize(("name", "score", "on_gpu", "adding", "selecting"), AT_ONCE)
 def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, adding, selecting):
-    tier, working = Tier(name, 4 if name == "sweeps" else 1), Working(kept=GB, peak=3 * GB)
+    tier, working = Tier(name, 4 if name == "sweeps" else 1), WorkingMemory(kept=GB, peak=3 * GB)
     added, selected, compared = memory_phases(tier, LAYERS, SCORES[score], working, on_gpu)
     assert added == {"statistics": adding * TOTAL, "activations": GB, "backward pass": 2 * GB}
     copied = selected["statistics"] - selecting * TOTAL  # of a parameter at a time
@@ -201,7 +201,7 @@ def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, a
 
 def test_scores_of_fisher_information_take_their_roots_too():
     selected = [
-        memory_phases(tier, LAYERS, SCORES[score], Working(0, 0), True)[1]["statistics"]
+        memory_phases(tier, LAYERS, SCORES[score], WorkingMemory(0, 0), True)[1]["statistics"]
         for score in ("ratio", "fisher_ratio")
         for tier in (Tier("resident"), Tier("sweeps", 4))
     ]
@@ -228,7 +228,7 @@ def test_what_is_not_on_the_device_is_elsewhere(name, places):
 def test_a_sweep_holds_the_statistic_of_the_largest_part(sweeps, numel):
     parameters = make_parameters(5, 1, 9, 2, 2, 8)
     assert max(sum(p.numel() for p in part.values()) for part in split_evenly(parameters, sweeps)) == numel
-    phases = memory_phases(Tier("sweeps", sweeps), parameters, SCORES["wagle"], Working(0, 0), True)
+    phases = memory_phases(Tier("sweeps", sweeps), parameters, SCORES["wagle"], WorkingMemory(0, 0), True)
     assert phases[0]["statistics"] == 4 * numel
 
 

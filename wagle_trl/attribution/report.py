@@ -14,7 +14,7 @@ from wagle_kernels import ScoreSpec
 from ..files.atomic import atomic_path
 from ..masks.anatomy import layer_of, module_of
 from ..masks.mask import WeightMask
-from ..text import drawn
+from ..text import figure_text
 from .lazy_scores import LazyScores
 from .scores import SCORES
 from .selection import select
@@ -165,7 +165,7 @@ def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> li
 
 def _label_parts(panels, count: int, columns: int, layers: list[str], modules: list[str]) -> None:
     """Write the names of layers and modules at the outer panels, and hide all panels after the first `count`."""
-    labels = [drawn(module.removesuffix(".weight")) for module in modules]
+    labels = [figure_text(module.removesuffix(".weight")) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
     panels[0].set_yticks(range(len(layers)), map(figure_text, layers))
     for place, axes in enumerate(panels):

@@ -57,7 +57,7 @@ def choose_tier(
         order = [tier for tier in order if tier.name == config.attribution_memory]
     peaks = {}
     for tier in order:
-        phases = memory_phases(tier, parameters, score, Working(0, working), on_gpu)
+        phases = memory_phases(tier, parameters, score, WorkingMemory(0, working), on_gpu)
         peaks[tier] = max(sum(phase.values()) for phase in phases)
     fitting = (tier for tier, peak in peaks.items() if free is None or peak <= HEADROOM * free)
     return next(fitting, min(peaks, key=peaks.__getitem__))
@@ -76,7 +76,7 @@ def off_device_bytes(tier: Tier, parameters: Mapping[str, Tensor], score: Score)
 
 
 def memory_phases(
-    tier: Tier, parameters: Mapping[str, Tensor], score: Score, working: Working, on_gpu: bool
+    tier: Tier, parameters: Mapping[str, Tensor], score: Score, working: WorkingMemory, on_gpu: bool
 ) -> list[Components]:
     """
     Bytes on the device beside the weights, by component, in each phase: adding up the statistics, selecting, and
@@ -104,6 +104,6 @@ def memory_phases(
     ]
 
 
-def working_components(working: Working) -> Components:
+def working_components(working: WorkingMemory) -> Components:
     """Activations that a forward pass keeps, and what the backward pass takes beyond them."""
     return {"activations": working.kept, "backward pass": working.peak - working.kept}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from ..deltas.verification import Verification, WeightChanges, verify
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.run_folder import MASK_FILE
 from ..files.tensor_file import first_few
 from ..hub.load import checkpoint_of

@@ -136,7 +136,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         """
         weights = self._checked_weights(model)
         if others := saved_weights(model).keys() - self.dtypes.keys():  # the fingerprint does not cover these
-            raise ValueError(f"The delta is for another base, which has no {few(others)}.")
+            raise ValueError(f"The delta is for another base, which has no {first_few(others)}.")
         self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
         return self._put(model, self.new)
 
@@ -182,7 +182,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         missing = [name for name in self.dtypes if name not in shapes]
         if missing:
             raise ValueError(
-                f"The delta is for another model, or these files use other names for tensors: {few(missing)} missing."
+                f"The delta is for another model, or these files use other names for tensors: {first_few(missing)} missing."
             )
         for name, shape in self.mask.shapes.items():
             if tuple(shapes[name]) != shape:

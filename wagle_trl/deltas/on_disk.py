@@ -33,7 +33,7 @@ def delta_between(
     result = verify(base, unlearned, mask, progress=progress)
     if result.config_changes:
         raise ValueError(
-            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {few(result.config_changes)}; a delta "
+            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {first_few(result.config_changes)}; a delta "
             "holds weights only, and would not make this model."
         )
     if result.narrowed:
@@ -51,7 +51,7 @@ def delta_between(
         )
     if violations := result.violations:
         raise ValueError(
-            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
+            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {first_few(violations)}; "
             "a delta of this mask would not make this model."
         )
     dtypes = {name: unlearned.dtype(name) for name in unlearned}

@@ -148,7 +148,7 @@ def check_alike(base: Checkpoint, unlearned: Checkpoint) -> None:
     """Raise a `ValueError` unless two models have tensors of the same names and shapes."""
     if alone := base.keys() ^ unlearned.keys():
         raise ValueError(
-            f"The two models have different tensors, such as {few(alone)}; if they have one architecture, load "
+            f"The two models have different tensors, such as {first_few(alone)}; if they have one architecture, load "
             f"'{base.folder}' with transformers and save it again, which makes the names agree."
         )
     for name in unlearned:
@@ -163,7 +163,7 @@ def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
     """Raise a `ValueError` unless a checkpoint holds every parameter of the mask in its shape."""
     if missing := mask.bits.keys() - checkpoint.keys():
         raise ValueError(
-            f"The mask is for another model: '{checkpoint.folder}' lacks {few(missing)}. If it is the same model, its files "
+            f"The mask is for another model: '{checkpoint.folder}' lacks {first_few(missing)}. If it is the same model, its files "
             "use other names for tensors than the model does, as for experts of MoE, and cannot be compared with the mask; "
             "to apply a delta, use load_unlearned and save_pretrained."
         )

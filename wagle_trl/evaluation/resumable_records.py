@@ -46,7 +46,7 @@ class PartialRecords:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records to the file, so that they survive this process."""
         records = list(records)
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+        with translate_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_json_lines(records))
         self.records += records
 
