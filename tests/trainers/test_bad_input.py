@@ -218,7 +218,7 @@ UNSUPPORTED = {
     ),
     "another optimizer": (
         dict(optim="adafactor"),
-        r"A mask trains with AdamW of its own; leave `optim` .*adamw_torch.* \(got 'adafactor'\)",
+        r"A mask trains with its own AdamW; leave `optim` .*adamw_torch.* \(got 'adafactor'\)",
     ),
 }
 
@@ -256,30 +256,30 @@ def test_fsdp_is_refused_with_a_mask():
 
 @pytest.mark.parametrize("option", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
 def test_options_of_another_loss_are_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning has a loss of its own; leave `loss_type`"):
+    with pytest.raises(ValueError, match="Unlearning has its own loss; leave `loss_type`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **option)
 
 
 def test_a_loss_function_is_refused_for_unlearning(tiny_model, forget_rows, retain_rows):
-    with pytest.raises(ValueError, match="Unlearning has a loss of its own; subclass and override `forget_loss`"):
+    with pytest.raises(ValueError, match="Unlearning has its own loss; subclass and override `forget_loss`"):
         NPOTrainer(tiny_model(), train_dataset=forget_rows, retain_dataset=retain_rows, compute_loss_func=max)
 
 
 def test_an_optimizer_of_the_users_own_is_refused_with_a_mask(make_trainer, small_mask, tiny_model):
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"A mask trains with AdamW of its own; .* and pass no optimizer"):
+    with pytest.raises(ValueError, match=r"A mask trains with its own AdamW; .* and pass no optimizer"):
         make_trainer(model=model, mask_config=small_mask, optimizers=(optimizer, None))
 
 
 @pytest.mark.parametrize("option", ["packing", "padding_free"])
 def test_packing_is_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning needs one row a sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Unlearning needs one row per sample; set `packing=False`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **{option: True})
 
 
 def test_packing_is_refused_where_a_mask_is_computed(make_trainer, small_mask):
-    with pytest.raises(ValueError, match="Attribution needs one row a sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Attribution needs one row per sample; set `packing=False`"):
         make_trainer("masked_sft", mask_config=small_mask, packing=True, packing_strategy="wrapped", max_length=16)
 
 
