@@ -18,7 +18,7 @@ from ..files.model_files import check_at_home, is_like
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, REFERENCE_FILE
 from ..hub.publish import commit, earlier_weights
-from ..hub.staging import keep, stage_model
+from ..hub.staging import link_or_copy, stage_model
 from .trainer_base import TrainerBase
 
 logger = logging.get_logger(__name__)
@@ -142,8 +142,8 @@ class HubPushes(TrainerBase):
             stage = staging.enter_context(temporary_folder(Path(self.args.output_dir)))
             model, checkpoint = stage / "model", stage / "checkpoint"
             model.mkdir()
-            stage_model(folder, model, None, add=keep, needs_base=False)
-            keep(folder / CARD_FILE, model / CARD_FILE)
+            stage_model(folder, model, None, add=link_or_copy, needs_base=False)
+            link_or_copy(folder / CARD_FILE, model / CARD_FILE)
             if place is not None:
                 checkpoint.mkdir()
                 _stage_checkpoint(folder, model, checkpoint)
@@ -167,11 +167,11 @@ class HubPushes(TrainerBase):
 def _stage_checkpoint(folder: Path, model: Path, stage: Path) -> None:
     """Fill an empty folder with the files that resume a checkpoint, those of its model included, and their manifest."""
     for path in model.iterdir():
-        keep(path, stage / path.name)
+        link_or_copy(path, stage / path.name)
     for path in folder.iterdir():
         if is_like(path.name, _RESUME_FILES):
             check_at_home(path)
-            keep(path, stage / path.name)
+            link_or_copy(path, stage / path.name)
     state = read_json(folder / TRAINER_STATE_NAME, dict[str, Any])
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = Path(best).name

@@ -16,7 +16,7 @@ from ..files.atomic import atomic_path, remove_folder, staging_folder, writing
 from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
-from ..hub.staging import keep
+from ..hub.staging import link_or_copy
 from .trainer_base import TrainerBase
 
 _REPLACED = ".replaced-"
@@ -197,7 +197,7 @@ def link_into(folder: Path, stage: Path, names: Iterable[str]) -> None:
     for name in names:
         if (folder / name).is_file() and not (stage / name).exists():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            keep(folder / name, stage / name)
+            link_or_copy(folder / name, stage / name)
 
 
 def add_to_save(stage: Path, folder: Path, names: list[str]) -> None:
