@@ -211,8 +211,9 @@ def loading(name: str) -> Iterator[None]:
 
 def model_init_kwargs(model_args: WagleModelConfig, training_args: SFTConfig, masked: bool) -> dict:
     """Combine the options of loading as TRL's own scripts do."""
+    given: dict = training_args.model_init_kwargs or {}  # pyright: ignore[reportAssignmentType]
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype_for(masked),
-    } | (training_args.model_init_kwargs or {})
+    } | given

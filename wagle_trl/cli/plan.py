@@ -136,7 +136,8 @@ def _setup(
     if training_args.max_length is None:
         raise ValueError("The plan needs the length of the rows; give --max_length.")
     if training_args.optim not in STATE_BITS:
-        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{training_args.optim.value}'.")
+        name = training_args.optim.value  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{name}'.")
     has_path = mask_source.mask not in ("auto", "none")
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,

@@ -73,7 +73,7 @@ def _draw_trade_off(
             axes.plot(columns["forget"], columns[kept], **styles[label])
     for level in LEVELS:
         axes.axvline(level, color="0.7", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-        axes.text(level, 1.02, level, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
+        axes.text(level, 1.02, str(level), transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
     axes.set_xlim(1.02, -0.02)
     axes.set(xlabel="forget probability (forgetting goes to the right)", ylabel=f"{words(kept)} probability")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.table import Table
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask, report_tables
@@ -84,7 +84,7 @@ class _Demo:
         begin = time.perf_counter()
         model = build_model(self.tokenizer, self.seed)
         trainer = train(model, self.tokenizer, rows, seed=self.seed, description=f"Training the {run} model")
-        self._record_cost(run, trainer.optimizer, begin)
+        self._record_cost(run, trainer, begin)
         return model
 
     def unlearn(self, run: str) -> NPOTrainer:
@@ -102,7 +102,7 @@ class _Demo:
             mask_config=MASKS[run],
         )
         trainer.train()
-        self._record_cost(run, trainer.optimizer, begin)
+        self._record_cost(run, trainer, begin)
         self.measure(run, model)
         return trainer
 
@@ -125,9 +125,12 @@ class _Demo:
     def _dataset(self, split: str) -> Dataset:
         return to_trl(Dataset.from_list(self.splits[split]), self.tokenizer)
 
-    def _record_cost(self, run: str, optimizer: torch.optim.Optimizer | None, begin: float) -> None:
-        assert optimizer is not None  # training creates it
-        self.costs[run] = {"optimizer_bytes": optimizer_bytes(optimizer), "seconds": time.perf_counter() - begin}
+    def _record_cost(self, run: str, trainer: Trainer, begin: float) -> None:
+        assert isinstance(trainer.optimizer, torch.optim.Optimizer)  # training creates it
+        self.costs[run] = {
+            "optimizer_bytes": optimizer_bytes(trainer.optimizer),
+            "seconds": time.perf_counter() - begin,
+        }
 
     def measure(self, run: str, model: LlamaForCausalLM) -> None:
         """Evaluate the model of `run` and add its row."""
