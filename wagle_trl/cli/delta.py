@@ -188,8 +188,8 @@ def _delta_output(delta: SparseDelta, folder: str, size: int) -> Output:
 
 def _model_output(delta: SparseDelta, source: Checkpoint, folder: Path) -> Output:
     content = _delta_facts(delta) | {"output_dir": str(folder)}
-    said = [f"Not copied from {source.folder}: {', '.join(source.left_out)}."] if source.left_out else []
-    return Output(content | {"left_out": source.left_out}, [key_value_table(f"Model: {folder}", content), *said])
+    messages = [f"Not copied from {source.folder}: {', '.join(source.left_out)}."] if source.left_out else []
+    return Output(content | {"left_out": source.left_out}, [key_value_table(f"Model: {folder}", content), *messages])
 
 
 def _delta_facts(delta: SparseDelta) -> dict[str, Any]:

@@ -135,9 +135,9 @@ def _explain(command: str, error: Exception) -> int:
     # ImportError: an optional package such as bitsandbytes is missing
     is_expected = isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError))
     advice = "run again with --debug for the traceback"
-    said = f"error: {text}" if is_expected else f"unexpected {type(error).__name__}: {text}; {advice}"
+    message = f"error: {text}" if is_expected else f"unexpected {type(error).__name__}: {text}; {advice}"
     _close_bars()
-    print(printable(f"wagle {command}: {said}", _MAX_LENGTH), file=sys.stderr)
+    print(printable(f"wagle {command}: {message}", _MAX_LENGTH), file=sys.stderr)
     return 2 if is_expected else EX_SOFTWARE
 
 

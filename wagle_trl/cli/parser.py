@@ -59,8 +59,8 @@ class WagleParser(TrlParser):
             goal = printable(options.get("hub_model_id") or "a repository of yours", 100)
             print(f"{self.prog}: warning: {place} uploads the model to {goal}.", file=sys.stderr)
         for key in _trusted_code_keys(options):
-            said = f"{place} sets '{printable(key, 100)}': code that comes with a model will run on this machine."
-            print(f"{self.prog}: warning: {said}", file=sys.stderr)
+            message = f"{place} sets '{printable(key, 100)}': code that comes with a model will run on this machine."
+            print(f"{self.prog}: warning: {message}", file=sys.stderr)
         return options
 
 

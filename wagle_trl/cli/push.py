@@ -103,9 +103,9 @@ def _push(argv: list[str]) -> Output:
     )
     content = {"what": about.what, "hub_model_id": name, "commit": str(published.commit)}
     lists = {"left_out": published.left_out, "replaced": published.replaced}
-    said = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
-    said += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
-    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *said])
+    messages = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
+    messages += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
+    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *messages])
 
 
 def _card(argv: list[str]) -> Output:
