@@ -418,7 +418,7 @@ def test_no_local_path_is_published(run, tmp_path):
 def test_a_push_that_fails_midway_harms_nothing_and_a_second_one_completes(what, run, hub):
     before = snapshot(run)
     hub.cut("PUT", "/lfs/", after_bytes=64, times=float("inf"), skip=1)
-    with pytest.raises(ConnectionError, match="Push again: what has arrived is not sent again"):
+    with pytest.raises(ConnectionError, match="Push again: files that have arrived are not sent again"):
         publish(run, "user/again", CARD, what=what)
     assert files_of("user/again") == set()  # nothing half done is seen
     assert snapshot(run) == before

@@ -1,4 +1,4 @@
-"""`wagle demo`."""
+"""`wagle demo`: a tiny model learns and forgets."""
 
 from dataclasses import dataclass, field
 
@@ -15,13 +15,13 @@ from .parser import parse
 class DemoArguments:
     """Options of the demo."""
 
-    output_dir: str = field(default="demo-output", metadata={"help": "Folder for the model, mask, plot and report."})
+    output_dir: str = field(default="demo-output", metadata={"help": "Folder for the model, mask, plot and results."})
     seed: int = field(default=0, metadata={"help": "Seed of people, weights and batches."})
 
 
 def run(argv: list[str], command: str) -> Output:
     (args,) = parse([DemoArguments], argv, command)
-    disable_progress_bar()  # of formatting a few hundred rows; training and evaluation keep theirs
+    disable_progress_bar()  # those of formatting a few hundred rows; training and evaluation keep their own
     transformers.logging.set_verbosity_error()
     with translate_disk_errors(args.output_dir):
         rows, tables = run_demo(args.output_dir, args.seed)

@@ -1,6 +1,6 @@
 """
-`wagle mask`: the options of `wagle npo`, so that one YAML file serves both, and no training. `mask`, which says where
-`wagle npo` takes its mask from, is understood and ignored: the mask is always computed.
+`wagle mask`: computes a mask without training. It takes the options of `wagle npo`, so that one YAML file serves both. The
+option `mask`, which says where `wagle npo` takes its mask from, is ignored: the mask is always computed.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`wagle verify BASE UNLEARNED [MASK]`: do two models differ in nothing but the selected weights? Exit code 0 or 1."""
+"""`wagle verify BASE UNLEARNED [MASK]`: verifies that two models differ in nothing but the selected weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ BASE_REVISION_HELP = (
 
 @dataclass
 class VerifyArguments:
-    """Of models on the Hub."""
+    """Options of models on the Hub."""
 
     base_revision: str | None = field(default=None, metadata={"help": BASE_REVISION_HELP})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of UNLEARNED on the Hub."})
@@ -61,7 +61,7 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def revision_of_base(base: str, given: str | None, mask: WeightMask) -> str | None:
-    """Revision of a base: the one given, or the one that a mask names, if it is the base that the mask names."""
+    """Choose the revision of a base: the given one, or the mask's, if the mask names this base."""
     if given is not None or base != mask.info.base_model:
         return given
     return mask.info.known_revision
@@ -72,12 +72,12 @@ def _tables(result: Verification) -> list[Table | str]:
     if result.total.non_finite:
         tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:
-        tables.append(
-            f"Other files that differ, which counts for nothing here: {first_few(result.other_files, limit=12)}."
-        )
+        tables.append(f"Other files that differ, which does not count here: {few(result.other_files, limit=12)}.")
     if result.violations:
         tables.append(
-            _pairs("Not as masked", ["parameter", "weights outside the mask that differ"], result.violations)
+            _pairs(
+                "Changed outside the mask", ["parameter", "weights outside the mask that differ"], result.violations
+            )
         )
     for title, found in (
         ("Narrower dtypes", result.narrowed),
@@ -89,7 +89,7 @@ def _tables(result: Verification) -> list[Table | str]:
             )
     if result.config_changes:
         changes = {key: f"{before} -> {after}" for key, (before, after) in result.config_changes.items()}
-        tables.append(_pairs("Another config.json", ["key", "before -> after"], changes))
+        tables.append(_pairs("Changes of config.json", ["key", "before -> after"], changes))
     return [*tables, _verdict(result)]
 
 
@@ -122,7 +122,7 @@ def _verdict(result: Verification) -> str:
     failures += (
         [f"config.json declares another dtype (tensors: {len(result.loaded_as):,})"] if result.loaded_as else []
     )
-    failures += [f"config.json makes another model (keys: {keys:,})"] if keys else []
+    failures += [f"config.json describes another model (keys: {keys:,})"] if keys else []
     return f"FAILED: {'; '.join(failures)}."
 
 

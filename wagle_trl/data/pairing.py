@@ -1,6 +1,6 @@
 """Pairs of forget and retain rows: every forget row once per epoch, in an order that is the same after a restart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class PairCollator:
         columns (`list[str]`, *optional*): Columns of forget rows that hold lists of numbers. Each is concatenated.
     """
 
-    def __init__(self, collator, columns: list[str] | None = None):
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: list[str] | None = None):
         self.collator, self.columns = collator, columns or []
 
     def __call__(self, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, torch.Tensor]:

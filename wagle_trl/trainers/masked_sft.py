@@ -1,4 +1,4 @@
-"""A mask on TRL's `SFTTrainer`: the trainer, and the base of those that unlearn."""
+"""TRL's `SFTTrainer` with a mask, which is also the base of the unlearning trainers."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ from ..data.formats import pin_date
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
-from .checks import check_answers, check_none_dropped, check_one_row_a_sample, check_rows
+from .checks import check_answers, check_none_dropped, check_rows, check_unpacked
 from .mask_mixin import MaskMixin
 from .mask_options import MaskOptions
 
@@ -36,8 +36,8 @@ from .mask_options import MaskOptions
 @dataclass
 class MaskedSFTConfig(MaskOptions, SFTConfig):
     r"""
-    Configuration class for the [`MaskedSFTTrainer`]: [`~trl.SFTConfig`] with [`~trainers.mask_options.MaskOptions`], but
-    `bf16` defaults to whether the device has it, so that the same script runs on a CPU.
+    Configuration class for the [`MaskedSFTTrainer`]: [`~trl.SFTConfig`] with [`~trainers.mask_options.MaskOptions`].
+    `bf16` is on by default only where the GPU supports it, so that the same script runs on a CPU.
     """
 
     def __post_init__(self):
@@ -57,13 +57,13 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     Args:
         mask_config ([`MaskConfig`], *optional*):
-            Compute a mask when training starts; it is saved as `wagle_mask.safetensors` in `args.output_dir`.
+            How to compute a mask when training starts. It is saved as `wagle_mask.safetensors` in `args.output_dir`.
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
-            A ready mask, or where one is saved. With neither `mask` nor `mask_config`, all trainable weights train.
+            A mask that exists, or its path. With neither `mask` nor `mask_config`, all trainable weights train.
         forget_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights the mask of `mask_config` looks for; by default those of `train_dataset`.
+            Rows whose weights the mask of `mask_config` selects; by default those of `train_dataset`.
         retain_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights it should spare, for scores that compare two sets. Not trained on.
+            Rows whose weights the mask spares, for scores that compare two sets. They are not trained on.
     """
 
     _name = "Masked SFT"
@@ -99,7 +99,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         check_rows(train_dataset, "train_dataset")
         args = self._to_config(args, model)
         if mask_config is not None:
-            check_one_row_a_sample(args)
+            check_unpacked(args)
         super().__init__(
             model,
             args,
@@ -124,13 +124,13 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     @classmethod
     def _to_config(cls, args: TrainingArguments | None, model: str | PreTrainedModel | PeftModel) -> SFTConfig:
-        """`args` as this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
+        """Convert `args` to this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
         if isinstance(args, cls.config_class):
             return args
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
-        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
+        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # `to_dict` hides them
         values = args.to_dict() | hidden
         known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
         return cls.config_class(**{name: value for name, value in values.items() if name in known})
@@ -140,15 +140,15 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
             check_answers(dataset, dataset_name)
         template = self.chat_template or getattr(processing_class, "chat_template", None)
         self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
-        if args.completion_only_loss is None:  # of each data set, where TRL decides by the training rows for all
+        if args.completion_only_loss is None:  # decided per data set; TRL would decide for all by the training rows
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(dataset, Dataset) and isinstance(prepared, Dataset) and not packing:
             check_none_dropped(dataset, prepared, dataset_name, args.max_length)
         return prepared
 
-    def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
-        """Prepare a data set that `SFTTrainer` knows nothing of as it prepares `train_dataset`."""
+    def _prepare_additional(self, dataset: Dataset, name: str) -> Dataset:
+        """Prepare a data set that is no argument of `SFTTrainer` as it prepares `train_dataset`."""
         return self._prepare_dataset(  # pyright: ignore[reportReturnType]
             dataset, self.processing_class, self.args, self.args.packing, self._formatting_func, name
         )
@@ -158,7 +158,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...`, the last one winning
+        # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...` and keep only the last
         metrics = self._metrics["eval"]
         output.metrics.update({f"{metric_key_prefix}_{key}": sum(v) / len(v) for key, v in metrics.items()})  # pyright: ignore[reportOptionalMemberAccess]
         metrics.clear()
