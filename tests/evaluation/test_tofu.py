@@ -181,8 +181,14 @@ class TestEvaluateRows:
             ({"question": "Who?", "answer": " "}, "A row has no answer: .*'Who"),
             ({"question": "Who?", "answer": None}, "A row has no answer: .*'Who"),
             ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [None]}, "Its `perturbed_answer` is not a list of"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"}, "Its `perturbed_answer` is not a list of"),
+            (
+                {"question": "Who?", "answer": "Bo", "perturbed_answer": [None]},
+                "Its `perturbed_answer` is not a list of",
+            ),
+            (
+                {"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"},
+                "Its `perturbed_answer` is not a list of",
+            ),
             ({"prompt": "Who?", "completion": None}, "A row has no answer: .*'Who"),
             ({"input_ids": [5, 6], "labels": [-100, -100]}, "It has no answer: all its labels are -100"),
             ({"input_ids": [5, 1], "labels": [-100, 1]}, "Its answer is empty"),

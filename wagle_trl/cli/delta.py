@@ -168,7 +168,7 @@ def _check_new_folder(folder: str) -> None:
     check_writable(str(next(place for place in (path, *path.absolute().parents) if place.exists())))
 
 
-def _overlap_table(merged: Merged) -> Table:
+def _overlap_table(merged: MergeResult) -> Table:
     """Count the weights that several deltas select, layer by layer."""
     counts: dict[str, list[int]] = {}
     for name, shared in merged.shared.items():

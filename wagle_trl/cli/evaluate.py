@@ -97,7 +97,9 @@ class EvalArguments:
 def run(argv: list[str], command: str) -> Output:
     args, options, attacks, model_args = parse([EvalArguments, EvalOptions, AttackConfig, EvalModel], argv, command)
     sets = _checked_sets(args, attacks, model_args)
-    retrained = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
+    retrained = (
+        None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)
+    )
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
     check_writable(

@@ -54,7 +54,7 @@ class WagleParser(TrlParser):
         kinds = {name: kind for source in self.dataclass_types for name, kind in get_type_hints(source).items()}
         for name, value in options.items():
             if name in kinds and not isinstance(value, str) and not _has_type(kinds[name], value):
-                raise ValueError(f"{place}: '{name}' cannot be {shown(value)} (see `{self.prog} --help`).")
+                raise ValueError(f"{place}: '{name}' cannot be {short_value(value)} (see `{self.prog} --help`).")
         if str(options.get("push_to_hub")).lower() in _YES:
             goal = printable(options.get("hub_model_id") or "a repository of yours", 100)
             print(f"{self.prog}: warning: {place} uploads the model to {goal}.", file=sys.stderr)

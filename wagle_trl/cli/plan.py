@@ -150,7 +150,7 @@ def _setup(
         max_length=training_args.max_length,
         bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
         accumulator_dtype=training_args.accumulator_dtype,
-        rows_a_sample=TRAINERS[objective].rows_per_sample,
+        rows_per_sample=TRAINERS[objective].rows_per_sample,
     )
 
 

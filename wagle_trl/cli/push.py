@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from ..files.atomic import land, staging_folder
+from ..files.atomic import move_into_place, staging_folder
 from ..files.hub_file import full_name
 from ..files.manifest import Manifest
 from ..files.run_folder import CARD_FILE

@@ -72,7 +72,9 @@ def _tables(result: Verification) -> list[Table | str]:
     if result.total.non_finite:
         tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:
-        tables.append(f"Other files that differ, which does not count here: {few(result.other_files, limit=12)}.")
+        tables.append(
+            f"Other files that differ, which does not count here: {first_few(result.other_files, limit=12)}."
+        )
     if result.violations:
         tables.append(
             _pairs(

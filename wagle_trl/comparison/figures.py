@@ -137,7 +137,7 @@ def _save(figure: "Figure", styles: dict[str, dict[str, Any]], path: str | os.Pa
         axes.grid(color="0.93", linewidth=0.6)
         axes.set_axisbelow(True)
     width, height = figure.get_size_inches()
-    longest = max(len(drawn(label)) for label in styles) + 6  # for the line before it
+    longest = max(len(figure_text(label)) for label in styles) + 6  # for the line before it
     beside = max(1, min(len(styles), int(_CHARACTERS_PER_INCH * width) // longest))
     figure.set_size_inches(width, height + 0.18 * math.ceil(len(styles) / beside))
     handles = [_line(label, style) for label, style in styles.items()]

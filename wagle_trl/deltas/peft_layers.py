@@ -99,7 +99,9 @@ def changed_layers(
     uses = Counter(map(id, parameters.values()))
     allowed = {name for name, parameter in parameters.items() if uses[id(parameter)] == 1 and _owner(name) in modules}
     if others := num_changed.keys() - allowed:
-        raise no_adapter_error(f"PEFT cannot change weights that are tied or belong to no single layer: {first_few(others)}")
+        raise no_adapter_error(
+            f"PEFT cannot change weights that are tied or belong to no single layer: {first_few(others)}"
+        )
     names = dict.fromkeys(map(_owner, num_changed))
     return [_layer(name, modules[name], num_changed, dtypes) for name in names]
 

@@ -102,7 +102,7 @@ class Facts:
     @property
     def rows(self) -> dict[str, str]:
         """One line per set of rows, by its label."""
-        return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
+        return {_ROW_LABELS.get(name, escaped(name)): self._describe(rows) for name, rows in self.data.items()}
 
     def _describe(self, rows: Mapping[str, Any]) -> str:
         parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]

@@ -116,7 +116,9 @@ def commit(
 
 def _weights_and_mask(folder: Path, stage: Path) -> list[str]:
     """List the files that must be of one run. Deltas may be made later, and are compared with weights and mask."""
-    staged = {path.name for path in stage.iterdir() if is_like(path.name, (*WEIGHTS, ADAPTER_CONFIG))} - {DELTA_FILE}
+    staged = {path.name for path in stage.iterdir() if matches_any(path.name, (*WEIGHTS, ADAPTER_CONFIG))} - {
+        DELTA_FILE
+    }
     return sorted(staged | ({MASK_FILE} if (folder / MASK_FILE).exists() else set()))
 
 

@@ -117,7 +117,7 @@ def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None, nee
 
 def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
     """Write the mask, without local paths, and its picture into `stage`. The arguments are those of [`stage_model`]."""
-    check_at_home(folder / MASK_FILE)
+    check_inside_folder(folder / MASK_FILE)
     mask = WeightMask.load(folder)
     mask.public(base_model, _is_local(folder, mask.info.base_model)).save(stage)
     plot_mask(mask, stage / PLOT_FILE)

@@ -169,8 +169,8 @@ def _stage_checkpoint(folder: Path, model: Path, stage: Path) -> None:
     for path in model.iterdir():
         link_or_copy(path, stage / path.name)
     for path in folder.iterdir():
-        if is_like(path.name, _RESUME_FILES):
-            check_at_home(path)
+        if matches_any(path.name, _RESUME_FILES):
+            check_inside_folder(path)
             link_or_copy(path, stage / path.name)
     state = read_json(folder / TRAINER_STATE_NAME, dict[str, Any])
     if best := state.get("best_model_checkpoint"):

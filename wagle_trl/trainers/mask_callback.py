@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters
-from ..optim.masked_adamw import STATE_BITS, MaskedAdamW
+from ..optim.masked_adamw import STATE_BITS, AccumulatorDtype, MaskedAdamW
 from .trainer_base import MaskedTrainerBase
 
 

@@ -106,7 +106,7 @@ class MemoryWatch:
 
         def build(dtype: str) -> nn.Module:
             # Not converted where the dtype stays: adapters may have another dtype than their base
-            return without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
+            return copy_without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
 
         losses = self.trainer.planning_losses if on_gpu else None
         return Planner(build, losses or self.trainer.sample_losses, on_gpu)
@@ -126,7 +126,7 @@ class MemoryWatch:
             attribution_length=longest_row(trainer.attributed_dataset, trainer.retain_dataset),
             bf16=args.bf16,
             accumulator_dtype=trainer.mask_options.accumulator_dtype,
-            rows_a_sample=trainer.rows_per_sample,
+            rows_per_sample=trainer.rows_per_sample,
         )
 
     def _print(self, content: Table | str) -> None:

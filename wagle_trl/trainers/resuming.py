@@ -185,7 +185,7 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 def check_base_of(folder: Path, fingerprint: str) -> None:
     """Refuse a checkpoint that started from weights other than those of `fingerprint`, the base of a delta."""
-    saved = checked(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
+    saved = validated(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
     if saved not in (None, fingerprint):
         raise ValueError(
             f"The model is not the base that '{folder}' started from; pass that base, or the delta would be of another one."

@@ -149,7 +149,7 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
 
 def _complete(folder: Path, facts: dict[str, Any], limit: int | None, best: str | None) -> None:
     """Flush a checkpoint to the disk, then write its manifest, then remove older checkpoints."""
-    with writing(folder), _restored_on_failure(folder):
+    with translate_disk_errors(folder), _restored_on_failure(folder):
         Manifest.of(folder, files_in(folder), _reported_fingerprint(folder), **facts).write(folder)
     shutil.rmtree(_replaced(folder), ignore_errors=True)
     if not holds_save(folder.parent):  # without a save, the folder shows the progress of the run
