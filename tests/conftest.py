@@ -15,6 +15,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .kernels.conftest import allocations
 from .support.hub import Hub, connected
+from .support.trainers import (
+    assert_only_selected_moved,
+    batches_of,
+    learned,
+    log_probs_of,
+    make_config,
+    make_trainer,
+    small_mask,
+    snapshot,
+)
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from wagle_trl.attribution import statistic_store as tiers
 from wagle_trl.attribution.compute_mask import SCRATCH_FOLDER, compute_mask
 from wagle_trl.attribution.config import MaskConfig, Tier
 from wagle_trl.attribution.scores import SCORES
-from wagle_trl.attribution.statistic_store import Store, Stream, gather, split_evenly
+from wagle_trl.attribution.statistic_store import StatisticFiles, Stream, compute_statistics, split_evenly
 from wagle_trl.attribution.statistics import accumulate_statistic
 from wagle_trl.losses.per_sample import sample_losses
 from wagle_trl.masks.scope import scope_parameters
@@ -78,7 +78,9 @@ def test_statistics_are_the_same_in_every_tier(place, squared, tiny_model, tmp_p
     accumulate = partial(accumulate_statistic, model, squared=squared)
     streams = {"forget": Stream(FORGET), "retain": Stream(RETAIN)}
     expected, actual = (
-        gather(Tier(name, sweeps or 1), parameters, streams, accumulate, folder=tmp_path, key="", progress=False)
+        compute_statistics(
+            Tier(name, sweeps or 1), parameters, streams, accumulate, folder=tmp_path, key="", progress=False
+        )
         for name, sweeps in (("resident", None), place)
     )
     assert list(actual) == list(expected) == ["forget", "retain"]
@@ -104,7 +106,7 @@ def test_statistics_go_where_the_tier_says(name):
         return {"weight": MagicMock(cpu=lambda: done.append(f"{stream} moved"))}
 
     streams = {stream: Stream([stream]) for stream in ("forget", "retain")}
-    gather(Tier(name), {}, streams, accumulate, folder=None, key="", progress=False)
+    compute_statistics(Tier(name), {}, streams, accumulate, folder=None, key="", progress=False)
     assert done == MOVES[name]
 
 
@@ -136,7 +138,9 @@ def test_the_tier_follows_from_the_free_memory_where_the_options_leave_it_open(m
     expected = run(model, configured(memory="resident"))
     monkeypatch.setattr(attribution, "free_memory", lambda device: free)
     monkeypatch.setattr(
-        attribution, "gather", lambda tier, *args, **kw: chosen.append(tier) or gather(tier, *args, **kw)
+        attribution,
+        "compute_statistics",
+        lambda tier, *args, **kw: chosen.append(tier) or compute_statistics(tier, *args, **kw),
     )
     assert run(model, configured(memory=memory)) == expected
     assert chosen == [Tier("sweeps", 12) if not free else Tier("resident") if memory == "auto" else Tier("sweeps", 1)]
@@ -423,12 +427,12 @@ def test_a_stream_can_be_read_again_and_knows_its_length_if_that_is_known(kind):
 
 def test_files_hold_parameters_of_any_name(tmp_path):
     statistic = {name: torch.rand(3) for name in ("a/b.weight", "../a", "a%2Fb.weight", "ä b")}
-    Store(tmp_path, "forget", statistic, "key").write(statistic)
-    store = Store(tmp_path, "forget", statistic, "key")
+    StatisticFiles(tmp_path, "forget", statistic, "key").write(statistic)
+    store = StatisticFiles(tmp_path, "forget", statistic, "key")
     assert store.done == set(statistic) and len(store) == len(list(tmp_path.iterdir())) == 4
     assert all(torch.equal(store[name], value) for name, value in statistic.items())
-    assert not Store(tmp_path, "forget", statistic, "other").done
-    assert not Store(tmp_path, "retain", statistic, "key").done
+    assert not StatisticFiles(tmp_path, "forget", statistic, "other").done
+    assert not StatisticFiles(tmp_path, "retain", statistic, "key").done
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def quick(tmp_path):
 
 @pytest.fixture
 def interrupt_at(monkeypatch):
-    """`calls = interrupt_at(n)`: the n-th batch to be scored is interrupted; `calls` lists what was asked for."""
-    score = tofu.answer_scores
+    """`calls = interrupt_at(n)`: the n-th batch to be evaluated is interrupted; `calls` lists what was asked for."""
+    evaluate = tofu.answer_likelihoods
 
     def interrupt(number):
         calls = []
@@ -55,9 +55,9 @@ def interrupt_at(monkeypatch):
             calls.append(args)
             if len(calls) == number:
                 raise KeyboardInterrupt
-            return score(*args)
+            return evaluate(*args)
 
-        monkeypatch.setattr(tofu, "answer_scores", interrupted)
+        monkeypatch.setattr(tofu, "answer_likelihoods", interrupted)
         return calls
 
     return interrupt

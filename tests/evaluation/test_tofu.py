@@ -97,7 +97,7 @@ class TestEvaluateRows:
     def test_fields_of_memory_are_those_of_the_answers_own_tokens(self, model, tokenizer):
         (record,) = evaluate_rows(model, tokenizer, ROWS[:1], "forget", generate=False, mia_k=0.5, progress=False)
         tokens = tokenize_row(ROWS[0], tokenizer)
-        (score,) = answer_scores(model, [tokens], 1, tokenizer.pad_token_id)
+        (score,) = answer_likelihoods(model, [tokens], 1, tokenizer.pad_token_id)
         half = len(score.log_probs) // 2
         assert record["min_k"] == pytest.approx(sum(sorted(score.log_probs)[:half]) / half, rel=1e-5, abs=1e-5)
         assert record["min_k_plus_plus"] == pytest.approx(
@@ -182,8 +182,14 @@ class TestEvaluateRows:
             ({"question": "Who?", "answer": " "}, "A row has no answer: .*'Who"),
             ({"question": "Who?", "answer": None}, "A row has no answer: .*'Who"),
             ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [None]}, "Its `perturbed_answer` is no list of"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"}, "Its `perturbed_answer` is no list of"),
+            (
+                {"question": "Who?", "answer": "Bo", "perturbed_answer": [None]},
+                "Its `perturbed_answer` is not a list of",
+            ),
+            (
+                {"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"},
+                "Its `perturbed_answer` is not a list of",
+            ),
             ({"prompt": "Who?", "completion": None}, "A row has no answer: .*'Who"),
             ({"input_ids": [5, 6], "labels": [-100, -100]}, "It has no answer: all its labels are -100"),
             ({"input_ids": [5, 1], "labels": [-100, 1]}, "Its answer is empty"),

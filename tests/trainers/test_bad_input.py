@@ -12,20 +12,19 @@ from wagle_trl import MaskConfig, NPOConfig, NPOTrainer, WeightMask
 from wagle_trl.trainers import mask_mixin
 from wagle_trl.trainers.checks import check_accelerator
 
-KINDS = ["npo", "grad_diff"]
-
+from ..support.trainers import OBJECTIVES, TRAINERS
 
 # Data
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("argument", ["train_dataset", "retain_dataset"])
 def test_an_empty_set_is_refused(kind, argument, make_trainer, forget_rows):
     with pytest.raises(ValueError, match=f"`{argument}` is empty; pass at least one row"):
         make_trainer(kind, **{argument: forget_rows.select([])})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("argument", ["train_dataset", "retain_dataset"])
 def test_a_missing_set_is_refused(kind, argument, make_trainer):
     with pytest.raises(ValueError, match=f"`{argument}` is required: pass the rows to forget as `train_dataset`"):
@@ -33,7 +32,7 @@ def test_a_missing_set_is_refused(kind, argument, make_trainer):
 
 
 @pytest.mark.parametrize("argument", ["train_dataset", "retain_dataset"])
-@pytest.mark.parametrize("kind", [*KINDS, "masked_sft"])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_a_streaming_set_is_refused(kind, argument, make_trainer, forget_rows):
     with pytest.raises(ValueError, match=f"`{argument}` is a streaming data set; load it as a `Dataset`"):
         make_trainer(kind, **{argument: forget_rows.to_iterable_dataset()})
@@ -44,7 +43,7 @@ def test_a_dictionary_of_splits_is_refused(make_trainer, retain_rows):
         make_trainer(retain_dataset=DatasetDict({"train": retain_rows}))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_rows_in_both_sets_are_refused(kind, make_trainer, forget_rows, retain_rows):
     both = Dataset.from_list([*retain_rows, forget_rows[2]])
     with pytest.raises(ValueError, match=r"1 rows are in both .* \(first: forget row 2 = retain row 10\); remove"):
@@ -197,7 +196,7 @@ def test_nan_in_attribution_names_the_parameter(make_trainer):
 # Where and how
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "masked_sft"])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_an_unwritable_output_directory_is_refused(kind, make_trainer, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"Cannot write to output_dir '.*file/out': Not a directory"):
@@ -218,13 +217,13 @@ UNSUPPORTED = {
     ),
     "another optimizer": (
         dict(optim="adafactor"),
-        r"A mask trains with AdamW of its own; leave `optim` .*adamw_torch.* \(got 'adafactor'\)",
+        r"A mask trains with its own AdamW; leave `optim` .*adamw_torch.* \(got 'adafactor'\)",
     ),
 }
 
 
 @pytest.mark.parametrize("options, message", UNSUPPORTED.values(), ids=UNSUPPORTED)
-@pytest.mark.parametrize("kind", [*KINDS, "masked_sft"])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_what_a_mask_cannot_do_is_refused(kind, options, message, make_trainer, small_mask):
     with pytest.raises(ValueError, match=message):
         make_trainer(kind, mask_config=small_mask, **options)
@@ -256,30 +255,30 @@ def test_fsdp_is_refused_with_a_mask():
 
 @pytest.mark.parametrize("option", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
 def test_options_of_another_loss_are_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning has a loss of its own; leave `loss_type`"):
+    with pytest.raises(ValueError, match="Unlearning has its own loss; leave `loss_type`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **option)
 
 
 def test_a_loss_function_is_refused_for_unlearning(tiny_model, forget_rows, retain_rows):
-    with pytest.raises(ValueError, match="Unlearning has a loss of its own; subclass and override `forget_loss`"):
+    with pytest.raises(ValueError, match="Unlearning has its own loss; subclass and override `forget_loss`"):
         NPOTrainer(tiny_model(), train_dataset=forget_rows, retain_dataset=retain_rows, compute_loss_func=max)
 
 
 def test_an_optimizer_of_the_users_own_is_refused_with_a_mask(make_trainer, small_mask, tiny_model):
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"A mask trains with AdamW of its own; .* and pass no optimizer"):
+    with pytest.raises(ValueError, match=r"A mask trains with its own AdamW; .* and pass no optimizer"):
         make_trainer(model=model, mask_config=small_mask, optimizers=(optimizer, None))
 
 
 @pytest.mark.parametrize("option", ["packing", "padding_free"])
 def test_packing_is_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning needs one row a sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Unlearning needs one row per sample; set `packing=False`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **{option: True})
 
 
 def test_packing_is_refused_where_a_mask_is_computed(make_trainer, small_mask):
-    with pytest.raises(ValueError, match="Attribution needs one row a sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Attribution needs one row per sample; set `packing=False`"):
         make_trainer("masked_sft", mask_config=small_mask, packing=True, packing_strategy="wrapped", max_length=16)
 
 

@@ -19,7 +19,7 @@ from ..evaluation.disjoint import check_apart
 from ..evaluation.drift import weights_changed
 from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
-from ..evaluation.retrained_model import read_reference
+from ..evaluation.retrained_model import read_retrained_records
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
@@ -44,13 +44,13 @@ logger = logging.get_logger(__name__)
 @dataclass
 class EvalArguments:
     """
-    What to evaluate on.
+    Options that name the rows to evaluate on.
 
     Args:
         forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
             [`~wagle_trl.data.rows.load_rows`].
         tofu_dir, forget (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
-        reference_records (`str`, *optional*): Records of a model that never saw the forget rows.
+        reference_records (`str`, *optional*): Records of a retrained model: one that never saw the forget rows.
     """
 
     output_dir: str = field(default="wagle-eval", metadata={"help": "Folder for the records and the summary."})
@@ -74,7 +74,7 @@ class EvalArguments:
         },
     )
     tofu_dir: str | None = field(
-        default=None, metadata={"help": "Folder with the TOFU files; without it TOFU comes from the Hub."}
+        default=None, metadata={"help": "Folder with the TOFU files; by default TOFU is loaded from the Hub."}
     )
     forget: str | None = field(
         default=None, metadata={"help": "TOFU split that was forgotten: 'forget01', 'forget05' or 'forget10'."}
@@ -88,7 +88,7 @@ class EvalArguments:
     )
 
     def load(self) -> dict[str, Sequence[Row]]:
-        """Set name -> rows."""
+        """Load the rows, by the name of their set."""
         own = ("forget_dataset", "retain_dataset", "holdout_dataset")
         sets = load_tofu_evaluation(self.forget or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
         sources = {
@@ -110,26 +110,30 @@ def run(argv: list[str], command: str) -> Output:
     *_, model_args = parse(kinds, argv, command)
     args, options, attacks, model_args = parse(kinds, argv, command, **trained_on(model_args))
     sets = _checked_sets(args, attacks, model_args)
-    reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
+    retrained = (
+        None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)
+    )
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
-    check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
+    check_writable(
+        args.output_dir
+    )  # before the long work, but after loading: a model that is missing leaves no folder
     folder = Path(args.output_dir)
     records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
-    summary: dict[str, Any] = {**summarize_all(records, reference)}
+    summary: dict[str, Any] = {**summarize_all(records, retrained)}
     if base is not None:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
-        del base  # the attacks need its memory
-    head = _head(args, options, model_args, model)
-    _save(folder, RECORDS_FILE, records, head | summary)
+        del base  # the attacks need the memory
+    facts = _evaluation_facts(args, options, model_args, model)
+    _save(folder, RECORDS_FILE, records, facts | summary)
     if attacks.attack:
-        head["options"] |= asdict(attacks)
+        facts["options"] |= asdict(attacks)
         summary["attacks"] = {}
     for variant, result in _attacked(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER):
         summary["attacks"][variant] = result.summary
-        # After each: the next may run out of memory
-        _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, head | summary)
+        # Saved after each attack: the next may run out of memory
+        _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, facts | summary)
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
     return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
@@ -151,21 +155,23 @@ def trained_on(model_args: EvalModel) -> dict[str, Any]:
 
 
 def _checked_sets(args: EvalArguments, attacks: AttackConfig, model_args: EvalModel) -> dict[str, Sequence[Row]]:
-    """The rows, or a `ValueError`, before a model is loaded, if they do not allow what is asked for."""
+    """Load the rows. Rows that do not allow what is asked for raise a `ValueError` before a model is loaded."""
     sets = args.load()
-    check_apart(sets)
+    check_disjoint(sets)
     attacks.check(sets)
     if model_args.base_model_name_or_path is not None:
         unseen_set(sets)
     return sets
 
 
-def _head(args: EvalArguments, options: EvalOptions, model_args: EvalModel, model: PreTrainedModel) -> dict[str, Any]:
-    """What was evaluated, and how, under the names of the options."""
+def _evaluation_facts(
+    args: EvalArguments, options: EvalOptions, model_args: EvalModel, model: PreTrainedModel
+) -> dict[str, Any]:
+    """Record what was evaluated, and how, under the names of the options."""
     names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
     given = asdict(options) | {"dtype": str(model.dtype).removeprefix("torch.")} | asdict(args)
     del given["output_dir"]
-    # Weights of other dtypes, rounded to fp16, have another fingerprint than in their files
+    # Weights rounded to fp16 have another fingerprint than in their files
     fingerprint = None if model_args.dtype == "float16" else model_fingerprint(model)
     return _known(names | {"fingerprint": fingerprint}) | {"options": _known(given)}
 
@@ -182,7 +188,7 @@ def _attacked(
     attacks: AttackConfig,
     folder: Path,
 ) -> Iterator[tuple[str, AttackResult]]:
-    """Every attack and what came of it; what it has done so far is kept in a folder each."""
+    """Run the attacks one by one. Each keeps its progress in its own folder."""
     with tqdm(attacks.variants, desc="Attacks", disable=not attacks.attack) as bar:
         for variant in bar:
             bar.set_postfix_str(variant)
@@ -192,9 +198,9 @@ def _attacked(
 
 
 def _save(folder: Path, name: str, records: Sequence[Row], evaluation: dict[str, Any]) -> None:
-    """Write records, and the evaluation that they are of, in one."""
+    """Write records and their evaluation together: both files or none."""
     with staging_folder(folder) as stage:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         write_records(records, stage / name)
         write_json(stage / EVALUATION_FILE, evaluation)
-        land(stage, folder, [name, EVALUATION_FILE])
+        move_into_place(stage, folder, [name, EVALUATION_FILE])

@@ -23,7 +23,7 @@ def row_format(columns: list[str], source: str, text_field: str = "text") -> tup
             return names
     understood = ", ".join("/".join(names) for names in _row_formats(text_field))
     given = printable(", ".join(columns), 200) or "none"
-    raise ValueError(f"'{printable(source)}' has columns {given}; expected {understood} (labels are optional).")
+    raise ValueError(f"'{printable(source)}' has columns {given}; expected {supported} (labels are optional).")
 
 
 def _row_formats(text_field: str) -> list[tuple[str, ...]]:
@@ -41,9 +41,9 @@ def filled_columns(row: Mapping[str, Any], text_field: str = "text") -> tuple[st
 
 def to_prompt_completion(row: Mapping[str, Any], tokenizer: Processing) -> dict[str, Any]:
     """
-    A question/answer row as prompt and completion.
+    Convert a question/answer row to prompt and completion.
 
-    With a chat template both are message lists, else plain text `Question: ...\\nAnswer: ...`.
+    With a chat template both are lists of messages. Without one they are plain text `Question: ...\\nAnswer: ...`.
     """
     for name in ("question", "answer"):
         _require_text(row, name)
@@ -155,8 +155,8 @@ def _text_of(part: Any, column: str) -> str:
 
 def split_prompt(row: Mapping[str, Any], tokenizer: Processing, text_field: str = "text") -> dict[str, Any]:
     """
-    Any text row as prompt and completion: a conversation is split before its last message, plain text has an empty
-    prompt.
+    Convert a row of any text format to prompt and completion. A conversation is split before its last message; plain
+    text has an empty prompt.
     """
     row = with_messages(row)
     match filled_columns(row, text_field):

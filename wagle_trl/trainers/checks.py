@@ -1,5 +1,7 @@
 """Checks of a trainer's arguments, before any long work."""
 
+from typing import Any
+
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -19,7 +21,7 @@ from .trainer_base import FilledArguments
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
-    """The argument `name` must be a data set with rows."""
+    """Refuse a `dataset` without rows or of another kind; `name` is that of the argument."""
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"`{name}` is a streaming data set; load it as a `Dataset` so that it has a length.")
     if not isinstance(dataset, Dataset | None):
@@ -38,17 +40,29 @@ def check_answers(dataset: Dataset, tokenizer: Processing, text_field: str, name
             raise ValueError(f"Row {index} of the {name} set cannot be used. {error}") from error
 
 
-def check_supported(args: FilledArguments, has_optimizer: bool) -> None:
-    """The options must be such that a mask can be trained."""
+def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) -> None:
+    """
+    Refuse arguments with which a trainer cannot save, or cannot train a mask.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): The configuration.
+        masked (`bool`): Whether the trainer trains a mask.
+        given (`dict`): The other arguments by name.
+    """
+    check_writable(args.output_dir)
+    if not masked:
+        return
     if args.fp16:
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
     if args.deepspeed_plugin is not None:
         raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
     if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
+    optimizers = given.get("optimizers") or (None,)
+    has_optimizer = optimizers[0] is not None or given.get("optimizer_cls_and_kwargs") is not None
     if args.optim not in STATE_BITS or has_optimizer:
         raise ValueError(
-            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
+            f"A mask trains with its own AdamW; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
     for name in ("optim_args", "optim_target_modules"):
@@ -59,7 +73,7 @@ def check_supported(args: FilledArguments, has_optimizer: bool) -> None:
 
 
 def check_save_delta(masked: bool, model: nn.Module) -> None:
-    """A delta holds the selected weights of a whole model."""
+    """Refuse `save_delta` without a mask or with adapters: a delta holds the selected weights of a whole model."""
     if not masked:
         raise ValueError(
             "save_delta saves the weights that a mask selects; pass `mask` or `mask_config`, or unset it."
@@ -69,7 +83,7 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
 
 
 def check_is_base(model: nn.Module, mask: WeightMask) -> None:
-    """A delta starts from the weights that its mask was made for, not from a checkpoint of the run."""
+    """Refuse a model that the mask was not made for: a delta starts from the base, not from a checkpoint."""
     declared = mask.info.fingerprint
     if declared and declared != model_fingerprint(model):
         raise ValueError(
@@ -79,7 +93,7 @@ def check_is_base(model: nn.Module, mask: WeightMask) -> None:
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """What the launcher chose must be such that a mask can be trained."""
+    """Refuse precision and sharding of the launcher with which no mask can be trained."""
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; launch with bf16 or no mixing.")
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -87,7 +101,7 @@ def check_accelerator(accelerator: Accelerator) -> None:
 
 
 def check_mask_config(config: MaskConfig, model: nn.Module, has_rows: bool, retain: Dataset | None) -> None:
-    """It must be possible to compute the mask of `config`, as far as one can tell without data."""
+    """Refuse options of a mask that cannot be computed, as far as they show without reading rows."""
     scope = scope_parameters(model, config.mask_scope, config.mask_exclude)
     for name, parameter in scope.items():
         check_dtype(name, parameter)
@@ -104,7 +118,7 @@ def check_mask_config(config: MaskConfig, model: nn.Module, has_rows: bool, reta
         )
 
 
-def check_one_row_a_sample(args: SFTConfig) -> None:
-    """Attribution goes row by row."""
+def check_unpacked(args: SFTConfig) -> None:
+    """Refuse packed rows: attribution reads them one by one."""
     if args.packing or args.padding_free:
-        raise ValueError("Attribution needs one row a sample; set `packing=False` and `padding_free=False`.")
+        raise ValueError("Attribution needs one row per sample; set `packing=False` and `padding_free=False`.")

@@ -1,4 +1,4 @@
-"""A mask on TRL's `SFTTrainer`: the trainer, and the base of those that unlearn."""
+"""TRL's `SFTTrainer` with a mask, which is also the base of the unlearning trainers."""
 
 import copy
 import dataclasses
@@ -77,13 +77,13 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     Args:
         mask_config ([`MaskConfig`], *optional*):
-            Compute a mask when training starts; it is saved as `wagle_mask.safetensors` in `args.output_dir`.
+            How to compute a mask when training starts. It is saved as `wagle_mask.safetensors` in `args.output_dir`.
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
-            A ready mask, or where one is saved. With neither `mask` nor `mask_config`, all trainable weights train.
+            A mask that exists, or its path. With neither `mask` nor `mask_config`, all trainable weights train.
         forget_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights the mask of `mask_config` looks for; by default those of `train_dataset`.
+            Rows whose weights the mask of `mask_config` selects; by default those of `train_dataset`.
         retain_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights it should spare, for scores that compare two sets. Not trained on.
+            Rows whose weights the mask spares, for scores that compare two sets. They are not trained on.
     """
 
     _name = "Masked SFT"
@@ -119,7 +119,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         check_rows(train_dataset, "train_dataset")
         args = self._to_config(args, model)
         if mask_config is not None:
-            check_one_row_a_sample(args)
+            check_unpacked(args)
         super().__init__(
             model,
             args,
@@ -150,7 +150,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
-        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # by `to_dict`
+        hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # `to_dict` hides them
         values = args.to_dict() | hidden
         known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
         return cls.config_class(**{name: value for name, value in values.items() if name in known})
@@ -209,7 +209,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...`, the last one winning
+        # Named by split here: `SFTTrainer.log` would name the metrics of every split `eval_...` and keep only the last
         metrics = self._metrics["eval"]
         output.metrics.update({f"{metric_key_prefix}_{key}": sum(v) / len(v) for key, v in metrics.items()})  # pyright: ignore[reportOptionalMemberAccess]
         metrics.clear()

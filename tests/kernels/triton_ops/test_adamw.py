@@ -36,8 +36,8 @@ WEIGHTS = {
 
 def groups_of_each(layout, masks):
     """Group of every compact element."""
-    runs = wagle_kernels.reference.compaction.runs(layout, slice(0, layout.tiles[-1]))
-    return torch.cat([run.group_of_each(run.positions()) for run in runs])
+    blocks = wagle_kernels.reference.compaction.blocks(layout, slice(0, layout.tiles[-1]))
+    return torch.cat([block.group_of_each(block.positions()) for block in blocks])
 
 
 def assert_few_differ(ours, theirs):
