@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl.data.formats import to_prompt_completion
 from wagle_trl.data.tokenization import tokenize_row
-from wagle_trl.evaluation.inference import answer_losses, answer_scores, generate_answers, token_scores
+from wagle_trl.evaluation.inference import answer_likelihoods, answer_losses, generate_answers, token_likelihoods
 
 from .conftest import ROWS
 

@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl.data.formats import to_prompt_completion
 from wagle_trl.data.tokenization import tokenize_row
-from wagle_trl.evaluation.inference import answer_losses, answer_scores
+from wagle_trl.evaluation.inference import answer_likelihoods, answer_losses
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows, read_records, write_records
 

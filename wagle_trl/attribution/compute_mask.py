@@ -112,7 +112,7 @@ def compute_mask(
         _batches(retain, tokenizer, batch_size, "retain"),
     )
     planned = options | {"losses": planning_losses or losses}
-    tier = _tier(config, model, parameters, score, streams, planned)
+    tier = _choose_tier(config, model, parameters, score, streams, planned)
     accumulate = partial(accumulate_statistic, model, **options)
     key = _statistics_key(model, parameters, options)
     with _scratch_folder(folder) as scratch:

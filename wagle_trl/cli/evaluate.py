@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu_evaluation
 from ..data.tokenization import RowOptions
-from ..evaluation.disjoint import check_apart
+from ..evaluation.disjoint import check_disjoint
 from ..evaluation.drift import weights_changed
 from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
@@ -23,7 +23,7 @@ from ..evaluation.retrained_model import read_retrained_records
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
-from ..files.atomic import check_writable, land, staging_folder, write_json
+from ..files.atomic import check_writable, move_into_place, staging_folder, write_json
 from ..files.hub_file import is_hub_name
 from ..files.reading import read_json
 from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE, REPORT_FILE

@@ -23,7 +23,7 @@ def row_format(columns: list[str], source: str, text_field: str = "text") -> tup
             return names
     understood = ", ".join("/".join(names) for names in _row_formats(text_field))
     given = printable(", ".join(columns), 200) or "none"
-    raise ValueError(f"'{printable(source)}' has columns {given}; expected {supported} (labels are optional).")
+    raise ValueError(f"'{printable(source)}' has columns {given}; expected {understood} (labels are optional).")
 
 
 def _row_formats(text_field: str) -> list[tuple[str, ...]]:

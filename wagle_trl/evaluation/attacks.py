@@ -285,10 +285,10 @@ def _with_paraphrased_question(row: Mapping[str, Any], set_name: str) -> dict[st
             return {**row, "question": question}
         case ("prompt", "completion"):
             prompt = row["prompt"]
-            return {**row, "prompt": question if isinstance(prompt, str) else _with_last(prompt, question)}
+            return {**row, "prompt": question if isinstance(prompt, str) else _replace_last(prompt, question)}
         case ("messages",) | ("conversations",):
             row = with_messages(row)
-            return {**row, "messages": [*_with_last(row["messages"][:-1], question), row["messages"][-1]]}
+            return {**row, "messages": [*_replace_last(row["messages"][:-1], question), row["messages"][-1]]}
     raise ValueError(
         f"A row of the set '{set_name}' has a `paraphrased_question` but no question that it can replace; expected "
         "question/answer, prompt/completion or messages."

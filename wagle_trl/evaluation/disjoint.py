@@ -21,7 +21,7 @@ def check_disjoint(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
             question and answer; other columns do not matter.
     """
     contents = {name: {_content(row) for row in rows} for name, rows in sets.items()}
-    for name, others in _APART.items():
+    for name, others in _DISJOINT_SETS.items():
         for other in others:
             if shared := contents.get(name, set()) & contents.get(other, set()):
                 raise ValueError(

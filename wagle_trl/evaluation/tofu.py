@@ -27,7 +27,14 @@ from ..data.tokenization import (
 )
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
-from .inference import AnswerScores, Tokenized, answer_scores, batches, generate_answers, padding_token_id
+from .inference import (
+    AnswerLikelihood,
+    Tokenized,
+    answer_likelihoods,
+    batches,
+    generate_answers,
+    padding_token_id,
+)
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
@@ -205,8 +212,8 @@ def _evaluate_batch(
         sample.record.update(_loss_fields(own, sample.has_paraphrase))
         sample.record.update(_memorization_fields(own[0], sample.record["answer"], options.mia_k))
     if options.generate:
-        asked = [(sample.record, sample.prompt) for sample in samples if sample.prompt]
-        prompts = [ids for _, ids in asked]
+        with_prompt = [(sample.record, sample.prompt) for sample in samples if sample.prompt]
+        prompts = [ids for _, ids in with_prompt]
         texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
         for (record, _), text in zip(with_prompt, texts, strict=True):
             record.update(generated=text, rougeL_recall=rouge_l_recall(text, record["answer"]))

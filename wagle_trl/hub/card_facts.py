@@ -104,7 +104,7 @@ class Facts:
     def rows(self) -> dict[str, str]:
         """Every row set in a line, by its label."""
         return {
-            _ROW_LABELS.get(name, plain(name)): self._describe(rows) + self._cut(name)
+            _ROW_LABELS.get(name, escaped(name)): self._describe(rows) + self._cut(name)
             for name, rows in self.data.items()
         }
 

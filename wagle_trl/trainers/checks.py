@@ -12,6 +12,7 @@ from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
 from ..attribution.selection import num_to_select
 from ..data.formats import Processing, filled_columns, split_prompt
+from ..files.atomic import check_writable
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
@@ -68,7 +69,7 @@ def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) 
     for name in ("optim_args", "optim_target_modules"):
         if getattr(args, name):
             raise ValueError(
-                f"A mask trains with AdamW of its own, which reads no {name} (got {getattr(args, name)!r}); unset it."
+                f"A mask trains with its own AdamW, which reads no {name} (got {getattr(args, name)!r}); unset it."
             )
 
 

@@ -55,7 +55,7 @@ class MaskMixin(HubPushes, WholeSaves, MaskedTrainerBase):
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
             A mask that exists, or its path. With neither `mask` nor `mask_config`, all trainable weights train.
         forget_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights the mask of `mask_config` looks for, in any format of [`~data.tokenization.tokenize_row`]; by
+            Rows whose weights the mask of `mask_config` selects, in any format of [`~data.tokenization.tokenize_row`]; by
             default the training rows, where they have `input_ids`.
         retain_dataset ([`~datasets.Dataset`], *optional*):
             Rows whose weights the mask spares, for scores that compare two sets.
@@ -117,12 +117,15 @@ class MaskMixin(HubPushes, WholeSaves, MaskedTrainerBase):
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
 
+    @property
+    def tokenization(self) -> dict[str, Any] | None:
+        """Options that decide which tokens of a row are scored, for evaluation; `None` if those of the base trainer do."""
+        return None
+
     # Rows to attribute
 
-    tokenization: dict[str, Any] | None = None  # options by which evaluation makes the tokens of its rows
-
-    def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
-        """Tokenize rows that the base trainer knows nothing of."""
+    def _prepare_additional(self, dataset: Dataset, name: str) -> Dataset:
+        """Tokenize rows that are no argument of the base trainer."""
         rows = tokenize_dataset(dataset, self.processing_class, RowOptions(), name)
         return rows.select_columns(["input_ids", "labels"])  # pyright: ignore[reportReturnType]
 

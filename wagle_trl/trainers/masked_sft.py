@@ -33,7 +33,7 @@ from ..data.tokenization import RowOptions, pin_date, tokenize_dataset
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
-from .checks import check_answers, check_one_row_a_sample, check_rows
+from .checks import check_answers, check_rows, check_unpacked
 from .mask_mixin import MaskMixin
 from .mask_options import MaskOptions
 
@@ -43,8 +43,8 @@ logger = logging.get_logger(__name__)
 @dataclass
 class MaskedSFTConfig(MaskOptions, SFTConfig):
     r"""
-    Configuration class for the [`MaskedSFTTrainer`]: [`~trl.SFTConfig`] with [`~trainers.mask_options.MaskOptions`], but
-    `bf16` defaults to whether the device has it, so that the same script runs on a CPU.
+    Configuration class for the [`MaskedSFTTrainer`]: [`~trl.SFTConfig`] with [`~trainers.mask_options.MaskOptions`].
+    `bf16` is on by default only where the GPU supports it, so that the same script runs on a CPU.
 
     Parameters:
         long_rows (`str`, *optional*, defaults to `"truncate"`):
@@ -144,7 +144,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     @classmethod
     def _to_config(cls, args: TrainingArguments | None, model: str | PreTrainedModel | PeftModel) -> MaskedSFTConfig:
-        """`args` as this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
+        """Convert `args` to this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
         if isinstance(args, cls.config_class):
             return args
         if args is None:
@@ -158,13 +158,13 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
     # Rows
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        """As `SFTTrainer` does, but that rows are checked one by one, and what is cut of answers is counted."""
+        """Prepare rows as `SFTTrainer` does, but check every row and count the answer tokens that are cut."""
         template = self.chat_template or getattr(processing_class, "chat_template", None)
         self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
         if isinstance(dataset, Dataset) and formatting_func is None:
             dataset = to_trl(dataset, processing_class)
             check_answers(dataset, processing_class, args.dataset_text_field, dataset_name)
-        if args.completion_only_loss is None:  # of each data set, where TRL decides by the training rows for all
+        if args.completion_only_loss is None:  # decided per data set; TRL would decide for all by the training rows
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
         if packing or not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
@@ -174,7 +174,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         return self._fit(rows, args, dataset_name)  # pyright: ignore[reportArgumentType]
 
     def _fit(self, rows: Dataset, args: MaskedSFTConfig, name: str) -> Dataset:
-        """Rows within `max_length`; what that leaves of their answers goes into the log, the report and the card."""
+        """Keep rows within `max_length`, and record how much of their answers is left, for log, report and card."""
         must_fit = args.long_rows == "split" or name == "train"
         name = self.train_set if name == "train" else name
         rows, counted = fit_rows(rows, RowOptions.of(args), name, args.long_rows if must_fit else "truncate")
@@ -185,18 +185,18 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     @property
     def tokenization(self) -> dict[str, Any]:
-        """What [`~data.tokenization.tokenize_row`] needs to make the tokens of this run of its rows."""
+        """Options with which [`~data.tokenization.tokenize_row`] makes the tokens of this run."""
         options = asdict(RowOptions.of(self.args)) | {"formatting_func": self._formatting_func is not None}
-        return options | (
-            {"max_length": None} if self.args.long_rows == "split" else {}
-        )  # then each token is in a row
+        if self.args.long_rows == "split":  # then every token is in some row
+            options["max_length"] = None
+        return options
 
-    def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
-        """Tokenize rows that `SFTTrainer` knows nothing of, and score their answers."""
+    def _prepare_additional(self, dataset: Dataset, name: str) -> Dataset:
+        """Tokenize a data set that is no argument of `SFTTrainer`; its answers are scored."""
         return self._answers(dataset, self.processing_class, self.args, self._formatting_func, name)  # pyright: ignore[reportReturnType]
 
     def _answers(self, dataset, processing_class, args, formatting_func, name):
-        """Tokenized rows of which answers are scored."""
+        """Tokenize rows of any format; answers are scored."""
         if formatting_func is not None:
             columns = get_dataset_column_names(dataset)
             dataset = dataset.map(lambda row: {args.dataset_text_field: formatting_func(row)}, remove_columns=columns)

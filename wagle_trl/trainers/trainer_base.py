@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers.training_args import OptimizerNames
 
     from ..attribution.config import MaskConfig
+    from ..data.lengths import AnswerTokens
     from ..losses.per_sample import SampleLosses
     from ..masks.mask import WeightMask
     from ..optim.masked_adamw import MaskedAdamW
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         mask_options: MaskOptions
         retain_dataset: Dataset | None
         run_inputs: RunInputs
+        answer_tokens: dict[str, AnswerTokens]
         memory: RunMemory
         train_set: str
         rows_per_sample: int
@@ -65,6 +67,9 @@ if TYPE_CHECKING:
         _base_fingerprint: str | None
         _plotted_mask: WeightMask | None
         _saves_checkpoint: bool
+
+        @property
+        def tokenization(self) -> dict[str, Any] | None: ...
 
         @property
         def attributed_dataset(self) -> Dataset: ...

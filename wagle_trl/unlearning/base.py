@@ -24,83 +24,15 @@ from transformers import (
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
-from ..data.lengths import LongRows
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
 from ..masks.mask import WeightMask
-from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
+from ..trainers.masked_sft import MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
 from .config import UnlearningConfig
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .trajectory import Trajectory
-
-
-@dataclass
-class UnlearningConfig(MaskedSFTConfig):
-    r"""
-    Options of every unlearning trainer, on top of [`~trl.SFTConfig`].
-
-    Parameters:
-        retain_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the loss on the retain rows.
-        retain_loss (`str`, *optional*, defaults to `"nll"`):
-            What is to stay: `"nll"`, the cross-entropy of the retain answers, averaged over their tokens.
-        trajectory_steps (`int`, *optional*, defaults to `10`):
-            Every how many steps the answer probability of each set is measured and logged, see
-            [`~unlearning.trajectory.Trajectory`]; `0` never.
-        trajectory_rows (`int`, *optional*, defaults to `16`):
-            On at most how many rows of each set.
-        long_rows (`str`, *optional*, defaults to `"refuse"`):
-            What to do with rows longer than `max_length`. `"refuse"` forget rows whose answers would be cut, as the rest of
-            them would stay in the model, and cut retain rows; `"split"` rows of plain text, of both sets, into several rows;
-            or `"truncate"` rows of both.
-    """
-
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
-    retain_loss: Literal["nll"] = field(
-        default="nll", metadata={"help": "What is to stay: 'nll', the cross-entropy of the retain answers."}
-    )
-    trajectory_steps: int = field(
-        default=10,
-        metadata={"help": "Every how many steps the answer probability of each set is measured and logged; 0 never."},
-    )
-    trajectory_rows: int = field(
-        default=16, metadata={"help": "On at most how many rows of each set the trajectory is measured."}
-    )
-
-    long_rows: LongRows = field(
-        default="refuse",
-        metadata={
-            "help": "What to do with rows longer than `max_length`: 'refuse' forget rows whose answers would be cut (retain "
-            "rows are cut), 'split' rows of plain text, of both sets, into several rows, or 'truncate' rows of both."
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.retain_weight < 0:
-            raise ValueError(f"retain_weight must not be negative, got {self.retain_weight}.")
-        if self.trajectory_steps < 0:
-            raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
-        if self.trajectory_rows < 1:
-            raise ValueError(f"trajectory_rows must be at least 1, got {self.trajectory_rows}.")
-        if self.packing or self.eval_packing or self.padding_free:
-            raise ValueError(
-                "Unlearning needs one row a sample; set `packing`, `eval_packing` and `padding_free` to False."
-            )
-        if self.loss_type != "nll" or self.label_smoothing_factor:
-            raise ValueError("Unlearning has a loss of its own; leave `loss_type` and `label_smoothing_factor` alone.")
-        if self.train_sampling_strategy != "random":
-            raise ValueError(
-                f"Unlearning pairs forget and retain rows at random; train_sampling_strategy '{self.train_sampling_strategy}' "
-                "would do nothing, so leave it at 'random'."
-            )
-        if not self.average_tokens_across_devices:
-            raise ValueError(
-                "Unlearning divides by the tokens of all devices; leave `average_tokens_across_devices` at True."
-            )
-
 
 RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
     "nll": lambda retain: cross_entropy(retain.log_probs, retain.num_tokens),
