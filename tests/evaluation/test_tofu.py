@@ -179,9 +179,9 @@ class TestEvaluateRows:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"question": "Who?", "answer": " "}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": None}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "A row has no answer: .*'Who"),
+            ({"question": "Who?", "answer": " "}, "It has no answer: .*'Who"),
+            ({"question": "Who?", "answer": None}, "It has no answer: .*'Who"),
+            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "It has no completion: .*Who"),
             (
                 {"question": "Who?", "answer": "Bo", "perturbed_answer": [None]},
                 "Its `perturbed_answer` is not a list of",
@@ -190,7 +190,7 @@ class TestEvaluateRows:
                 {"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"},
                 "Its `perturbed_answer` is not a list of",
             ),
-            ({"prompt": "Who?", "completion": None}, "A row has no answer: .*'Who"),
+            ({"prompt": "Who?", "completion": None}, "It has no completion: .*'Who"),
             ({"input_ids": [5, 6], "labels": [-100, -100]}, "It has no answer: all its labels are -100"),
             ({"input_ids": [5, 1], "labels": [-100, 1]}, "Its answer is empty"),
         ],

@@ -62,17 +62,17 @@ BLANK = {
 
 
 @pytest.mark.parametrize("rows", BLANK.values(), ids=BLANK)
-@pytest.mark.parametrize("argument, name", [("train_dataset", "train"), ("retain_dataset", "retain")])
+@pytest.mark.parametrize("argument, name", [("train_dataset", "forget"), ("retain_dataset", "retain")])
 def test_a_row_without_an_answer_is_named(rows, argument, name, make_trainer):
-    with pytest.raises(ValueError, match=f"Row 1 of the {name} set has no answer; remove it or give it one"):
+    with pytest.raises(ValueError, match=rf"Row 1 of the {name} set (cannot be used\. It )?has no \w+[;:] .*remove it"):
         make_trainer(**{argument: Dataset.from_list(rows)})
 
 
-@pytest.mark.parametrize("argument, name", [("train_dataset", "train"), ("retain_dataset", "retain")])
+@pytest.mark.parametrize("argument, name", [("train_dataset", "forget"), ("retain_dataset", "retain")])
 def test_an_answer_cut_off_by_max_length_is_refused(argument, name, make_trainer):
     rows = [{"prompt": "Who? " * 30, "completion": " Ada"}, {"prompt": "Who?", "completion": " Bo"}]
     with pytest.raises(ValueError, match=f"1 rows of the {name} set have no answer token left within max_length=16"):
-        make_trainer(max_length=16, **{argument: Dataset.from_list(rows)})
+        make_trainer(max_length=16, long_rows="truncate", **{argument: Dataset.from_list(rows)})
 
 
 # Mask options
@@ -271,9 +271,9 @@ def test_an_optimizer_of_the_users_own_is_refused_with_a_mask(make_trainer, smal
         make_trainer(model=model, mask_config=small_mask, optimizers=(optimizer, None))
 
 
-@pytest.mark.parametrize("option", ["packing", "padding_free"])
+@pytest.mark.parametrize("option", ["packing", "eval_packing", "padding_free"])
 def test_packing_is_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning needs one row per sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Unlearning needs one row per sample; set `packing`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **{option: True})
 
 
