@@ -1,6 +1,5 @@
 """Fixtures for all tests: a tokenizer and Llamas of a few thousand weights, built in code, and rows to learn."""
 
-import gc
 import os
 
 import torch
@@ -15,19 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .kernels.conftest import allocations
+from .support.fixed_costs import (
+    nothing_waits_for_the_disk,
+    old_objects_are_no_garbage,
+    pictures_are_drawn_once,
+    templates_are_compiled_once,
+)
 from .support.hub import Hub, connected
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_old_objects_in_collections():
-    """
-    What libraries have loaded stays: no collection of garbage looks at it again. A training ends with a collection, and
-    a prediction of memory starts with one: each took 0.3 s for a million objects of transformers and torch.
-    """
-    gc.collect()  # what is garbage now must not stay
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
