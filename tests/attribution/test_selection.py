@@ -13,6 +13,8 @@ from wagle_trl.attribution import selection
 from wagle_trl.attribution.selection import Scored, find_threshold, select
 from wagle_trl.masks.info import MaskInfo
 
+from ..kernels.helpers import walk_tiles_in_two_steps
+
 # Few distinct values, so that most scores are tied: zeros, subnormals, neighbours, the largest finite
 TIED = [0.0, 1e-45, 3e-45, 1e-40, 1.1754944e-38, 1.0, 1.0000001, 2.0, 3e38, 3.4028235e38]
 
@@ -179,6 +181,7 @@ def test_masks_are_bit_identical_between_the_backends(formula, density, tied, mo
     scored = Scored(parameters, ScoreSpec(formula, 0.5), *statistics)
     monkeypatch.setattr(selection, "_ALWAYS_RANKED", 20)
     expected = select(scored, density)
+    walk_tiles_in_two_steps(monkeypatch)
     monkeypatch.setattr(wagle_kernels, "_backend", lambda name, device: triton_ops)
     monkeypatch.setattr(wagle_kernels, "digit_bits", lambda device: 8)
     assert select(scored, density) == expected
