@@ -176,7 +176,7 @@ def test_masks_are_bit_identical_between_the_backends(formula, density, tied, mo
         values = torch.randn(shape, generator=generator)
         return values.round() if tied else values
 
-    parameters = {"a": draw(5), "b": draw(40, 51).to(torch.bfloat16), "c": draw(16, 24), "d": draw(3)}
+    parameters = {"a": draw(5), "b": draw(40, 51).to(torch.bfloat16)}
     statistics = ({name: draw(*p.shape) for name, p in parameters.items()} for _ in range(2))
     scored = Scored(parameters, ScoreSpec(formula, 0.5), *statistics)
     monkeypatch.setattr(selection, "_ALWAYS_RANKED", 20)

@@ -4,9 +4,9 @@ import gc
 import io
 import os
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
-import jinja2
 import pytest
 
 from wagle_trl.attribution import report
@@ -55,7 +55,8 @@ def pictures_are_drawn_once():
 
 @pytest.fixture(autouse=True, scope="session")
 def templates_are_compiled_once():
-    """Every card is made of one template, which jinja would compile for each."""
+    """Every card is made of one template, which jinja, by way of huggingface_hub, would compile for each."""
+    environment = import_module("jinja2").Environment
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
+        patch.setattr(environment, "compile", cache(environment.compile))
         yield

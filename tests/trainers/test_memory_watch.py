@@ -16,10 +16,7 @@ from wagle_trl.optim.compact_state import Arena
 from wagle_trl.trainers.memory_watch import longest_row, peak_memory_bytes
 
 VOCABULARY = 4000
-# Few layers of many weights: what is measured takes its time by operations, not by weights
-SHAPE = dict(
-    vocab_size=VOCABULARY, hidden_size=256, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=8
-)
+SHAPE = dict(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=8)
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
@@ -41,7 +38,7 @@ def words():
 
 @pytest.fixture
 def make_large(make_trainer, tiny_model, words):
-    """Factory of trainers of a model of 5 M weights, where weights and state outweigh the chunks of a kernel."""
+    """Factory of trainers of a model of 4 M weights, where weights and state outweigh the chunks of a kernel."""
 
     def build(kind="npo", *, dtype=BF16, count=4, length=64, **options):
         model = tiny_model(dtype=dtype, **SHAPE)
