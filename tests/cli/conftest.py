@@ -4,6 +4,8 @@ import pytest
 
 from wagle_trl.evaluation import tofu
 
+from ..support.writers import make_inputs
+
 
 @pytest.fixture
 def write_jsonl(tmp_path):
@@ -61,3 +63,11 @@ def interrupt_at(monkeypatch):
         return calls
 
     return interrupt
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """What the commands of tests/support/writers.py read, made once for all tests: none may change it."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder, tiny_model(), tiny_tokenizer)
+    return folder

@@ -25,6 +25,14 @@ from wagle_trl.files.atomic import (
     write_json,
 )
 
+from ..support.fixed_costs import fsync
+
+
+@pytest.fixture(autouse=True)
+def what_is_written_reaches_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
 # What writes a temporary file or folder somewhere, given a folder
 WRITERS = {
     "file": lambda folder: atomic_path(folder / "file.json"),

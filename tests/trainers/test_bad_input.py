@@ -64,7 +64,9 @@ BLANK = {
 @pytest.mark.parametrize("rows", BLANK.values(), ids=BLANK)
 @pytest.mark.parametrize("argument, name", [("train_dataset", "forget"), ("retain_dataset", "retain")])
 def test_a_row_without_an_answer_is_named(rows, argument, name, make_trainer):
-    with pytest.raises(ValueError, match=rf"Row 1 of the {name} set (cannot be used\. It )?has no \w+[;:] .*remove it"):
+    with pytest.raises(
+        ValueError, match=rf"Row 1 of the {name} set (cannot be used\. It )?has no \w+[;:] .*remove it"
+    ):
         make_trainer(**{argument: Dataset.from_list(rows)})
 
 
