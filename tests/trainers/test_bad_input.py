@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from wagle_trl import MaskConfig, NPOConfig, NPOTrainer, WeightMask
 from wagle_trl.trainers import mask_mixin
@@ -300,3 +300,45 @@ def test_errors_come_before_attribution(make_trainer, monkeypatch, forget_rows, 
             make_trainer(**arguments)
     with pytest.raises(ValueError, match="No whole checkpoint to resume from"):
         make_trainer(mask_config=MaskConfig()).train(resume_from_checkpoint=True)
+
+
+# Model, tokenizer, rows and options against each other
+
+
+@pytest.mark.parametrize("kind", [*OBJECTIVES, "masked_sft"])
+def test_a_token_without_an_embedding_is_refused(kind, make_trainer, tiny_model):
+    with pytest.raises(
+        ValueError, match=r"of row \d+ of the \w+ set has the id 3\d\d, and the model has 300 embeddings"
+    ):
+        make_trainer(kind, model=tiny_model(vocab_size=300))
+
+
+def test_batches_that_make_no_step_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="With dataloader_drop_last, 6 training rows in batches of 8 make no step"):
+        make_trainer(per_device_train_batch_size=8, dataloader_drop_last=True)
+
+
+def test_a_frozen_model_without_a_mask_is_refused(make_trainer, tiny_model):
+    with pytest.raises(ValueError, match="Every parameter is frozen and there is no mask"):
+        make_trainer(model=tiny_model().requires_grad_(False), mask_config=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_length"}, "pairs forget and retain rows at random"),
+        ({"average_tokens_across_devices": False}, "divides by the tokens of all devices"),
+        ({"optim_args": "eps=1e-6"}, "A mask trains with its own AdamW, which reads no optim_args"),
+        ({"optim_target_modules": ["mlp"]}, "A mask trains with its own AdamW, which reads no optim_target_modules"),
+    ],
+)
+def test_options_that_would_not_be_read_are_refused(options, message, make_trainer):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(mask_config=MaskConfig(), **options)
+
+
+def test_rows_that_stream_from_a_generator_can_be_evaluated(make_trainer, retain_rows):
+    streamed = IterableDataset.from_generator(lambda: iter(retain_rows.to_list()))
+    trainer = make_trainer(eval_dataset={"kept": retain_rows, "streamed": streamed})
+    metrics = trainer.evaluate()
+    assert metrics["eval_streamed_loss"] == pytest.approx(metrics["eval_kept_loss"])

@@ -28,6 +28,7 @@ import wagle_kernels
 from wagle_kernels import ScoreSpec
 
 from ..data.batches import row_batches
+from ..data.compatibility import check_tokens
 from ..data.formats import Processing
 from ..distributed import rank
 from ..losses.per_sample import SampleLosses, sample_losses
@@ -108,8 +109,8 @@ def compute_mask(
     streams = _streams(
         config.mask_score,
         score,
-        _batches(forget, tokenizer, batch_size, "forget"),
-        _batches(retain, tokenizer, batch_size, "retain"),
+        _batches(model, forget, tokenizer, batch_size, "forget"),
+        _batches(model, retain, tokenizer, batch_size, "retain"),
     )
     planned = options | {"losses": planning_losses or losses}
     tier = _choose_tier(config, model, parameters, score, streams, planned)
@@ -134,13 +135,16 @@ def compute_mask(
 
 
 def _batches(
-    rows: Dataset | Batches | None, tokenizer: Processing | None, batch_size: int, name: str
+    model: nn.Module, rows: Dataset | Batches | None, tokenizer: Processing | None, batch_size: int, name: str
 ) -> Batches | None:
     if not isinstance(rows, Dataset):
         return rows
     if tokenizer is None:
         raise ValueError(f"The {name} rows are a `Dataset`; pass the model's `tokenizer` beside them.")
-    return row_batches(rows, tokenizer, batch_size, name)
+    batches = row_batches(rows, tokenizer, batch_size, name)
+    if isinstance(model, PreTrainedModel):
+        check_tokens(model, tokenizer, {name: batches.dataset["input_ids"]})  # pyright: ignore[reportIndexIssue]
+    return batches
 
 
 def _streams(name: str, score: Score, forget: Batches | None, retain: Batches | None) -> dict[str, Stream]:

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..data.compatibility import check_tokens
 from ..files.run_folder import PARTIAL_FILE
 from ..text import printable
 from .cache_key import evaluation_key
@@ -72,6 +73,10 @@ def evaluate_sets(
                 f"max_length={options.max_length} of the set '{name}': {len(cut)} of {len(members)} rows are cut, {sum(cut)} "
                 "answer tokens are not scored."
             )
+    tokens = {
+        name: [answer["input_ids"] for sample in part for answer in sample.answers] for name, part in samples.items()
+    }
+    check_tokens(model, tokenizer, tokens)
     compared = None
     if base is not None:
         check_same_weights(model, base)

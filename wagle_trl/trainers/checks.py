@@ -11,6 +11,7 @@ from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
 from ..attribution.selection import num_to_select
+from ..data.compatibility import check_tokens
 from ..data.formats import Processing, filled_columns, split_prompt
 from ..files.atomic import check_writable
 from ..masks.fingerprint import model_fingerprint
@@ -18,7 +19,7 @@ from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
 from ..optim.compact_state import check_dtype
 from ..optim.masked_adamw import STATE_BITS
-from .trainer_base import FilledArguments
+from .trainer_base import FilledArguments, MaskedTrainerBase
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
@@ -71,6 +72,35 @@ def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) 
             raise ValueError(
                 f"A mask trains with its own AdamW, which reads no {name} (got {getattr(args, name)!r}); unset it."
             )
+
+
+def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
+    """
+    Check model, tokenizer, rows and options against each other, before any batch is computed.
+
+    Args:
+        trainer ([`~trainers.mask_mixin.MaskMixin`]): Trainer with its prepared data sets.
+        masked (`bool`): Whether it trains a mask.
+    """
+    args, rows = trainer.args, trainer.train_dataset
+    if not masked and not any(parameter.requires_grad for parameter in trainer.model.parameters()):
+        raise ValueError(
+            "Every parameter is frozen and there is no mask, so nothing would train; unfreeze some or pass a mask."
+        )
+    step = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < step:
+        raise ValueError(
+            f"With dataloader_drop_last, {len(rows)} training rows in batches of {step} make no step; lower "
+            "per_device_train_batch_size or unset it."
+        )
+    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    sets = {trainer.train_set: rows, "forget": trainer.forget_dataset, "retain": trainer.retain_dataset, **evaluated}
+    tokenized = {
+        name: dataset["input_ids"]
+        for name, dataset in sets.items()
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names
+    }
+    check_tokens(trainer.model, trainer.processing_class, tokenized)
 
 
 def check_save_delta(masked: bool, model: nn.Module) -> None:

@@ -27,7 +27,15 @@ from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..optim.masked_adamw import MaskedAdamW
-from .checks import check_accelerator, check_arguments, check_is_base, check_mask_config, check_rows, check_save_delta
+from .checks import (
+    check_accelerator,
+    check_arguments,
+    check_before_work,
+    check_is_base,
+    check_mask_config,
+    check_rows,
+    check_save_delta,
+)
 from .hub_pushes import HubPushes
 from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .mask_options import MaskOptions
@@ -114,6 +122,7 @@ class MaskMixin(HubPushes, WholeSaves, MaskedTrainerBase):
         self.run_inputs = RunInputs(given.get("model", self.model), revision, rows)
         if self.mask is not None:
             self.mask.check(self.model)
+        check_before_work(self, masked)
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
 

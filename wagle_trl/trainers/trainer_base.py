@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         mask: WeightMask | None
         mask_config: MaskConfig | None
         mask_options: MaskOptions
+        forget_dataset: Dataset | None
         retain_dataset: Dataset | None
         run_inputs: RunInputs
         answer_tokens: dict[str, AnswerTokens]
