@@ -58,6 +58,7 @@ def make_trainer(make_config, tiny_model, tiny_tokenizer, forget_rows, retain_ro
             "retain_dataset",
             "forget_dataset",
             "eval_dataset",
+            "formatting_func",
             "processing_class",
             "peft_config",
             "optimizers",
