@@ -67,7 +67,7 @@ def test_an_evaluation_of_other_weights_is_not_that_of_the_run(make_run):
     evaluation = EVALUATION | {"fingerprint": "b"}
     (run,) = load_runs([make_run(training=TRAINING | {"fingerprint": "a"}, evaluation=evaluation)])
     assert not run.measured() and not run.attacks and "forget_prob" not in run.numbers()
-    assert run.remarks == ["wagle_eval.json in its folder is of other weights, and left out."]
+    assert run.remarks == ["wagle_eval.json in its folder is of other weights. It is left out."]
     (run,) = load_runs([make_run("same", training=TRAINING | {"fingerprint": "b"}, evaluation=evaluation)])
     assert run.measured()["forget_prob"] == EVALUATION["forget_prob"] and not run.remarks
 

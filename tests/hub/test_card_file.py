@@ -87,7 +87,7 @@ def test_an_evaluation_of_other_weights_is_not_put_into_it(folder):
     evaluate(folder, fingerprint="b")
     refresh_card(folder)
     text = (folder / CARD_FILE).read_text()
-    assert "0.250" not in text and "wagle_eval.json in its folder is of other weights, and left out." in text
+    assert "0.250" not in text and "wagle_eval.json in its folder is of other weights. It is left out." in text
 
 
 def test_a_folder_without_a_card_gets_none(folder):

@@ -153,7 +153,7 @@ def test_what_is_measured_of_other_weights_is_not_put_into_the_folder_of_a_run(
     argv = ["eval", "--output_dir", str(tmp_path / "out"), "--forget_dataset", str(tmp_path / "rows.jsonl")]
     argv += ["--generate", "false", "--model_name_or_path"]
     assert main([*argv, str(tmp_path / "other")]) == 2
-    assert "out' holds a run of other weights than those of" in capsys.readouterr().err
+    assert "out' holds a run with other weights than" in capsys.readouterr().err
     assert EVALUATION_FILE not in names_in(tmp_path / "out")
     assert main([*argv, str(tmp_path / "out"), "--dtype", "float16"]) == 0
     assert "Answer probability: forget" in (tmp_path / "out" / CARD_FILE).read_text()

@@ -114,7 +114,7 @@ def test_of_weights_that_were_changed_since_nothing_measured_before_is_said(adap
     (run,) = load_runs([tmp_path / "out"])
     assert "final_forget" not in run.numbers()
     card = (tmp_path / "out" / CARD_FILE).read_text()
-    assert "were not measured while it trained" in card and "step 3" not in card
+    assert "were not measured during training" in card and "step 3" not in card
 
 
 def test_between_two_measurements_a_checkpoint_has_none_of_its_weights(make_trainer, tmp_path):

@@ -1,6 +1,6 @@
 """
-`wagle mask`: the options of `wagle npo`, so that one YAML file serves both, and no training. `mask`, which says where
-`wagle npo` takes its mask from, is understood and ignored: the mask is always computed.
+`wagle mask`: computes a mask without training. It takes the options of `wagle npo`, so that one YAML file serves both. The
+option `mask`, which says where `wagle npo` takes its mask from, is ignored: the mask is always computed.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from ..attribution.report import mask_report, plot_mask, report_tables
 from ..files.atomic import staging_folder
 from ..files.manifest import Manifest
-from ..files.model_files import WEIGHTS, is_like
+from ..files.model_files import WEIGHTS, matches_any
 from ..files.run_folder import MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..trainers.run_report import write_run_report
 from ..unlearning.npo import NPOTrainer
@@ -21,7 +21,7 @@ def run(argv: list[str], command: str) -> Output:
     data_args, _, mask_config, training_args, model_args = parse(option_types("npo"), argv, command)
     folder = Path(training_args.output_dir)
     before = Manifest.read(folder)
-    if before is not None and any(is_like(name, WEIGHTS) and name != MASK_FILE for name in before.files):
+    if before is not None and any(matches_any(name, WEIGHTS) and name != MASK_FILE for name in before.files):
         raise ValueError(
             f"'{folder}' holds a trained model; choose another --output_dir, or the mask would be taken for its own."
         )
@@ -31,6 +31,6 @@ def run(argv: list[str], command: str) -> Output:
         mask.save(stage)
         plot_mask(mask, stage / PLOT_FILE)
         write_run_report(trainer, stage, objective="mask")
-        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).land(stage, folder)
+        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).move_into_place(stage, folder)
     report = mask_report(mask)
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

@@ -1,4 +1,4 @@
-"""`wagle plan`: will it fit? From the model's config alone; the other options are those of `wagle npo`."""
+"""`wagle plan`: predicts whether a run fits, from the model's config alone. It also takes the options of `wagle npo`."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from ..attribution.config import MaskConfig
 from ..files.atomic import atomic_path
 from ..files.reading import read_yaml
 from ..masks.mask import WeightMask
@@ -18,7 +19,8 @@ from ..memory.simulation import losses_on_gpu
 from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
-from .arguments import loading, require_model
+from ..unlearning.npo import NPOConfig
+from .arguments import MaskSource, WagleModelConfig, loading, require_model
 from .output import Output
 from .parser import config_file, parse
 from .train import TRAINERS, option_types
@@ -30,21 +32,21 @@ _OWN = ("config", "gpu", "auto", "objective")
 @dataclass
 class PlanArguments:
     """
-    What to plan for.
+    Options of the plan.
 
     Args:
         gpu (`str`, *optional*): Memory of the GPU.
-        objective (`str`): Command that the plan is of.
-        auto (`str`, *optional*): File for the options that fit.
+        objective (`str`): Command to plan.
+        auto (`str`, *optional*): File to write the fitting options to.
     """
 
     gpu: str | None = field(
         default=None,
         metadata={
-            "help": "Memory of the GPU, such as '24GB' (10^9 bytes each) or '80GiB'; by default of the one here."
+            "help": "Memory of the GPU, such as '24GB' (of 10^9 bytes) or '80GiB'; by default that of the local GPU."
         },
     )
-    objective: str = field(default="npo", metadata={"help": "What to run.", "choices": list(TRAINERS)})
+    objective: str = field(default="npo", metadata={"help": "Command to plan.", "choices": list(TRAINERS)})
     auto: str | None = field(
         default=None,
         metadata={
@@ -62,7 +64,7 @@ def run(argv: list[str], command: str) -> Output:
     given = _given(argv, (data_args, mask_source, mask_config, training_args, model_args))
     capacity = _capacity(args.gpu)
     build = partial(_build, _load_config(model_args, training_args), model_args, training_args.trust_remote_code)
-    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan is of another machine, perhaps
+    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan may be for another machine
     setup = _setup(args.objective, mask_source, mask_config, training_args, model_args, given)
     try:
         plan, changes = planner.plan(setup, capacity), suggest(planner, setup, capacity)
@@ -73,10 +75,10 @@ def run(argv: list[str], command: str) -> Output:
     if changes:
         lines.append(f"Cheapest change that makes it fit: {' '.join(f'--{n} {v}' for n, v in changes.items())}")
     elif changes is None:
-        lines.append("No option makes this model fit: it takes a larger GPU, or a smaller model.")
+        lines.append("No option makes this model fit: use a larger GPU or a smaller model.")
     if args.auto is not None and changes is not None:
         with atomic_path(args.auto) as path:
-            given.pop("activation_checkpointing", None)  # its old name below counts for less
+            given.pop("activation_checkpointing", None)  # it would win over its old name below
             options = given | {"gradient_checkpointing": setup.gradient_checkpointing} | changes
             path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
         lines.append(f"Written: wagle {args.objective} --config {args.auto}")
@@ -85,10 +87,10 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def _capacity(gpu: str | None) -> int:
-    """Bytes that `--gpu` names, or of the GPU there is."""
+    """Count the bytes that `--gpu` names, or those of the local GPU."""
     if gpu is None:
         if not torch.cuda.is_available():
-            raise ValueError("There is no GPU here; say which you mean, for example --gpu 24GB.")
+            raise ValueError("There is no local GPU; name a size, for example --gpu 24GB.")
         return torch.cuda.get_device_properties(0).total_memory
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", gpu)
     if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
@@ -96,20 +98,24 @@ def _capacity(gpu: str | None) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _load_config(model_args, training_args) -> PreTrainedConfig:
+def _load_config(model_args: WagleModelConfig, training_args: NPOConfig) -> PreTrainedConfig:
     name = require_model(model_args)
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("wagle plan is of full-weight runs; leave out use_peft, load_in_4bit and load_in_8bit.")
+        raise ValueError(
+            "wagle plan predicts runs with full weights; leave out use_peft, load_in_4bit and load_in_8bit."
+        )
     with loading(name):
         return AutoConfig.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
         )
 
 
-def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype: str) -> nn.Module:
-    """The model under `dtype`, `"auto"` being that of the config."""
+def _build(config: PreTrainedConfig, model_args: WagleModelConfig, trust_remote_code: bool, dtype: str) -> nn.Module:
+    """Build the model in `dtype`; `"auto"` is that of the config."""
     attention = model_args.attn_implementation
-    if attention is not None and "flash" in attention:  # it takes as much as torch's own, and needs a GPU
+    if (
+        attention is not None and "flash" in attention
+    ):  # flash attention needs a GPU, and as much memory as torch's own
         attention = "sdpa"
     return AutoModelForCausalLM.from_config(
         config,
@@ -119,15 +125,23 @@ def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype:
     )
 
 
-def _setup(objective: str, mask_source, mask_config, training_args, model_args, given: dict[str, Any]) -> Setup:
+def _setup(
+    objective: str,
+    mask_source: MaskSource,
+    mask_config: MaskConfig,
+    training_args: NPOConfig,
+    model_args: WagleModelConfig,
+    given: dict[str, Any],
+) -> Setup:
     if training_args.max_length is None:
-        raise ValueError("How long are the rows? Give --max_length.")
+        raise ValueError("The plan needs the length of the rows; give --max_length.")
     if training_args.optim not in STATE_BITS:
-        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{training_args.optim.value}'.")
-    ready = mask_source.mask not in ("auto", "none")
+        name = training_args.optim.value  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{name}'.")
+    has_path = mask_source.mask not in ("auto", "none")
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,
-        mask=WeightMask.load(mask_source.mask) if ready else None,
+        mask=WeightMask.load(mask_source.mask) if has_path else None,
         dtype=model_args.dtype_for(masked=mask_source.mask != "none"),
         optim=training_args.optim,
         per_device_train_batch_size=training_args.per_device_train_batch_size,
@@ -136,12 +150,12 @@ def _setup(objective: str, mask_source, mask_config, training_args, model_args, 
         max_length=training_args.max_length,
         bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
         accumulator_dtype=training_args.accumulator_dtype,
-        rows_a_sample=TRAINERS[objective].rows_a_sample,
+        rows_per_sample=TRAINERS[objective].rows_per_sample,
     )
 
 
 def _given(argv: list[str], parsed: tuple) -> dict[str, Any]:
-    """The options that the user gave, in the file or on the command line, as they were parsed."""
+    """Collect the options that the user gave, in the file or on the command line, as they were parsed."""
     names = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
     path, _ = config_file(argv)
     if path is not None:

@@ -1,12 +1,14 @@
-"""`wagle push FOLDER`: a run, or what it changed, to the Hub, with its card. `wagle card FOLDER`: the card alone."""
+"""`wagle push FOLDER`: publishes a run or its changes on the Hub, with a card. `wagle card FOLDER`: writes the card."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import ModelCard
+
 from ..comparison.runs import read_run
 from ..files.atomic import staging_folder
 from ..files.hub_file import full_name
-from ..files.manifest import land_in_save
+from ..files.manifest import move_into_save
 from ..files.run_folder import CARD_FILE, GENERATED_CARD_FILE
 from ..hub.card import model_card, read_card
 from ..hub.card_file import CardFile, name_for_card
@@ -18,7 +20,7 @@ from .parser import WagleParser
 @dataclass
 class CardArguments:
     """
-    What the card says beyond what the run's folder knows.
+    Options of the card.
 
     Args:
         what, before, license, hash_forget_set: As in [`~wagle_trl.hub.card.model_card`].
@@ -28,29 +30,30 @@ class CardArguments:
     what: str = field(
         default="model",
         metadata={
-            "help": "'model': all that loads it, with the mask. 'mask': the mask. 'delta': the new values of the "
+            "help": "'model': the files that load it, and the mask. 'mask': the mask. 'delta': the new values of the "
             "selected weights, which `wagle_trl.load_unlearned` puts into the base model.",
             "choices": ["model", "mask", "delta"],
         },
     )
     base_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The base model on the Hub, if the run took it from a folder."}
+        default=None, metadata={"help": "The base model on the Hub, if the run loaded it from a folder."}
     )
     before: str | None = field(
-        default=None, metadata={"help": "Folder of `wagle eval` of the base model, to compare with in the card."}
+        default=None,
+        metadata={"help": "Output folder of `wagle eval` of the base model, to compare with in the card."},
     )
     license: str | None = field(
-        default=None, metadata={"help": "Licence, by its identifier on the Hub; by default that of the base model."}
+        default=None, metadata={"help": "Identifier of the licence on the Hub; by default that of the base model."}
     )
     hash_forget_set: bool = field(
         default=False,
         metadata={
-            "help": "Name no data set in the card: only numbers of rows, and keyed digests where the run made some."
+            "help": "Name no data set in the card, only the number of rows and, if the run made them, keyed digests."
         },
     )
 
-    def card(self, folder: str, repo_id: str | None):
-        """The card of a run for a repository."""
+    def card(self, folder: str, repo_id: str | None) -> ModelCard:
+        """Make the card of a run for a repository."""
         return model_card(
             folder,
             what=self.what,
@@ -64,23 +67,23 @@ class CardArguments:
 
 @dataclass
 class PushArguments:
-    """Where it goes, under TRL's names."""
+    """Options of the repository, under TRL's names."""
 
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository, such as user/name; by default the name of FOLDER."}
     )
     hub_token: str | None = field(default=None, metadata={"help": "Token to use; by default that of `hf auth login`."})
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new repository is private."})
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if need be."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to, created if it is missing."})
     commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
     card: str | None = field(
-        default=None, metadata={"help": "File of a card of your own, such as one of `wagle card` that you edited."}
+        default=None, metadata={"help": "File with your own card, such as an edited one of `wagle card`."}
     )
 
 
 @dataclass
-class Overwriting:
-    """What `wagle card` does to a card that was edited."""
+class OverwriteArguments:
+    """Option for a card that was edited."""
 
     overwrite: bool = field(
         default=False,
@@ -88,7 +91,7 @@ class Overwriting:
     )
 
 
-# What others need to know of a model, and the option that says it, where the run does not
+# Metadata that a card should have -> the option that gives it
 _ASKED_FOR = {"base_model": "--base_model_name_or_path", "license": "--license"}
 
 
@@ -101,7 +104,7 @@ def _push(argv: list[str]) -> Output:
     parser.add_argument("folder", metavar="FOLDER", help="Output folder of a run.")
     hub, about, names = parser.parse_args_and_config(argv)
     name = full_name(hub.hub_model_id or Path(names.folder).resolve().name, hub.hub_token)
-    # Made now, so that what is wrong with the folder or the options shows before anything is uploaded
+    # Made before anything is uploaded, so that errors in the folder or the options come first
     card = about.card(names.folder, name) if hub.card is None else read_card(hub.card)
     missing = {name: option for name, option in _ASKED_FOR.items() if not card.data.get(name)}
     edited = hub.card is None and (path := Path(names.folder, CARD_FILE)).is_file() and CardFile.read(path).is_edited
@@ -118,19 +121,19 @@ def _push(argv: list[str]) -> Output:
     )
     content = {"what": about.what, "hub_model_id": name, "commit": str(published.commit)}
     lists = {"left_out": published.left_out, "replaced": published.replaced, "missing": list(missing)}
-    said = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
+    messages = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
     if missing:
-        said.append(
+        messages.append(
             f"The card does not say: {' and '.join(missing)}. Others need to know: push again with {' and '.join(missing.values())}."
         )
     if edited:
-        said.append(f"{path} was edited, and is not what was pushed: --card {path} pushes it.")
-    said += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
-    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *said])
+        messages.append(f"{path} was edited, and is not what was pushed: --card {path} pushes it.")
+    messages += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
+    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *messages])
 
 
 def _card(argv: list[str]) -> Output:
-    parser = WagleParser([CardArguments, Overwriting], prog="wagle card", allow_abbrev=False)
+    parser = WagleParser([CardArguments, OverwriteArguments], prog="wagle card", allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", help=f"Output folder of a run; gets the card as {CARD_FILE}.")
     about, overwriting, names = parser.parse_args_and_config(argv)
     folder = Path(names.folder)
@@ -138,5 +141,5 @@ def _card(argv: list[str]) -> Output:
     name = CARD_FILE if overwriting.overwrite else name_for_card(folder)
     with staging_folder(folder) as stage:
         card.write(stage / name)
-        land_in_save(stage, folder, [name])
+        move_into_save(stage, folder, [name])
     return Output({"card": str(folder / name), "text": card.text}, [f"Written: {folder / name}"])

@@ -1,4 +1,4 @@
-"""What a report tells of the training of a model, and which of it is true of the weights that were saved."""
+"""History of a run's training, and which of its measurements are of the saved weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .trajectory import probabilities, trajectory
 @dataclass(frozen=True)
 class History:
     """
-    Steps are counted over all calls of `train` that the weights went through.
+    History of a run. Steps are counted over all calls of `train` that made the weights.
 
     Args:
         report ([`~files.schemas.Report`]): Content of `wagle_report.json`; may be empty.
@@ -29,7 +29,7 @@ class History:
 
     @property
     def num_calls(self) -> int:
-        """How often `train` was called."""
+        """Number of calls of `train`."""
         return len(self._earlier) + 1
 
     @property
@@ -41,13 +41,13 @@ class History:
 
     @property
     def saved_step(self) -> int | None:
-        """The step of the saved weights: not the last one, where the best model was loaded at the end."""
+        """Step of the saved weights: an earlier one than the last if the best model was loaded at the end."""
         loaded = self.report.get("loaded_step")
         return self.steps if loaded is None else self._steps_before + loaded
 
     @cached_property
     def trajectory(self) -> dict[str, list[float]]:
-        """Answer probabilities over the steps, see [`~comparison.trajectory.trajectory`]; the last may be of other weights."""
+        """Columns of answer probabilities over the steps, see [`~comparison.trajectory.trajectory`]."""
         entries, done = [], 0
         last: EarlierTraining = {"steps": 0, "log_history": self.report.get("log_history", [])}
         for part in (*self._earlier, last):
@@ -57,14 +57,14 @@ class History:
 
     @property
     def before(self) -> dict[str, float]:
-        """Answer probabilities of the weights before the first step, by set; empty if nobody measured them."""
+        """Answer probabilities of the weights before the first step, by set; empty without a measurement."""
         first = self._earlier[0]["log_history"] if self._earlier else self.report.get("log_history", ())
         measured = (probabilities(entry) for entry in first if entry["step"] == 0)
         return next(filter(None, measured), {})
 
     @property
     def saved(self) -> dict[str, float]:
-        """Answer probabilities of the saved weights, by set; empty if the last that were measured are others."""
+        """Answer probabilities of the saved weights, by set; empty if the last measurement is of other weights."""
         measured = [entry for entry in self.report.get("log_history", ()) if probabilities(entry)]
         fingerprints = {self.report.get(name) for name in ("fingerprint", "measured_fingerprint")} - {None}
         if not measured or len(fingerprints) > 1:

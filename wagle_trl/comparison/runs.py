@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.reading import read_json
 from ..files.run_folder import EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..files.schemas import Attack, Evaluation, Report
@@ -22,14 +22,14 @@ _PEAKS = ("attribution", "training")
 @dataclass(frozen=True)
 class Run:
     """
-    One run.
+    Finished run.
 
     Args:
-        label (`str`): Name among the others.
-        folder (`pathlib.Path`): Where it is.
+        label (`str`): Name that no other run has.
+        folder (`pathlib.Path`): Folder of the run.
         training ([`~files.schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
-        evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none. What is shown
-            of it is of the weights of the report, see [`measured`] and [`attacks`].
+        evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
+            Use [`measured`] and [`attacks`], which leave out an evaluation of other weights.
     """
 
     label: str
@@ -39,41 +39,43 @@ class Run:
 
     @cached_property
     def history(self) -> History:
-        """What the report tells of the training."""
+        """History of the training, from the report."""
         return History(self.training)
 
     @property
     def trajectory(self) -> dict[str, list[float]]:
-        """Answer probabilities over the steps, as columns, see [`~comparison.history.History.trajectory`]."""
+        """Columns of answer probabilities over the steps, see [`~comparison.history.History.trajectory`]."""
         return self.history.trajectory
 
     @property
-    def is_other_evaluated(self) -> bool:
-        """Whether the evaluation in the folder is of other weights than the report: left over from an earlier run, for one."""
+    def evaluates_other_weights(self) -> bool:
+        """Whether the evaluation is of other weights than the report, as when an earlier run left it."""
         saved = self.training.get("fingerprint")
-        measured = self.evaluation.get("adapter_fingerprint", self.evaluation.get("fingerprint"))
-        return None not in (saved, measured) and saved != measured
+        evaluated = self.evaluation.get("adapter_fingerprint", self.evaluation.get("fingerprint"))
+        return None not in (saved, evaluated) and saved != evaluated
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the numbers must know of the weights that they are of, in sentences."""
-        history, said = self.history, []
+        """Sentences on which weights the numbers are of."""
+        history, remarks = self.history, []
         if history.num_calls > 1:
-            said.append(f"It was trained in {history.num_calls} calls of `train`; steps are counted over all of them.")
+            remarks.append(
+                f"It was trained in {history.num_calls} calls of `train`; steps are counted over all of them."
+            )
         if history.saved_step != history.steps:
-            said.append(
+            remarks.append(
                 f"The saved weights are those of step {history.saved_step}, the best of {history.steps} steps."
             )
         if history.trajectory["step"] and not history.saved:
-            said.append("The answer probabilities of the saved weights were not measured while it trained.")
-        if self.is_other_evaluated:
-            said.append(f"{EVALUATION_FILE} in its folder is of other weights, and left out.")
-        return said
+            remarks.append("The answer probabilities of the saved weights were not measured during training.")
+        if self.evaluates_other_weights:
+            remarks.append(f"{EVALUATION_FILE} in its folder is of other weights. It is left out.")
+        return remarks
 
     @property
     def attacks(self) -> dict[str, Attack]:
-        """What came of each attack of the evaluation, by its name."""
-        return {} if self.is_other_evaluated else self.evaluation.get("attacks", {})
+        """Result of each attack of the evaluation, by its name."""
+        return {} if self.evaluates_other_weights else self.evaluation.get("attacks", {})
 
     @property
     def has_mask(self) -> bool:
@@ -81,19 +83,19 @@ class Run:
         return (self.folder / MASK_FILE).exists()
 
     def load_mask(self) -> WeightMask:
-        """The mask in the folder."""
+        """Load the mask of the folder."""
         return WeightMask.load(self.folder)
 
     def numbers(self) -> dict[str, Any]:
         """
-        All that a table says of the run, flat.
+        Collect the numbers that tables show of the run, flat.
 
         Returns:
-            `dict`: What was done (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
-            `saved_step`, `attribution_peak_bytes`, `training_peak_bytes`); the answer probabilities of the saved
-            weights (`final_{set}`), and those where the trajectory passed each of `LEVELS` (`step_at_0.3`,
-            `retain_at_0.3`, ...); the numbers of the evaluation under the names that they have there, those of an attack
-            as `{attack}_{name}`, of quantization with `{attack}_rounding`. What is not known of these weights is left out.
+            `dict`: The setup (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
+            `saved_step`, `attribution_peak_bytes`, `training_peak_bytes`); the answer probabilities of the saved weights
+            (`final_{set}`), and those where the trajectory passed each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...);
+            the numbers of the evaluation under its own names; those of an attack as `{attack}_{name}`, of quantization
+            with `{attack}_rounding`. Numbers that are unknown for these weights are left out.
         """
         known = self._setup() | self._kept() | self.measured()
         for attack, content in self.attacks.items():
@@ -102,8 +104,8 @@ class Run:
         return {name: value for name, value in known.items() if value is not None}
 
     def measured(self, attack: str | None = None) -> dict[str, float]:
-        """The numbers of the evaluation, or of one of its attacks."""
-        if self.is_other_evaluated:
+        """Collect the numbers of the evaluation, or of one of its attacks."""
+        if self.evaluates_other_weights:
             return {}
         content = self.evaluation if attack is None else self.attacks[attack]
         return {name: value for name, value in content.items() if isinstance(value, int | float)}
@@ -136,16 +138,16 @@ def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
 
     Args:
         folders (`list[str]`): Output folders of trainers, with `wagle_report.json`, or of evaluations, with
-            `wagle_eval.json`, or of both in one. Folders inside them are not looked into.
+            `wagle_eval.json`, or of both in one. Folders inside them are not searched.
 
     Returns:
-        `list[Run]`: In the same order; labels are the ends of the paths, as short as tells them apart.
+        `list[Run]`: Runs in the same order. Their labels are the shortest ends of the paths that tell them apart.
     """
     return [_load(Path(folder), label) for folder, label in zip(folders, labels(folders), strict=True)]
 
 
 def labels(folders: Iterable[str | os.PathLike]) -> list[str]:
-    """For every folder the shortest end of its path that no other has, such as `dense`, or `seed-1/dense`."""
+    """Find the shortest end of every path that no other has, such as `dense`, or `seed-1/dense`."""
     paths = [Path(folder).resolve().parts for folder in folders]
     for place, parts in enumerate(paths):
         if parts in paths[:place]:
@@ -169,12 +171,12 @@ def _load(folder: Path, label: str) -> Run:
             f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
             f"mask) nor {EVALUATION_FILE} (of wagle eval)."
         )
-    check_of_one_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
+    check_same_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
     return read_run(folder, label)
 
 
 def read_run(folder: Path, label: str = "") -> Run:
-    """The run in a folder, whichever of its files are there."""
+    """Read the run in a folder, from those of its files that exist."""
     report, evaluation = folder / REPORT_FILE, folder / EVALUATION_FILE
     return Run(
         label,
@@ -185,11 +187,11 @@ def read_run(folder: Path, label: str = "") -> Run:
 
 
 def attack_label(attack: str, content: Mapping[str, Any]) -> str:
-    """An attack as a reader sees it: of quantization with the rounding, as two kinds of it are not comparable."""
+    """Name an attack for readers. Quantization names its rounding: two kinds of rounding are not comparable."""
     label = attack.removeprefix("quantize_")
     return f"{label} ({content['rounding']})" if "rounding" in content else label
 
 
 def words(name: str) -> str:
-    """A key as a reader sees it."""
+    """Name a key for readers."""
     return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""What records depend on, as one hash: those under another key belong to another evaluation."""
+"""Hash of everything that the records of an evaluation depend on. Records with another key belong to another evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,15 +18,15 @@ def evaluation_key(
     samples: Mapping[str, Sequence[Sample]],
 ) -> str:
     """
-    [`~masks.cache_key.cache_key`] of the models, the token ids of the rows, the options, the vocabulary and the tokens that
-    end a generation.
+    Hash the models as [`~masks.cache_key.cache_key`] does, the token ids of the rows, the options, the vocabulary and the
+    tokens that end a generation.
 
-    The batch size is no part of it: after one that did not fit in memory, a smaller one goes on.
+    The batch size is left out, so that an evaluation that ran out of memory can be continued with a smaller one.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Model to evaluate.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        base ([`~transformers.PreTrainedModel`], *optional*): Model that it is compared with.
+        base ([`~transformers.PreTrainedModel`], *optional*): Model before unlearning that it is compared with.
         options ([`~wagle_trl.evaluation.tofu.EvalOptions`]): How to evaluate.
         samples (`dict[str, list[Sample]]`): Set name -> samples.
 

@@ -1,4 +1,4 @@
-"""What a card says, from the files of a run. Text from these files is data: it is shown, and never means anything."""
+"""The facts of a card, from the files of a run. Text from these files is escaped: it is shown, never interpreted."""
 
 import math
 import os
@@ -19,26 +19,26 @@ from ..files.reading import parse_json
 from ..files.run_folder import DELTA_FILE, PLOT_FILE, REPORT_FILE
 from ..files.schemas import Versions
 from ..papers import Paper
-from ..text import HUB_ID, code, one_line, percent, plain
+from ..text import code, escaped, one_line, percent
 from .citations import SCORE_PAPERS
+from .data_facts import DataFacts
 
-_ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
 _DEFAULT_SCOPE = "all trainable weights but embeddings and LM head"
 
 
 @dataclass(frozen=True)
 class Facts:
     """
-    What the template of a card, and its metadata, ask for. What is not known is `None` or empty.
+    Facts for the template and the metadata of a card. Unknown facts are `None` or empty.
 
     Args:
         run ([`~comparison.runs.Run`]): The run.
         kind (`str`): `"model"`, `"adapter"`, `"mask"` or `"delta"`.
         name (`str`): Name of the model.
-        repo_id (`str`, *optional*): Repository that the card is for.
-        base_model (`str`, *optional*): The base model on the Hub, where the run has it from a folder.
+        repo_id (`str`, *optional*): Repository of the card.
+        base_model (`str`, *optional*): The base model on the Hub, if the run loaded it from a folder.
         before ([`~comparison.runs.Run`], *optional*): Evaluation of the base model.
-        hashed (`bool`): Whether data sets are known by their digests only.
+        hashed (`bool`): Whether data sets are named by their digests only.
     """
 
     run: Run
@@ -51,25 +51,25 @@ class Facts:
 
     @property
     def title(self) -> str:
-        return plain(self.name)
+        return escaped(self.name)
 
     @property
     def place(self) -> str:
-        """What to load."""
+        """Argument of `from_pretrained` that loads the repository."""
         return self.repo_id or "path/to/this/folder"
 
     # Base model
 
     @property
     def base_name(self) -> str | None:
-        """The base model as `from_pretrained` takes it, which may be a path."""
+        """Argument of `from_pretrained` that loads the base model: a name or a path."""
         info = self.mask["info"] if self.mask else {}
-        sources = (self.run.training, info, {} if self.run.is_other_evaluated else self.run.evaluation)
+        sources = (self.run.training, info, {} if self.run.evaluates_other_weights else self.run.evaluation)
         return self.base_model or next((name for source in sources if (name := source.get("base_model"))), None)
 
     @property
     def base_id(self) -> str | None:
-        """The base model on the Hub."""
+        """Name of the base model on the Hub."""
         info, training, name = self.mask["info"] if self.mask else {}, self.run.training, self.base_name or ""
         is_local = None if info.get("base_model") == name else os.path.isdir(name)
         if training.get("base_model") == name:
@@ -79,62 +79,24 @@ class Facts:
     @property
     def base_revision(self) -> str | None:
         info = self.mask["info"] if self.mask else {}
-        revision = self.run.training.get("base_revision") or info.get("base_revision", "None")  # masks hold text only
+        revision = self.run.training.get("base_revision") or info.get(
+            "base_revision", "None"
+        )  # a mask stores `None` as text
         is_known = self.base_id and not self.base_model and revision != "None"
         return revision if is_known and re.fullmatch(r"\w[\w./-]*", str(revision), re.ASCII) else None
 
     @property
     def base(self) -> str:
-        """The base model in a sentence."""
+        """The base model as a phrase."""
         if self.base_id:
             return f"[{self.base_id}](https://huggingface.co/{self.base_id})"
         return "a local model" if self.base_name else "a model of unknown origin"
 
-    # Data
-
     @cached_property
-    def data(self) -> Mapping[str, Mapping[str, Any]]:
-        """Descriptions of the row sets, see [`~data.provenance.describe_rows`]."""
-        return self.run.training.get("data", {})
-
-    @property
-    def rows(self) -> dict[str, str]:
-        """Every row set in a line, by its label."""
-        return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
-
-    def _describe(self, rows: Mapping[str, Any]) -> str:
-        parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]
-        if rows.get("source") and not self.hashed:
-            parts[0] += f" of {self._source(rows)}"
-            parts += [f"{key} {code(rows[key])}" for key in ("config", "split", "revision") if rows.get(key)]
-        if self._has_plain_digest(rows):
-            parts.append(f"SHA-256 {code(rows['sha256'])}")
-        if rows.get("hmac_sha256"):
-            parts.append(f"HMAC-SHA-256 {code(rows['hmac_sha256'])}")
-        return ", ".join(parts)
-
-    def _has_plain_digest(self, rows: Mapping[str, Any]) -> bool:
-        """Of rows that all can read only: of others it would confirm guesses, and of hashed ones give the name away."""
-        return bool(rows.get("sha256") and rows.get("revision") and not self.hashed)
-
-    def _source(self, rows: Mapping[str, Any]) -> str:
-        source = rows["source"]
-        is_on_hub = rows.get("revision") and HUB_ID.fullmatch(source)
-        return f"[{source}](https://huggingface.co/datasets/{source})" if is_on_hub else code(os.path.basename(source))
-
-    @property
-    def datasets(self) -> list[str]:
-        """Data sets on the Hub, unless they are hashed."""
-        sources = [rows.get("source") or "" for rows in self.data.values() if rows.get("revision") and not self.hashed]
-        return [source for source in dict.fromkeys(sources) if HUB_ID.fullmatch(source)]
-
-    @property
-    def has_digests(self) -> bool:
-        return self.has_keyed_digests or any(map(self._has_plain_digest, self.data.values()))
-
-    @property
-    def has_keyed_digests(self) -> bool:
-        return any(rows.get("hmac_sha256") for rows in self.data.values())
+    def data(self) -> DataFacts:
+        """Facts about the sets of rows."""
+        training = self.run.training
+        return DataFacts(training.get("data", {}), training.get("answer_tokens", {}), self.hashed)
 
     # Method
 
@@ -144,21 +106,21 @@ class Facts:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the repository holds what an objective trained."""
+        """Whether the repository holds weights that an objective trained."""
         return self.kind != "mask" and self.objective not in (None, "mask")
 
     @property
     def unlearns(self) -> bool:
-        """Whether there are rows that had to go, rather than rows to learn."""
-        return "forget" in self.data and "train" not in self.data
+        """Whether the run had rows to forget, rather than rows to learn."""
+        return "forget" in self.data.sets and "train" not in self.data.sets
 
     @property
     def method(self) -> str:
-        return "SFT" if self.objective == "Masked SFT" and not self.mask else plain(self.objective)
+        return "SFT" if self.objective == "Masked SFT" and not self.mask else escaped(self.objective)
 
     @property
     def retains(self) -> bool:
-        """Whether the retain rows counted."""
+        """Whether the retain rows had a weight in the loss."""
         return self.run.training.get("options", {}).get("retain_weight") != 0
 
     @property
@@ -176,20 +138,20 @@ class Facts:
 
     @property
     def options(self) -> str:
-        """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
+        """Table of hyperparameters: the limit that counted, steps or epochs, and the number of steps taken."""
         given: dict[str, Any] = dict(self.run.training.get("options", {})) if self.is_trained else {}
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
         if self.is_trained:
             given["optimizer steps taken"] = self.run.history.steps
             given["step of these weights"] = self.run.numbers().get("saved_step")
-        known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]
+        known = [[escaped(words(name)), escaped(value)] for name, value in given.items() if value is not None]
         return markdown_table([["option", "value"], *known], [False, True]) if known else ""
 
     # Mask
 
     @cached_property
     def mask(self) -> Mapping[str, Any] | None:
-        """Report of the mask. Beside a report of a run without one, a mask was left by an earlier run."""
+        """Report of the mask. A mask beside the report of a run without one was left by an earlier run."""
         if self.kind == "delta" and (self.run.folder / DELTA_FILE).exists():
             return mask_report(SparseDelta.load(self.run.folder).mask)
         if "mask" in self.run.training:
@@ -202,19 +164,19 @@ class Facts:
 
     @property
     def is_merged(self) -> bool:
-        """Whether values and mask come from several deltas, not from training with a mask that does."""
+        """Whether values and mask come from several deltas. A run may also train with such a mask."""
         return self.score == "merged" and not self.is_trained
 
     @property
     def selected(self) -> str:
-        """How many weights are selected."""
-        assert self.mask is not None  # a card without a mask does not ask
+        """Number and share of the selected weights, as a phrase."""
+        assert self.mask is not None  # the template asks only where there is a mask
         share = percent(self.mask["density"])
         return f"{self.mask['num_selected']:,} of the {self.mask['numel']:,} weights in scope ({share})"
 
     @property
     def mask_details(self) -> dict[str, str]:
-        """How the mask was made."""
+        """Options that made the mask, by their labels."""
         assert self.mask is not None  # as above
         info = self.mask["info"]
         scale = SCORES[self.score].scale if self.score in SCORES else None
@@ -231,22 +193,22 @@ class Facts:
 
     @property
     def picture(self) -> str | None:
-        """File name of the picture of the mask, if it is there."""
+        """File name of the picture of the mask, if the file exists."""
         return PLOT_FILE if self.mask and (self.run.folder / PLOT_FILE).exists() else None
 
     @property
     def layers(self) -> str:
-        """Table of the selected share by layer."""
+        """Table of the selected share per layer."""
         shares = self.mask["density_by_layer"].items() if self.mask else ()
-        lines = [["other" if layer == "-" else plain(layer), percent(share)] for layer, share in shares]
+        lines = [["other" if layer == "-" else escaped(layer), percent(share)] for layer, share in shares]
         return markdown_table([["layer", "selected"], *lines], [True, True]) if lines else ""
 
     # Evaluation
 
     @cached_property
     def measured(self) -> dict[str, dict[str, float]]:
-        """Numbers by column: before, after, and under each attack. None of a mask, which answers no question."""
-        if self.kind == "mask" or not self.run.evaluation or self.run.is_other_evaluated:
+        """Numbers by column: before, after, and under each attack. Empty for a mask, which answers no question."""
+        if self.kind == "mask" or not self.run.evaluation or self.run.evaluates_other_weights:
             return {}
         columns = {"before": self.before.measured()} if self.before else {}
         columns["after"] = self.run.measured()
@@ -255,7 +217,7 @@ class Facts:
 
     @property
     def tofu(self) -> str | None:
-        """Split of TOFU that was evaluated, unless that is hashed."""
+        """Split of TOFU that was evaluated, unless data sets are hashed."""
         options = self.run.evaluation.get("options", {})
         split = options.get("forget", "forget10" if "tofu_dir" in options else None)
         return split if split in TOFU_FORGET_ROWS and not self.hashed else None
@@ -266,15 +228,18 @@ class Facts:
 
     @property
     def evaluation(self) -> str:
-        """Table of the evaluation: a line a metric."""
+        """Table of the evaluation, one line per metric."""
         if not self.measured:
             return ""
         columns = self.measured.values()
         lines = [
-            [plain(m.heading[:1].upper() + m.heading[1:]), *(m.text(n[m.key]) if m.key in n else "" for n in columns)]
+            [
+                escaped(m.heading[:1].upper() + m.heading[1:]),
+                *(m.text(n[m.key]) if m.key in n else "" for n in columns),
+            ]
             for m in self.metrics
         ]
-        return markdown_table([["", *map(plain, self.measured)], *lines], [False, *(True for _ in self.measured)])
+        return markdown_table([["", *map(escaped, self.measured)], *lines], [False, *(True for _ in self.measured)])
 
     @property
     def trajectory(self) -> str:
@@ -286,14 +251,14 @@ class Facts:
             f"step {history.saved_step}": history.saved
         }
         lines = [
-            [plain(words(name)), *(f"{c[name]:.3f}" if name in c else "" for c in columns.values())]
+            [escaped(words(name)), *(f"{c[name]:.3f}" if name in c else "" for c in columns.values())]
             for name in history.saved
         ]
         return markdown_table([["rows", *columns], *lines], [False, *(True for _ in columns)])
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the card must know of its weights."""
+        """Sentences on which weights the card is of."""
         return self.run.remarks if self.is_trained else []
 
     @property
@@ -301,5 +266,5 @@ class Facts:
         """Table of library versions."""
         of_mask = self.mask["info"].get("versions", "{}") if self.mask else "{}"
         recorded = self.run.training.get("versions") or parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
-        lines = [[plain(name), plain(version)] for name, version in recorded.items()]
+        lines = [[escaped(name), escaped(version)] for name, version in recorded.items()]
         return markdown_table([["library", "version"], *lines], [False, False]) if lines else ""

@@ -1,4 +1,4 @@
-"""What a kept result depends on, as one digest: results under another key are of something else."""
+"""Hash of everything that a stored result depends on. Results with another key belong to another computation."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 from .fingerprint import fingerprint_of
 
 VERSIONS = ("wagle-trl", "torch", "transformers")
-_ORIGIN = ("_name_or_path", "transformers_version")  # of a config: where it was read, and by whom it was written
+_ORIGIN = ("_name_or_path", "transformers_version")  # entries of a config that only say where it comes from
 
 
 def cache_key(model: nn.Module, **content: Any) -> str:
     """
-    Digest of every weight and buffer of a model in its own dtype, its configs, how and where it computes, the versions of
-    the libraries, and whatever else a result depends on.
+    Hash every weight and buffer of a model in its own dtype, its configs, attention and devices, the versions of the
+    libraries, and all else that a result depends on.
 
     Args:
-        model (`torch.nn.Module`): The model.
-        **content: What else, such as options and rows.
+        model (`torch.nn.Module`): Model that computes the result.
+        **content: Everything else that the result depends on, such as options and rows.
 
     Returns:
         `str`: Hexadecimal digits.

@@ -1,14 +1,16 @@
-"""Of which step are the weights of a trainer, and what came before: not always the last one, nor the first call of `train`."""
+"""Which step the weights of a trainer are of, and the calls of `train` before: the best step may not be the last."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..files.manifest import Manifest
+from ..masks.fingerprint import adapter_fingerprint, model_fingerprint
 from .trainer_base import TrainerBase
 
 logger = logging.get_logger(__name__)
@@ -22,9 +24,9 @@ class WhichWeights(TrainerBase):
 
     Attributes:
         loaded_step (`int`, *optional*):
-            Step of the weights, where the best model was loaded at the end and is not the last.
+            Step of the weights, if the best model was loaded at the end and is not the last.
         earlier_training (`list[dict]`):
-            Of the calls of `train` that these weights went through before the last: the number of steps, and the log.
+            Number of steps and log of each call of `train` before the last.
         measured_fingerprint (`str`, *optional*): Fingerprint of the weights that were measured at the end.
     """
 
@@ -35,15 +37,21 @@ class WhichWeights(TrainerBase):
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
         if resume_from_checkpoint is not None:
             manifest = Manifest.read(Path(resume_from_checkpoint))
-            assert manifest is not None  # it is whole
+            assert manifest is not None  # `MaskMixin.train` has checked it
             self.earlier_training = manifest.facts.get("earlier_training", [])
         elif self.state.global_step and self.model_init is None:
             self.earlier_training = [*self.earlier_training, self._last_training()]
         self.loaded_step = self.measured_fingerprint = None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def saved_fingerprint(self) -> str | None:
+        """Fingerprint of the weights that are saved, or of the adapters; `None` for a model that is sharded over processes."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return None
+        return adapter_fingerprint(self.model) if isinstance(self.model, PeftModel) else model_fingerprint(self.model)
+
     def _last_training(self) -> dict[str, Any]:
-        """The steps of the last call of `train` that made the weights, without those after the best model."""
+        """Describe the last call of `train`, without the steps after the best model."""
         steps = self.state.global_step if self.loaded_step is None else self.loaded_step
         history = (entry for entry in self.state.log_history if "loaded_step" not in entry)
         return {"steps": steps, "log_history": [entry for entry in history if entry["step"] <= steps]}
