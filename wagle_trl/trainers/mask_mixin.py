@@ -22,6 +22,7 @@ from ..distributed import broadcast_, world_size
 from ..files.atomic import check_writable, staging_folder
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
 from ..losses.per_sample import Batch, SampleLosses, sample_losses
+from ..losses.vocabulary import check_fused_head
 from ..masks.fingerprint import model_fingerprint
 from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
@@ -68,6 +69,7 @@ class MaskMixin(HubPushes, WholeSaves):
     sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
     attributed_columns = ("input_ids", "labels")  # that these losses read
     planning_losses: SampleLosses | None = None  # stands in for them where the memory on a GPU is planned
+    head_temperature: float | None = None  # of TRL's fused LM head, in trainers that have one
 
     def __init_subclass__(cls, **kwargs):
         """Give the class a signature with the arguments of both bases, for notebooks and `help`."""
@@ -102,6 +104,7 @@ class MaskMixin(HubPushes, WholeSaves):
             self._check_arguments(given["args"], masked, given)
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         super().__init__(*args, **kwargs)
+        self._check_fused_heads()
         self.mask_options = self.args if isinstance(self.args, MaskOptions) else MaskOptions()
         if masked:
             check_accelerator(self.accelerator)
@@ -129,6 +132,15 @@ class MaskMixin(HubPushes, WholeSaves):
         if masked:
             has_optimizer = (given.get("optimizers") or (None,))[0] is not None
             check_supported(args, has_optimizer or given.get("optimizer_cls_and_kwargs") is not None)
+
+    def _check_fused_heads(self) -> None:
+        """Have no fused LM head that is wrong for the model, or for the reference model of some trainers."""
+        if self.head_temperature is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # not yet whole there
+            return
+        models = [self.model, vars(self).get("ref_model")]
+        right = [check_fused_head(model, self.head_temperature) for model in models if model is not None]
+        if not right[0]:
+            self.planning_losses = None  # it is of the fused head
 
     # Rows to attribute
 

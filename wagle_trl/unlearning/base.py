@@ -29,6 +29,7 @@ from ..data.formats import split_last_message
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
+from ..losses.vocabulary import answer_log_probs
 from ..masks.mask import WeightMask
 from ..trainers.checks import check_answers
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
@@ -248,7 +249,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         reference = None if self.reference is None else inputs.pop(REFERENCE_COLUMN)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs = answer_log_probs(model, inputs)
         batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
         loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
         self._record(outputs, reference, inputs["attention_mask"])

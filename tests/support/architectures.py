@@ -1,0 +1,55 @@
+"""Models of several architectures, small and random, but with logits as large as those of trained ones."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SMALL = dict(
+    vocab_size=320,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=1,
+)
+GPT2 = dict(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=1)
+RIGHT = {
+    "llama": SMALL,
+    "gemma2": SMALL,  # a soft cap
+    "gemma3_text": SMALL | {"final_logit_softcapping": 30.0},
+    "gpt2": GPT2,
+    "opt": SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 16},
+    "cohere": SMALL,  # a scale
+    "granite": SMALL | {"logits_scaling": 8.0},
+    "mixtral": SMALL | {"num_local_experts": 4, "output_router_logits": True},
+}
+WRONG = {
+    "modernbert-decoder": SMALL,  # a dense layer and a norm before the head
+    "recurrent_gemma": SMALL | {"lru_width": 32, "num_hidden_layers": 3, "attention_window_size": 16},  # a soft cap
+    "llama4_text": SMALL  # the fused head raises
+    | {"intermediate_size_mlp": 64, "num_local_experts": 2, "output_router_logits": True},
+}
+
+
+def build(kind: str, scale: float = 1.0, **options) -> torch.nn.Module:
+    """A model with random biases and with logits about `scale` times those of a trained one; in training mode."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(RIGHT | WRONG)[kind] | options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        head, peak = model.get_output_embeddings(), model.eval()(**batch()).logits.abs().max()
+        head.weight.mul_(scale * 40 / peak)
+    return model.train()
+
+
+def batch(labels: bool = False) -> dict[str, torch.Tensor]:
+    ids = torch.randint(2, 80, (3, 20), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    targets = ids.masked_fill(torch.arange(20) < 5, -100)
+    targets[1, 12:] = -100
+    return inputs | {"labels": targets} if labels else inputs
