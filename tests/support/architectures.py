@@ -16,12 +16,16 @@ SMALL = dict(
     bos_token_id=1,
     eos_token_id=1,
 )
+FALCON = dict(
+    vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=1
+)
 GPT2 = dict(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=1)
 RIGHT = {
     "llama": SMALL,
     "gemma2": SMALL,  # a soft cap
     "gemma3_text": SMALL | {"final_logit_softcapping": 30.0},
     "gpt2": GPT2,
+    "falcon": FALCON | {"hidden_dropout": 0.1, "attention_dropout": 0.1},
     "opt": SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 16},
     "cohere": SMALL,  # a scale
     "granite": SMALL | {"logits_scaling": 8.0},

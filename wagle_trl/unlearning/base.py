@@ -34,6 +34,7 @@ from ..masks.mask import WeightMask
 from ..trainers.checks import check_answers
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
+from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .trajectory import Trajectory
 
@@ -48,6 +49,9 @@ class UnlearningConfig(MaskedSFTConfig):
             Weight of the loss on the retain rows.
         retain_loss (`str`, *optional*, defaults to `"nll"`):
             What is to stay: `"nll"`, the cross-entropy of the retain answers, averaged over their tokens.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to switch dropout off, as TRL does where a policy is compared with a reference: the model before
+            unlearning, with which objectives compare, is run without it.
         trajectory_steps (`int`, *optional*, defaults to `10`):
             Every how many steps the answer probability of each set is measured and logged, see
             [`~unlearning.trajectory.Trajectory`]; `0` never.
@@ -58,6 +62,10 @@ class UnlearningConfig(MaskedSFTConfig):
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
     retain_loss: Literal["nll"] = field(
         default="nll", metadata={"help": "What is to stay: 'nll', the cross-entropy of the retain answers."}
+    )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Whether to switch dropout off: the model before unlearning is run without it."},
     )
     trajectory_steps: int = field(
         default=10,
@@ -175,6 +183,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
             mask_config=mask_config,
             mask=mask,
         )
+        if self.args.disable_dropout:
+            disable_dropout(self.model)
         # Both terms are divided by the counts of the whole optimizer step, so nothing is left to divide. Not said by
         # `loss_is_scaled_for_ga`: before transformers 5.19, TRL answers it with a `compute_loss_func` that is no function
         self.model_accepts_loss_kwargs = True
