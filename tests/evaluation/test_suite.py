@@ -206,14 +206,24 @@ class TestSummary:
         assert summarize_all(records, reference)["privleak"] == pytest.approx(-100 / 3)
 
     def test_a_reference_without_holdout_rows_gives_the_forget_quality_alone(self):
-        records = [make_record("forget", **RATIO), make_record("holdout")]
-        summary = summarize_all(records, [make_record("forget", **RATIO)])
+        records = [make_record("forget", **RATIO), make_record("forget", **RATIO), make_record("holdout")]
+        summary = summarize_all(records, [make_record("forget", **RATIO)] * 2)
         assert summary["forget_quality"] == 1.0
         assert "privleak" not in summary
 
-    def test_privleak_is_left_out_where_it_is_not_defined(self):
-        records = [make_record("forget", -1.0, **RATIO), make_record("holdout", -2.0)]
+    def test_privleak_is_left_out_where_it_is_not_defined(self, caplog):
+        records = [
+            make_record("forget", -1.0, **RATIO),
+            make_record("forget", -1.0, **RATIO),
+            make_record("holdout", -2.0),
+        ]
         assert summarize_all(records, records).keys() & {"privleak", "forget_quality"} == {"forget_quality"}
+        assert len(caplog.messages) == 1 and "PrivLeak has no value" in caplog.messages[0]
+
+    def test_forget_quality_of_one_row_is_left_out_and_says_why(self, caplog):
+        records = [make_record("forget", **RATIO)]
+        assert not summarize_all(records, records).keys() & {"forget_quality", "forget_quality_ks"}
+        assert len(caplog.messages) == 1 and "Forget quality has no value" in caplog.messages[0]
 
     @needs_tofu
     def test_the_authors_logs_have_their_published_aggregates_and_forget_quality(self):

@@ -4,11 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers.utils import logging
+
 from ..files.schemas import Record
 from ..text import printable
 from .membership import HOLDOUT, membership_summary, privleak
 from .metrics import FORGET, forget_quality, records_by_set, truth_ratios
 from .tofu import EvalOptions, Row, read_records
+
+logger = logging.get_logger(__name__)
 
 
 def read_reference(path: str | os.PathLike, sets: Mapping[str, Sequence[Row]], options: EvalOptions) -> list[Record]:
@@ -89,9 +93,16 @@ def beside_reference(records: Sequence[Mapping[str, Any]], reference: Sequence[M
     forget, other = (records_by_set(part).get(FORGET, []) for part in (records, reference))
     fields = {"avg_paraphrased_loss", "average_perturb_loss"}
     if forget and other and all(record.keys() >= fields for record in (*forget, *other)):
-        quality = forget_quality(truth_ratios(forget), truth_ratios(other))
-        summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
+        if min(len(forget), len(other)) < 2:
+            logger.warning(
+                "Forget quality has no value: it compares distributions, and one row of the forget set is none."
+            )
+        else:
+            quality = forget_quality(truth_ratios(forget), truth_ratios(other))
+            summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
     auc, reference_auc = (membership_summary(part).get("mia_min_k_auc") for part in (records, reference))
-    if auc is not None and reference_auc is not None and reference_auc < 1.0:
+    if auc is not None and reference_auc == 1.0:
+        logger.warning("PrivLeak has no value: under the reference, every forget row looks known beside holdout.")
+    elif auc is not None and reference_auc is not None:
         summary["privleak"] = privleak(auc, reference_auc)
     return summary
