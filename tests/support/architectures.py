@@ -1,7 +1,7 @@
 """Models of several architectures, small and random, but with logits as large as those of trained ones."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 SMALL = dict(
     vocab_size=320,
@@ -57,3 +57,21 @@ def batch(labels: bool = False) -> dict[str, torch.Tensor]:
     targets = ids.masked_fill(torch.arange(20) < 5, -100)
     targets[1, 12:] = -100
     return inputs | {"labels": targets} if labels else inputs
+
+
+def build_multimodal(kind: str, vocab_size: int = 320) -> torch.nn.Module:
+    """A model of images and text, `"gemma3"` or `"qwen2_5_vl"`; its files name weights otherwise than the model does."""
+    text = SMALL | {"vocab_size": vocab_size}
+    if kind == "gemma3":
+        vision = dict(intermediate_size=64, num_attention_heads=4, image_size=28, patch_size=14)
+        places = dict(mm_tokens_per_image=4, image_token_index=300, boi_token_index=301, eoi_token_index=302)
+    else:
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        text |= {"rope_parameters": rope}
+        vision = dict(depth=2, num_heads=4, out_hidden_size=32, patch_size=14, fullatt_block_indexes=[1])
+        places = dict(image_token_id=300, video_token_id=303, vision_start_token_id=301, vision_end_token_id=302)
+    vision |= dict(hidden_size=32, num_hidden_layers=2)
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(kind, text_config=text, vision_config=vision, **places)
+    )

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from torch import OutOfMemoryError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 from trl import ModelConfig
 
 from ..attribution.config import MaskConfig
@@ -17,6 +19,8 @@ from ..data.rows import load_rows
 from ..data.tofu import load_tofu
 from ..files.tensor_file import TensorFile
 from ..text import printable
+
+logger = logging.get_logger(__name__)
 
 
 def asks_for_tofu(options, own: Sequence[str]) -> bool:
@@ -148,21 +152,33 @@ class WagleModelConfig(ModelConfig):
     TRL's `ModelConfig`, but for the default of `dtype`.
 
     Args:
-        dtype (`str`, *optional*): By default bf16 with a mask, and fp32, as in TRL, without one.
+        dtype (`str`, *optional*):
+            By default that of the saved weights with a mask, so that what the mask does not select stays as it was
+            published, and fp32, as in TRL, without one.
     """
 
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Load the model under this dtype. With a mask it defaults to 'bfloat16': selected weights follow a "
-            "float32 master, so they train as precisely in half the memory. Without one it defaults to 'float32'.",
+            "help": "Load the model under this dtype. With a mask it defaults to that of the saved weights ('bfloat16' for "
+            "float16), so that those that are not selected stay as they are. With 'bfloat16' selected weights of a float32 "
+            "model follow a float32 master and train as precisely in half the memory, and all others are rounded. "
+            "Without a mask it defaults to 'float32'.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
 
-    def dtype_for(self, masked: bool) -> str:
-        """The dtype to load under."""
-        return self.dtype or ("bfloat16" if masked else "float32")
+    def dtype_for(self, config: PreTrainedConfig, masked: bool) -> str:
+        """The dtype to load a model of `config` under."""
+        if self.dtype or not masked:
+            return self.dtype or "float32"
+        if config.dtype == torch.float16:
+            logger.warning(
+                f"'{printable(self.model_name_or_path, 200)}' is saved in float16, in which small updates vanish; loading it in "
+                "bfloat16, which rounds all weights. `--dtype float32` keeps them."
+            )
+            return "bfloat16"
+        return "auto"
 
 
 def require_model(model_args) -> str:
@@ -172,6 +188,15 @@ def require_model(model_args) -> str:
     for path in Path(model_args.model_name_or_path).glob("*.safetensors"):
         TensorFile(path)  # transformers would show the names in it as they are, whatever they command
     return model_args.model_name_or_path
+
+
+def load_config(model_args, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Config of the model."""
+    name = require_model(model_args)
+    with loading(name):
+        return AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
 
 
 def load_tokenizer(model_args, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -197,8 +222,9 @@ def loading(name: str) -> Iterator[None]:
 
 def model_init_kwargs(model_args: WagleModelConfig, training_args, masked: bool) -> dict:
     """Loading options as TRL's own scripts put them together."""
+    config = load_config(model_args, training_args.trust_remote_code)
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype_for(masked),
+        "dtype": model_args.dtype_for(config, masked),
     } | (training_args.model_init_kwargs or {})

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import AutoPeftModelForCausalLM, PeftConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..files.checkpoint import Checkpoint
 from ..files.manifest import check_of_one_run
+from ..files.model_class import class_of, load_model
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..files.run_folder import MANIFEST_FILE
 from .arguments import loading, require_model
@@ -93,5 +94,11 @@ class EvalModel:
         }
         with loading(name):
             if find_adapter_config_file(name, revision=revision) is None:
-                return AutoModelForCausalLM.from_pretrained(name, **options)
-            return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
+                return load_model(name, **options)
+            base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+            config = AutoConfig.from_pretrained(base, trust_remote_code=self.trust_remote_code)
+
+            class AdaptedModel(AutoPeftModelForCausalLM):
+                _target_class = class_of(config)
+
+            return AdaptedModel.from_pretrained(name, **options).merge_and_unload()

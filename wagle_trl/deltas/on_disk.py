@@ -31,6 +31,7 @@ def delta_between(
             Whether to take the old values, too.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
     """
+    base, unlearned = base.named_as(mask.bits), unlearned.named_as(mask.bits)
     result = verify(base, unlearned, mask, progress=progress)
     if result.config_changes:
         raise ValueError(
@@ -77,6 +78,7 @@ def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathL
     Returns:
         `pathlib.Path`: `folder`.
     """
+    base = base.named_as(delta.dtypes)
     check_base(delta, base)
     _check_no_repeats(delta, base)
 
@@ -99,7 +101,7 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
     Returns:
         `pathlib.Path`: `folder`.
     """
-    old = delta.check_has_old()
+    old, unlearned = delta.check_has_old(), unlearned.named_as(delta.dtypes)
     _check_shapes(delta, unlearned)
 
     def change(name: str, weights: Tensor) -> Tensor:
@@ -113,6 +115,7 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
 
 def check_base(delta: SparseDelta, base: Checkpoint) -> None:
     """A `ValueError` unless every weight of a checkpoint is that of the delta's base, rounded to the delta's dtypes."""
+    base = base.named_as(delta.dtypes)
     _check_shapes(delta, base)
     for name in base.keys() - delta.dtypes.keys():  # which the fingerprint does not see, and transformers would load
         if not any(_is_copy(base, name, other) for other in delta.dtypes):
