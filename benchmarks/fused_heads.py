@@ -35,7 +35,7 @@ LARGEST_LOGIT = 25.0  # as of a trained model
 # Size -> what configs call the fields that are made so small
 WIDTHS = {
     64: "hidden_size d_model n_embd dim emb_dim embedding_size embedding_dim word_embed_proj_dim attention_hidden_size lru_width "
-    "qk_head_dim output_embedding_size input_embedding_size",
+    "output_embedding_size input_embedding_size",
     128: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_inner n_inner moe_intermediate_size dff dim_ff "
     "shared_expert_intermediate_size shared_intermediate_size ffn_hidden_size expert_ffn_hidden_size intermediate_size_mlp "
     "dense_intermediate_size feed_forward_size mamba_d_ssm",
@@ -46,18 +46,21 @@ WIDTHS = {
 COUNTS = {
     320: "vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size",
     256: "max_position_embeddings n_positions",
-    2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_blocks num_experts_per_tok moe_topk",
+    2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_blocks num_experts_per_tok num_experts_per_token moe_topk moe_k",
     4: "num_experts num_local_experts n_routed_experts moe_num_experts",
     1: "pad_token_id bos_token_id eos_token_id decoder_start_token_id",
 }
 # First everything small; where sizes do not go together so, fewer of them
 _BOTH = {size: f"{WIDTHS.get(size, '')} {COUNTS.get(size, '')}" for size in WIDTHS | COUNTS}
 _HEADS = "num_key_value_heads num_kv_heads"
+_EXPERTS = "num_experts num_local_experts n_routed_experts moe_num_experts"
 LADDER = (
     _BOTH,
     {size: names.replace(_HEADS, "") for size, names in _BOTH.items() if size != 16} | {4: f"{_BOTH[4]} {_HEADS}"},
     {size: names for size, names in _BOTH.items() if size != 16},
     COUNTS,
+    {size: names.replace(_EXPERTS, "") for size, names in COUNTS.items()},
+    {320: COUNTS[320], 256: COUNTS[256], 4: COUNTS[2].split("num_experts")[0]},
 )
 
 
@@ -69,7 +72,10 @@ def small_config(model_class: type[PreTrainedModel], sizes: dict[int, str]) -> P
         given = config.to_dict()
         parts = {name: getattr(config, name, None) for name in config.sub_configs}
         parts = {name: changes(part) for name, part in parts.items() if isinstance(part, PretrainedConfig)}
-        return {name: fields[name] for name in fields if isinstance(given.get(name), int)} | parts
+        filled = {
+            name for name, value in given.items() if isinstance(value, int) or (value is None and "head" in name)
+        }
+        return {name: fields[name] for name in fields if name in filled} | parts
 
     config_class = model_class.config_class
     assert config_class is not None  # of classes that are not abstract
@@ -135,11 +141,14 @@ def examine(model_class: type[PreTrainedModel]) -> dict[str, Any]:
         add_fused_lm_head(candidate, outputs=("log_probs", "entropy", "is_top1"))
         if state == "fp32":
             row["error"] = error(candidate)
-        row[state] = "fused" if check_fused_head(candidate) else "own logits"
+        try:
+            row[state] = "fused" if check_fused_head(candidate) else "own logits"
+        except RuntimeError:  # some mix dtypes, and run in bf16 under autocast alone
+            row[state] = "does not run"
         if state == "fp32":
             row["error after"] = error(candidate)
     equal = isinstance(row["error"], float) and row["error"] < EQUAL
-    states = {row[state] for state in ("fp32", "bf16", "as initialised")}
+    states = {row[state] for state in ("fp32", "bf16", "as initialised")} - {"does not run"}
     if isinstance(row["error after"], str) or row["error after"] > EQUAL or (not equal and "fused" in states):
         row["verdict"] = "wrong"
     elif equal:

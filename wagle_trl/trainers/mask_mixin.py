@@ -138,7 +138,8 @@ class MaskMixin(HubPushes, WholeSaves):
         if self.head_temperature is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # not yet whole there
             return
         models = [self.model, vars(self).get("ref_model")]
-        right = [check_fused_head(model, self.head_temperature) for model in models if model is not None]
+        with self.accelerator.autocast():  # as in training
+            right = [check_fused_head(model, self.head_temperature) for model in models if model is not None]
         if not right[0]:
             self.planning_losses = None  # it is of the fused head
 
