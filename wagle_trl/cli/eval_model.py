@@ -96,7 +96,7 @@ class EvalModel:
             if find_adapter_config_file(name, revision=revision) is None:
                 return load_model(name, **options)
             base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
-            config = AutoConfig.from_pretrained(base, trust_remote_code=self.trust_remote_code)
+            config = AutoConfig.from_pretrained(base or name, trust_remote_code=self.trust_remote_code)
 
             class AdaptedModel(AutoPeftModelForCausalLM):
                 _target_class = class_of(config)

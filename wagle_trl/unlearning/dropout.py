@@ -21,7 +21,7 @@ def disable_dropout(model: nn.Module) -> None:
         _zero_dropout(module)
         config = vars(module).get("config")
         if isinstance(config, PretrainedConfig) and not isinstance(module, PreTrainedModel):
-            module.config = configs.setdefault(id(config), copy.copy(config))  # one for all layers
+            vars(module)["config"] = configs.setdefault(id(config), copy.copy(config))  # one for all layers
     for config in configs.values():
         _zero_dropout(config)
 
