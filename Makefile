@@ -52,12 +52,12 @@ demo: $(STAMP)
 	@$(VENV)/bin/wagle demo $(ARGS)
 
 test: $(STAMP)
-	@$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) $(ARGS)
+	@$(TEST_ENV) $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 fuzz: $(STAMP)
 	@echo "SEED=$(SEED)"
 	@$(TEST_ENV) WAGLE_FUZZ_EXAMPLES=$(EXAMPLES) WAGLE_FUZZ_SEED=$(SEED) \
-		$(PY) -m pytest -n $(WORKERS) tests/files/test_fuzzed_files.py tests/files/test_fuzzed_texts.py $(ARGS)
+		$(PY) -m pytest -n $(WORKERS) --dist worksteal tests/files/test_fuzzed_files.py tests/files/test_fuzzed_texts.py $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

@@ -19,7 +19,8 @@ import wagle_kernels
 from benchmarks.measure import Row, compare, copy_bandwidth, make_row, show, write
 from benchmarks.peers import OPTIONS, PEERS, available, versions
 from wagle_kernels import DENSE_GROUP, INDEX_DENSITY, RANK_GROUP, Layout, ScoreSpec
-from wagle_trl.attribution.selection import Scored, select
+from wagle_trl.attribution.lazy_scores import LazyScores
+from wagle_trl.attribution.selection import select
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.optim.masked_adamw import MaskedAdamW
 
@@ -57,7 +58,7 @@ def selection_rows(shapes, dtype, density, device, bandwidth, rounds) -> Iterato
     statistics = [filled(shapes, torch.float32, 1e-3, device) for _ in range(2)]
     size = sum(w.numel() for w in weights)
     names = [str(i) for i in range(len(shapes))]
-    scored = Scored(dict(zip(names, weights)), SPEC, *(dict(zip(names, s)) for s in statistics))
+    scored = LazyScores(dict(zip(names, weights)), SPEC, *(dict(zip(names, s)) for s in statistics))
     k = round(density * size)
 
     def scores() -> Tensor:

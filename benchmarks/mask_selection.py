@@ -22,7 +22,8 @@ import torch
 from benchmarks.environment import write_result
 from benchmarks.measure import PeakMemory, resident_bytes
 from wagle_kernels import ScoreSpec
-from wagle_trl.attribution.selection import Scored, select
+from wagle_trl.attribution.lazy_scores import LazyScores
+from wagle_trl.attribution.selection import select
 from wagle_trl.masks.mask import WeightMask
 
 CHECKED_MILLIONS = 20  # the check holds both sides' temporaries in one process
@@ -40,7 +41,7 @@ def inputs(millions: int) -> tuple[dict, dict, dict]:
 
 
 def ours(theta: dict, forget: dict, retain: dict) -> dict[str, torch.Tensor]:
-    mask = select(Scored(theta, ScoreSpec("wagle", GAMMA), forget, retain), DENSITY)
+    mask = select(LazyScores(theta, ScoreSpec("wagle", GAMMA), forget, retain), DENSITY)
     return mask.bits
 
 

@@ -25,7 +25,7 @@ from benchmarks.environment import environment, write_result
 from wagle_trl.attribution.config import MaskConfig
 from wagle_trl.data.formats import to_trl
 from wagle_trl.deltas.delta import SparseDelta, weights_fingerprint
-from wagle_trl.deltas.merging import Merged, merge_deltas
+from wagle_trl.deltas.merging import MergeResult, merge_deltas
 from wagle_trl.demo.people import people_rows
 from wagle_trl.demo.run import DENSITY, LEARNING_RATES, RETAIN_WEIGHT, STEPS
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
@@ -103,7 +103,7 @@ class World:
     def apply(self, delta: SparseDelta) -> LlamaForCausalLM:
         return delta.apply(self.model(self.weights))
 
-    def row(self, score: str, arm: str, model: LlamaForCausalLM, merged: Merged | None = None) -> dict[str, Any]:
+    def row(self, score: str, arm: str, model: LlamaForCausalLM, merged: MergeResult | None = None) -> dict[str, Any]:
         """Mean answer probability of every set, and where merged deltas met."""
         probabilities = {
             name: summarize(evaluate_rows(model, self.tokenizer, rows, "forget", generate=False))["forget_prob"]

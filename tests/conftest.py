@@ -14,7 +14,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .kernels.conftest import allocations
+from .support.fixed_costs import (
+    nothing_waits_for_the_disk,
+    old_objects_are_no_garbage,
+    pictures_are_drawn_once,
+    templates_are_compiled_once,
+)
 from .support.hub import Hub, connected
+from .support.trainers import (
+    assert_only_selected_moved,
+    batches_of,
+    learned,
+    log_probs_of,
+    make_config,
+    make_trainer,
+    small_mask,
+    snapshot,
+)
 
 torch.set_num_threads(1)
 

@@ -47,6 +47,18 @@ def run_script(script: Path, arguments: list[str], tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """`run_here(script, arguments)`: as `run_script`, in this process, which has imported what a script imports."""
+
+    def run(script: Path, arguments: list[str]) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        runpy.run_path(str(script), run_name="__main__")
+
+    return run
+
+
 def assert_only_selected_moved(folder: Path, base: dict) -> WeightMask:
     """What is saved differs from the base in the weights of its mask alone, and in nearly all of these."""
     mask = WeightMask.load(folder)
@@ -88,16 +100,14 @@ def test_an_sft_script_unlearns_with_another_trainer_and_retain_rows(arguments, 
     assert_only_selected_moved(tmp_path / "out", base)
 
 
-def test_the_script_unlearns_in_adapters(arguments, tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_the_script_unlearns_in_adapters(arguments, tmp_path, tiny_model, run_here):
     peft = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, *peft])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_here(SCRIPT, [*arguments, *peft])
     model = PeftModel.from_pretrained(tiny_model(), tmp_path / "out")
     assert any(bool(p.abs().sum() > 0) for name, p in model.named_parameters() if "lora_B" in name)
 
 
-def test_the_dpo_script_trains_the_weights_of_a_mask(base, forget_rows, tmp_path):
+def test_the_dpo_script_trains_the_weights_of_a_mask(base, forget_rows, tmp_path, run_here):
     rejected = [*forget_rows["completion"][1:], forget_rows["completion"][0]]
     preferences = forget_rows.rename_column("completion", "chosen").add_column("rejected", rejected)
     write_rows(tmp_path / "preferences", preferences)
@@ -109,7 +119,7 @@ def test_the_dpo_script_trains_the_weights_of_a_mask(base, forget_rows, tmp_path
         "mask_score": "random",
         "mask_density": 0.1,
     }
-    run_script(SCRIPTS / "dpo_masked.py", command_line(options | TWO_STEPS), tmp_path)
+    run_here(SCRIPTS / "dpo_masked.py", command_line(options | TWO_STEPS))
     mask = assert_only_selected_moved(tmp_path / "out", base)
     assert mask.density == pytest.approx(0.1, abs=1e-3) and mask.num_selected > 0
     report = json.loads((tmp_path / "out" / "wagle_report.json").read_text())

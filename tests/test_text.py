@@ -1,6 +1,6 @@
 import pytest
 
-from wagle_trl.text import code, drawn, one_line, plain, printable
+from wagle_trl.text import code, escaped, figure_text, one_line, printable
 
 HOSTILE = {
     "escape code": ("\x1b[2J", r"\x1b[2J"),
@@ -46,8 +46,8 @@ def test_blanks_and_line_breaks_become_one_blank_in_a_line():
 
 
 def test_markdown_leaves_plain_text_as_it_is():
-    assert plain("<b>*_`$[x](y)") == r"\<b\>\*\_\`\$\[x\](y)"
-    assert plain("a\n# b\u202e") == r"a \# b\\u202e"
+    assert escaped("<b>*_`$[x](y)") == r"\<b\>\*\_\`\$\[x\](y)"
+    assert escaped("a\n# b\u202e") == r"a \# b\\u202e"
 
 
 @pytest.mark.parametrize("text, shown", [("a`b", "`ab`"), ("`", "`?`"), ("\x1b\n", r"`\x1b`")])
@@ -56,6 +56,6 @@ def test_nothing_ends_inline_code(text, shown):
 
 
 def test_a_figure_sets_no_formula_and_leaves_no_label_out():
-    assert drawn(r"$\frac$") == r"\$\frac\$"
-    assert drawn("_hidden") == " _hidden"
-    assert len(drawn("x" * 500)) == 60
+    assert figure_text(r"$\frac$") == r"\$\frac\$"
+    assert figure_text("_hidden") == " _hidden"
+    assert len(figure_text("x" * 500)) == 60

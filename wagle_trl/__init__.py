@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         MaskedTrainer,
         MaskedTrainingArguments,
     )
-    from .unlearning.base import UnlearningConfig, UnlearningTrainer
+    from .unlearning.base import UnlearningTrainer
+    from .unlearning.config import UnlearningConfig
     from .unlearning.grad_diff import GradDiffConfig, GradDiffTrainer
     from .unlearning.npo import NPOConfig, NPOTrainer
 
@@ -56,7 +57,7 @@ _HOMES = {
     "NPOConfig": ".unlearning.npo",
     "NPOTrainer": ".unlearning.npo",
     "SparseDelta": ".deltas.delta",
-    "UnlearningConfig": ".unlearning.base",
+    "UnlearningConfig": ".unlearning.config",
     "UnlearningTrainer": ".unlearning.base",
     "WeightMask": ".masks.mask",
     "compute_mask": ".attribution.compute_mask",
@@ -96,7 +97,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Imported when asked for: masks and deltas need no transformers, and only trainers need TRL."""
+    """Import a public name when it is first used: masks and deltas need no transformers, and only trainers need TRL."""
     if name == "__version__":
         return version("wagle-trl")
     if name in __all__:

@@ -1,4 +1,4 @@
-"""A paper that an objective or a score comes from."""
+"""Papers that define objectives and scores."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,9 @@ class Paper:
     A paper on arXiv.
 
     Args:
-        arxiv (`str`): Identifier.
-        title (`str`), authors (`str`): As BibTeX has them.
+        arxiv (`str`): Identifier, such as `2404.05868`.
+        title (`str`): Title.
+        authors (`str`): Authors in BibTeX's format, `Last, First and Last, First`.
     """
 
     arxiv: str

@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmarks.study.world import World
 from wagle_kernels import ScoreSpec
 from wagle_trl.attribution.compute_mask import mean_abs
+from wagle_trl.attribution.lazy_scores import LazyScores
 from wagle_trl.attribution.scores import SCORES, score_scale
-from wagle_trl.attribution.selection import Scored, select
+from wagle_trl.attribution.selection import select
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.masks.scope import scope_parameters
 
@@ -52,7 +53,7 @@ def make_mask(world: World, score: str, density: float, scope: str) -> WeightMas
     return BUDGETS[budget](parameters, values, density)
 
 
-def _scored(world: World, parameters: Statistics, score: str) -> Scored:
+def _scored(world: World, parameters: Statistics, score: str) -> LazyScores:
     name, gamma, eps = SETTINGS[score]
     row = SCORES[name]
     kind = "sum" if gamma == "official" else {"gradient": "g", "fisher": "F", None: None}[row.statistic]
@@ -65,7 +66,7 @@ def _scored(world: World, parameters: Statistics, score: str) -> Scored:
     if isinstance(gamma, float):
         multiple, gamma = gamma, "balanced"
     scale = multiple * score_scale(row, gamma, eps, mean_theta, mean_retain)
-    return Scored(parameters, ScoreSpec(row.formula, scale, world.seed), forget, retain)
+    return LazyScores(parameters, ScoreSpec(row.formula, scale, world.seed), forget, retain)
 
 
 # Candidates: scores of every weight, in plain PyTorch
@@ -121,7 +122,7 @@ def fisher_ratio(world: World, parameters) -> Statistics:
 
 
 def _global(parameters, values: Statistics, density: float) -> WeightMask:
-    return select(Scored(parameters, ScoreSpec("gradient"), values), density)
+    return select(LazyScores(parameters, ScoreSpec("gradient"), values), density)
 
 
 def _by_parameter(parameters, values: Statistics, density: float) -> WeightMask:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from wagle_trl.attribution.statistics import accumulate_statistic
-from wagle_trl.data.formats import to_trl, tokenize_row
+from wagle_trl.data.formats import to_trl
 from wagle_trl.data.rows import read_jsonl
+from wagle_trl.data.tokenization import tokenize_row
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.attacks import paraphrased
 from wagle_trl.evaluation.inference import IGNORED, answer_losses, pad

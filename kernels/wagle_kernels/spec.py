@@ -1,11 +1,11 @@
-"""What both backends agree on: the score formulas, the key that scores are ordered by, and the split of an fp32 master."""
+"""Definitions shared by both backends: score formulas, the keys that order scores, and the split of an fp32 master."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-NON_FINITE_KEY = 0x7F800000  # bits of +inf: NaN and inf have keys from here on
+NON_FINITE_KEY = 0x7F800000  # bits of +inf: the keys of inf and NaN are not below it
 
 FORMULAS = ("wagle", "gradient", "snip", "product", "magnitude", "random", "ratio")
 
@@ -13,18 +13,18 @@ FORMULAS = ("wagle", "gradient", "snip", "product", "magnitude", "random", "rati
 @dataclass(frozen=True)
 class ScoreSpec:
     """
-    A pointwise score of `theta` and the two accumulated statistics, computed in fp32 without fused multiply-adds, so
-    that its bits are the same on every device.
+    Pointwise score of `theta` and the two accumulated statistics. It is computed in fp32 without fused multiply-adds,
+    so that its bits are the same on every device.
 
     Args:
         formula (`str`):
-            One of `FORMULAS`. With `f` and `r` the forget and retain statistics and `c` the scale:
+            One of `FORMULAS`, where `f` and `r` are the forget and retain statistics and `c` is the scale:
             `wagle` `|(theta - r * (1 / c)) * f|`, `gradient` `|f|`, `snip` `|theta * f|`, `product` `|f * r|`,
             `magnitude` `|theta|`, `ratio` `|f| / (|r| + c)`, `random` a hash of the seed and the global index.
         scale (`float`, *optional*, defaults to `1.0`):
-            `c` above: the Hessian scale of `wagle`, the additive constant of `ratio`.
+            `c` above: the Hessian scale of `wagle`, or the additive constant of `ratio`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of `random`.
+            Seed of the hash of `random`.
     """
 
     formula: str
@@ -39,18 +39,18 @@ class ScoreSpec:
 @dataclass(frozen=True)
 class Candidates:
     """
-    What one pass over the scores leaves to be ranked: the keys inside a bracket, in any order.
+    Keys inside a bracket, which one pass over the scores collects in any order and leaves to be ranked.
 
-    A candidate is one integer, `(high - key) << position_bits | global index`: the smallest comes first, so that equal
-    keys are ranked by their index.
+    A candidate is one integer, `(high - key) << position_bits | global index`. The smallest ranks first, so equal keys
+    are ranked by their index.
 
     Args:
         low, high (`int`): Lowest and highest key of the bracket.
-        position_bits (`int`): Bits of a global index.
+        position_bits (`int`): Number of bits of a global index.
         codes (`torch.Tensor` of shape `(capacity,)`, int64): Candidates.
         counts (`torch.Tensor` of shape `(3,)`, int64):
-            How many keys lie above the bracket, how many inside (also those beyond the capacity, which are not
-            kept), and the largest key of all.
+            Number of keys above the bracket, number of keys inside it (including those beyond the capacity, which are
+            not kept), and the largest of all keys.
     """
 
     low: int
@@ -61,28 +61,31 @@ class Candidates:
 
     @classmethod
     def allocate(cls, low: int, high: int, numel: int, capacity: int, device: torch.device) -> "Candidates":
-        """No candidates yet, of a scope of `numel` weights; a bracket wider than the codes loses its lower end."""
+        """Make an empty collection for `numel` weights. A bracket too wide for the codes loses its lower end."""
         position_bits = max(numel - 1, 0).bit_length()
         low = max(low, high - (1 << 63 - position_bits) + 1)
         codes = torch.empty(capacity, dtype=torch.int64, device=device)
         return cls(low, high, position_bits, codes, torch.zeros(3, dtype=torch.int64, device=device))
 
     def key_of(self, code: int) -> int:
-        """Key of a candidate."""
+        """Return the key of a candidate."""
         return self.high - (code >> self.position_bits)
 
     def positions_of(self, codes: Tensor) -> Tensor:
-        """Global indices of candidates."""
+        """Return the global indices of candidates."""
         return codes & (1 << self.position_bits) - 1
 
 
 def join_split(high: Tensor, low: Tensor) -> Tensor:
-    """fp32 master from its bf16 weight and int16 remainder: the weight's bits moved up by 16, plus the remainder."""
+    """Join bf16 weights and int16 remainders to fp32 masters: the weight's bits, shifted by 16, plus the remainder."""
     return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
 
 
 def split(master: Tensor) -> tuple[Tensor, Tensor]:
-    """bf16 weight (nearest, halves away from zero so that the remainder fits) and int16 remainder of an fp32 master."""
+    """
+    Split fp32 masters into bf16 weights and int16 remainders. Weights are rounded to nearest, halves away from zero,
+    so that the remainder fits.
+    """
     bits = master.view(torch.int32)
     high = (bits + 0x8000) >> 16
     return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)

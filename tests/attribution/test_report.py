@@ -10,8 +10,16 @@ from PIL import Image
 from rich.console import Console
 
 from wagle_kernels import ScoreSpec
-from wagle_trl.attribution.report import draw_masks, mask_report, plot_mask, plot_masks, report_tables, rival_overlaps
-from wagle_trl.attribution.selection import Scored, select
+from wagle_trl.attribution.lazy_scores import LazyScores
+from wagle_trl.attribution.report import (
+    baseline_overlaps,
+    draw_masks,
+    mask_report,
+    plot_mask,
+    plot_masks,
+    report_tables,
+)
+from wagle_trl.attribution.selection import select
 from wagle_trl.files.run_folder import MASK_FILE
 from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
@@ -27,7 +35,7 @@ INFO = MaskInfo(score="wagle", scale=0.05)
 def scored_by(formula, scale=1.0, forget=True, retain=True, seed=0):
     generator = torch.Generator().manual_seed(0)
     theta, f, r = ({n: torch.randn(s, generator=generator) for n, s in SHAPES.items()} for _ in range(3))
-    return Scored(theta, ScoreSpec(formula, scale, seed), f if forget else None, r if retain else None)
+    return LazyScores(theta, ScoreSpec(formula, scale, seed), f if forget else None, r if retain else None)
 
 
 @pytest.fixture
@@ -38,33 +46,33 @@ def mask():
 @pytest.mark.parametrize(("formula", "label"), SELF.items())
 def test_a_score_overlaps_wholly_with_itself_and_little_with_chance(formula, label):
     scored = scored_by(formula)
-    overlaps = rival_overlaps(select(scored, 0.1), scored)
+    overlaps = baseline_overlaps(select(scored, 0.1), scored)
     assert overlaps[label] == 1.0
     assert 0 < overlaps["random"] < 0.2  # 0.053 expected
-    assert all(overlap < 0.7 for rival, overlap in overlaps.items() if rival != label)
+    assert all(overlap < 0.7 for baseline, overlap in overlaps.items() if baseline != label)
 
 
 def test_a_degenerate_gamma_shows():
     scored = scored_by("wagle", scale=1e-9)
-    assert rival_overlaps(select(scored, 0.1), scored)["|g_f*g_r|"] == 1.0
+    assert baseline_overlaps(select(scored, 0.1), scored)["|g_f*g_r|"] == 1.0
 
 
 def test_a_random_mask_is_compared_with_another_seed():
     scored = scored_by("random", seed=3)
-    assert rival_overlaps(select(scored, 0.1), scored)["random"] < 0.2
+    assert baseline_overlaps(select(scored, 0.1), scored)["random"] < 0.2
 
 
 def test_overlaps_are_those_of_masks_of_the_same_size(mask):
     scored = scored_by("wagle", scale=0.5)
-    rival = select(scored_by("snip"), 0.1)
-    assert rival.num_selected == mask.num_selected
-    assert rival_overlaps(mask, scored)["|theta*g_f|"] == mask.jaccard(rival)
+    baseline = select(scored_by("snip"), 0.1)
+    assert baseline.num_selected == mask.num_selected
+    assert baseline_overlaps(mask, scored)["|theta*g_f|"] == mask.jaccard(baseline)
 
 
 @pytest.mark.parametrize("density", [0.003, 1 / 3, 0.5, 1.0])
-def test_rivals_have_exactly_as_many_bits_at_any_density(density):
+def test_baselines_have_exactly_as_many_bits_at_any_density(density):
     scored = scored_by("gradient")
-    assert rival_overlaps(select(scored, density), scored)["|g_f|"] == 1.0
+    assert baseline_overlaps(select(scored, density), scored)["|g_f|"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -76,9 +84,9 @@ def test_rivals_have_exactly_as_many_bits_at_any_density(density):
     ],
     ids=["none", "forget", "both"],
 )
-def test_only_rivals_whose_statistics_are_there_are_computed(statistics, labels):
+def test_only_baselines_whose_statistics_are_there_are_computed(statistics, labels):
     scored = scored_by("magnitude", **statistics)
-    overlaps = rival_overlaps(select(scored, 0.1), scored)
+    overlaps = baseline_overlaps(select(scored, 0.1), scored)
     assert list(overlaps) == ["|g_f|", "|theta*g_f|", "|g_f*g_r|", "|theta|", "random"]
     assert [label for label, overlap in overlaps.items() if overlap is not None] == labels
 

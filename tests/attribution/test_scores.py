@@ -1,8 +1,12 @@
+from typing import get_args
+
 import pytest
+from transformers import HfArgumentParser
+from trl import TrlParser
 
 from wagle_kernels import FORMULAS
 from wagle_trl.attribution.config import MaskConfig
-from wagle_trl.attribution.scores import SCORES, get_score, parse_gamma, score_scale
+from wagle_trl.attribution.scores import SCORES, ScoreName, get_score, parse_gamma, score_scale
 
 READS_FORGET = {"wagle", "gradient", "snip", "product", "ratio", "fisher_ratio"}
 READS_RETAIN = {"wagle", "product", "ratio", "fisher_ratio"}
@@ -13,6 +17,10 @@ def test_the_table_says_what_each_formula_reads():
     assert {name for name, score in SCORES.items() if score.statistic} == READS_FORGET
     assert {name for name, score in SCORES.items() if score.uses_retain} == READS_RETAIN
     assert [name for name, score in SCORES.items() if score.statistic == "fisher"] == ["fisher_ratio"]
+
+
+def test_the_option_offers_the_scores_of_the_table():
+    assert get_args(ScoreName) == tuple(SCORES)
 
 
 def test_an_unknown_score_lists_the_known_ones():
@@ -87,3 +95,21 @@ def test_mask_options_fail_at_construction_and_echo_the_value(option, message):
 def test_the_default_options_are_valid():
     config = MaskConfig()
     assert (config.mask_score, config.mask_density, config.mask_gamma) == ("wagle", 0.05, "balanced")
+
+
+@pytest.mark.parametrize("parser", [HfArgumentParser, TrlParser])
+def test_choices_are_parsed_from_the_command_line_and_offered_there(parser, capsys):
+    args = ["--mask_score", "snip", "--attribution_memory", "host", "--mask_gamma", "0.5"]
+    assert parser(MaskConfig).parse_args_into_dataclasses(args) == (
+        MaskConfig("snip", mask_gamma="0.5", attribution_memory="host"),
+    )
+    with pytest.raises(SystemExit):
+        parser(MaskConfig).parse_args_into_dataclasses(["--mask_score", "luck"])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "invalid choice: 'luck'" in message and all(name in message for name in SCORES)
+
+
+def test_a_wrong_choice_in_yaml_is_refused_by_the_options_themselves(tmp_path):
+    (tmp_path / "mask.yaml").write_text("mask_score: luck\n")
+    with pytest.raises(ValueError, match="Unknown mask_score 'luck'; expected one of wagle, gradient"):
+        TrlParser(MaskConfig).parse_args_and_config(["--config", str(tmp_path / "mask.yaml")])

@@ -15,13 +15,12 @@ from wagle_trl.attribution.store_choice import (
     HEADROOM,
     MAX_QUICK_SWEEPS,
     choose_tier,
-    elsewhere,
-    largest_part,
-    phases_of,
+    memory_phases,
+    off_device_bytes,
     working_components,
 )
 from wagle_trl.memory.available import free_memory
-from wagle_trl.memory.simulation import Working
+from wagle_trl.memory.simulation import WorkingMemory
 
 GB = 10**9
 PLENTY = 10**15
@@ -52,7 +51,7 @@ def choose(score, free, on_gpu=True, working=5 * GB, memory="auto", parameters=L
 
 
 def peak(tier, score, on_gpu=True, working=5 * GB, parameters=LAYERS):
-    phases = phases_of(tier, parameters, SCORES[score], Working(0, working), on_gpu)
+    phases = memory_phases(tier, parameters, SCORES[score], WorkingMemory(0, working), on_gpu)
     return max(sum(phase.values()) for phase in phases)
 
 
@@ -189,8 +188,8 @@ AT_ONCE = [  # statistics of 20 GB on the device while adding up, and while sele
 
 @pytest.mark.parametrize(("name", "score", "on_gpu", "adding", "selecting"), AT_ONCE)
 def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, adding, selecting):
-    tier, working = Tier(name, 4 if name == "sweeps" else 1), Working(kept=GB, peak=3 * GB)
-    added, selected, compared = phases_of(tier, LAYERS, SCORES[score], working, on_gpu)
+    tier, working = Tier(name, 4 if name == "sweeps" else 1), WorkingMemory(kept=GB, peak=3 * GB)
+    added, selected, compared = memory_phases(tier, LAYERS, SCORES[score], working, on_gpu)
     assert added == {"statistics": adding * TOTAL, "activations": GB, "backward pass": 2 * GB}
     copied = selected["statistics"] - selecting * TOTAL  # of a parameter at a time
     moved = selecting < SCORES[score].num_statistics
@@ -202,7 +201,7 @@ def test_phases_hold_the_statistics_that_their_tier_holds(name, score, on_gpu, a
 
 def test_scores_of_fisher_information_take_their_roots_too():
     selected = [
-        phases_of(tier, LAYERS, SCORES[score], Working(0, 0), True)[1]["statistics"]
+        memory_phases(tier, LAYERS, SCORES[score], WorkingMemory(0, 0), True)[1]["statistics"]
         for score in ("ratio", "fisher_ratio")
         for tier in (Tier("resident"), Tier("sweeps", 4))
     ]
@@ -211,7 +210,7 @@ def test_scores_of_fisher_information_take_their_roots_too():
 
 
 def test_working_memory_is_what_is_kept_and_the_rest_of_the_peak():
-    assert working_components(Working(kept=3, peak=10)) == {"activations": 3, "backward pass": 7}
+    assert working_components(WorkingMemory(kept=3, peak=10)) == {"activations": 3, "backward pass": 7}
 
 
 @pytest.mark.parametrize(
@@ -220,17 +219,17 @@ def test_working_memory_is_what_is_kept_and_the_rest_of_the_peak():
 )
 def test_what_is_not_on_the_device_is_elsewhere(name, places):
     expected = {place: count * TOTAL for place, count in places.items()}
-    assert elsewhere(Tier(name, 3), LAYERS, SCORES["wagle"]) == expected
+    assert off_device_bytes(Tier(name, 3), LAYERS, SCORES["wagle"]) == expected
     if name in ("host", "sweeps"):
-        assert elsewhere(Tier(name, 3), LAYERS, SCORES["gradient"]) == dict.fromkeys(places, TOTAL)
+        assert off_device_bytes(Tier(name, 3), LAYERS, SCORES["gradient"]) == dict.fromkeys(places, TOTAL)
 
 
-@pytest.mark.parametrize("sweeps", [1, 2, 3, 7])
-def test_the_largest_part_is_that_of_the_split(sweeps):
+@pytest.mark.parametrize(("sweeps", "numel"), [(1, 27), (2, 15), (3, 11), (7, 9)])
+def test_a_sweep_holds_the_statistic_of_the_largest_part(sweeps, numel):
     parameters = make_parameters(5, 1, 9, 2, 2, 8)
-    sums = [sum(p.numel() for p in part.values()) for part in split_evenly(parameters, sweeps)]
-    assert largest_part(parameters, sweeps) == max(sums)
-    assert largest_part(parameters, 1) == 27 and largest_part(parameters, 7) == 9
+    assert max(sum(p.numel() for p in part.values()) for part in split_evenly(parameters, sweeps)) == numel
+    phases = memory_phases(Tier("sweeps", sweeps), parameters, SCORES["wagle"], WorkingMemory(0, 0), True)
+    assert phases[0]["statistics"] == 4 * numel
 
 
 def test_free_memory_of_a_cpu_is_that_of_the_machine():

@@ -4,6 +4,8 @@ import pytest
 
 from wagle_trl.evaluation import tofu
 
+from ..support.writers import make_inputs
+
 
 @pytest.fixture
 def write_jsonl(tmp_path):
@@ -45,8 +47,8 @@ def quick(tmp_path):
 
 @pytest.fixture
 def interrupt_at(monkeypatch):
-    """`calls = interrupt_at(n)`: the n-th batch to be scored is interrupted; `calls` lists what was asked for."""
-    score = tofu.answer_scores
+    """`calls = interrupt_at(n)`: the n-th batch to be evaluated is interrupted; `calls` lists what was asked for."""
+    evaluate = tofu.answer_likelihoods
 
     def interrupt(number):
         calls = []
@@ -55,9 +57,17 @@ def interrupt_at(monkeypatch):
             calls.append(args)
             if len(calls) == number:
                 raise KeyboardInterrupt
-            return score(*args)
+            return evaluate(*args)
 
-        monkeypatch.setattr(tofu, "answer_scores", interrupted)
+        monkeypatch.setattr(tofu, "answer_likelihoods", interrupted)
         return calls
 
     return interrupt
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """What the commands of tests/support/writers.py read, made once for all tests: none may change it."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder, tiny_model(), tiny_tokenizer)
+    return folder

@@ -116,7 +116,7 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, message, saved_model, re
     [
         (["--weights", "1", "1", "{0}", "{1}"], "invalid float value: '{0}'"),
         (["--weights", "1", "1"], "required: DELTA"),
-        (["{0}", "{1}", "--weights", "1"], "2 deltas need as many weights, got 1."),
+        (["{0}", "{1}", "--weights", "1"], "2 deltas need 2 weights, got 1."),
         (["{0}", "{other}"], "Delta 2 is of another base"),
     ],
     ids=["order", "no deltas", "too few", "other base"],
@@ -186,7 +186,7 @@ def test_undo_takes_the_unlearned_model_at_a_revision(moved_on):
 def test_a_delta_without_old_values_is_not_undone(saved_model, requests, tmp_path, capsys):
     assert main(["delta", saved_model, requests[0]]) == 0
     assert main(["undo", requests[0], requests[0], "--output_dir", str(tmp_path / "back")]) == 2
-    assert f"holds no values from before; load the base model '{saved_model}' instead." in capsys.readouterr().err
+    assert f"holds no old values; load the base model '{saved_model}' instead." in capsys.readouterr().err
 
 
 def test_an_adapter_is_loaded_by_peft_and_gives_the_unlearned_model(saved_model, requests, tmp_path, capsys):

@@ -1,4 +1,6 @@
+import io
 import json
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -17,18 +19,20 @@ KEYS = {
 }
 
 
-@pytest.fixture
-def short_demo(monkeypatch):
-    """The demo with next to no training."""
-    monkeypatch.setattr(demo, "STEPS", 2)
-    learn, people = demo.train, demo.people_rows
-    monkeypatch.setattr(demo, "train", lambda *args, **kwargs: learn(*args, **kwargs, epochs=1))
-    monkeypatch.setattr(demo, "people_rows", lambda seed: people(30, seed))
+@pytest.fixture(scope="module")
+def short_demo(tmp_path_factory):
+    """Folder and output of the demo with next to no training, run once: no test may change the folder."""
+    folder, learn, people = tmp_path_factory.mktemp("demo") / "demo-output", demo.train, demo.people_rows
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setattr(demo, "STEPS", 2)
+        patch.setattr(demo, "train", lambda *args, **kwargs: learn(*args, **kwargs, epochs=1))
+        patch.setattr(demo, "people_rows", lambda seed: people(30, seed))
+        assert main(["demo", "--output_dir", str(folder)]) == 0
+    return folder, out.getvalue()
 
 
-def test_the_demo_writes_its_folder_and_one_row_a_run(short_demo, tmp_path, capsys):
-    folder = tmp_path / "demo-output"
-    assert main(["demo", "--output_dir", str(folder)]) == 0
+def test_the_demo_writes_its_folder_and_one_row_a_run(short_demo):
+    folder, out = short_demo
     rows = json.loads((folder / "report.json").read_text())
     assert [row["run"] for row in rows] == ["base", "oracle", "dense", "random", "masked"]
     assert all(set(row) >= KEYS for row in rows)
@@ -39,15 +43,15 @@ def test_the_demo_writes_its_folder_and_one_row_a_run(short_demo, tmp_path, caps
     assert by_run["masked"]["optimizer_bytes"] < 0.06 * by_run["dense"]["optimizer_bytes"]
     for name in ("model.safetensors", "wagle_mask.png", "wagle_report.json", "base/model.safetensors", "forget.jsonl"):
         assert (folder / name).stat().st_size > 0
-    assert "unseen retain" in capsys.readouterr().out
+    assert "unseen retain" in out
 
 
-def test_the_demo_model_loads_with_plain_transformers(short_demo, tmp_path):
+def test_the_demo_model_loads_with_plain_transformers(short_demo):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert main(["demo", "--output_dir", str(tmp_path)]) == 0
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    folder, _ = short_demo
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     assert model(**tokenizer("Question:", return_tensors="pt")).logits.isfinite().all()
 
 

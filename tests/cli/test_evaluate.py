@@ -56,7 +56,8 @@ def test_the_summary_says_how_it_came_about(eval_options, data, holdout, tmp_pat
     first = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
     sources = {"forget_dataset": data[1], "retain_dataset": data[3], "holdout_dataset": holdout[1]}
     evaluation = {"batch_size": 16, "max_new_tokens": 4, "generate": False, "mia_k": 0.4, "dtype": "float32"}
-    assert first["options"] == evaluation | sources
+    scored = {"dataset_text_field": "text", "assistant_only_loss": False, "truncation_mode": "keep_start"}
+    assert first["options"] == evaluation | sources | scored
     reference = ["--reference_records", str(tmp_path / "e" / "wagle_records.jsonl")]
     again = [*holdout, "--generate", "false", *reference, "--dtype", "bfloat16", "--output_dir", str(tmp_path / "f")]
     assert main([*eval_options, *again]) == 0
@@ -143,7 +144,7 @@ def test_a_base_model_of_another_architecture_is_refused_before_the_evaluation(
     eval_options, tiny_model, tmp_path, monkeypatch, capsys
 ):
     tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "other")
-    monkeypatch.setattr(tofu, "answer_scores", lambda *args: pytest.fail("rows were scored"))
+    monkeypatch.setattr(tofu, "answer_likelihoods", lambda *args: pytest.fail("rows were scored"))
     assert main([*eval_options, "--base_model_name_or_path", str(tmp_path / "other")]) == 2
     assert "The base model has another architecture: 9 parameters differ" in capsys.readouterr().err
 
@@ -169,11 +170,11 @@ def test_rows_that_cannot_serve_are_refused_before_a_model_is_loaded(data, tmp_p
     assert main([*none, "--holdout_dataset", data[3]]) == 2
     assert "--holdout_dataset needs --forget_dataset" in capsys.readouterr().err
     assert main([*none, *data[:2], "--base_model_name_or_path", "base"]) == 2
-    assert "A base model needs text to be compared on" in capsys.readouterr().err
+    assert "A base model needs text for the comparison" in capsys.readouterr().err
     assert main([*none, *data, "--unseen_dataset", data[3]]) == 2
-    assert "10 rows of the set 'unseen_retain' also stand in the set 'retain'" in capsys.readouterr().err
+    assert "10 rows of the set 'unseen_retain' are also in the set 'retain'" in capsys.readouterr().err
     assert main([*none, *data, "--holdout_dataset", data[1]]) == 2
-    assert "6 rows of the set 'holdout' also stand in the set 'forget'" in capsys.readouterr().err
+    assert "6 rows of the set 'holdout' are also in the set 'forget'" in capsys.readouterr().err
     assert main([*none, *data, "--attack", "paraphrase"]) == 2
     assert "No row of the set 'forget' has a `paraphrased_question`" in capsys.readouterr().err
 
@@ -266,7 +267,7 @@ def with_alternatives(row):
 @pytest.mark.parametrize(
     ("alternatives", "record", "message"),
     [
-        (False, {"set": "forget"}, "needs forget rows, all of them with `perturbed_answer`"),
+        (False, {"set": "forget"}, "need forget rows, all of them with `perturbed_answer`"),
         (True, {"set": "forget", "avg_gt_loss": 1.0}, "1 of 1 records have no losses of perturbed answers"),
         (True, {"set": "retain", "avg_gt_loss": 1.0}, "has no records of the set 'forget'"),
         (True, {"avg_gt_loss": 1.0}, "has no records of the set 'forget'"),

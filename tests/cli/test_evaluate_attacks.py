@@ -54,7 +54,7 @@ def test_the_curve_of_relearning_is_shown(attacked, capsys):
     assert main([*attacked, "--attack", "relearn", "--relearn_share", "0.5"]) == 0
     shown = capsys.readouterr().out
     assert "steps on 3 forget rows" in shown and "forget_prob of the other 3" in shown
-    assert "After relearning, the forget rows are those it did not train on." in " ".join(shown.split())
+    assert "After relearning, the forget rows are those that relearning did not train on." in " ".join(shown.split())
 
 
 def test_interrupted_attacks_go_on_where_they_stopped(attacked, interrupt_at, capsys):

@@ -9,26 +9,27 @@ import pytest
 from wagle_trl.demo import run as demo
 
 from ..support.disks import Disk, on_a_disk
-from ..support.writers import TRAINERS, WRITERS, arguments, call, check_what_is_left, contents, make_inputs, succeed
+from ..support.writers import TRAINERS, WRITERS, arguments, call, check_what_is_left, contents, succeed
 
-pytestmark = pytest.mark.slow  # some minutes: each command is run again and again
-
-# How many sizes of disks, too small at other files each; "all": one for every file that is written
-SIZES = [pytest.param(4, id="some"), pytest.param(10**6, id="all")]
+SIZES = {"some": 4, "all": 10**6}  # of disks, too small at other files each; "all": one for every file that is written
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory, tiny_model, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("inputs")
-    make_inputs(folder, tiny_model(), tiny_tokenizer)
-    return folder
+def sizes_of(commands, *quick):
+    """Each command on many disks, which takes minutes; some, that are quick or write most, on one of them always."""
+    slow = [
+        pytest.param(command, size, id=f"{command}-{name}", marks=pytest.mark.slow)
+        for command in commands
+        for name, size in SIZES.items()
+    ]
+    return [*(pytest.param(command, 1, id=f"{command}-one") for command in quick), *slow]
 
 
 def fill(disk: Disk, command: str, argv: list[str], start: Callable[[], None], sizes: int) -> None:
     """Run a command on disks that are too small for it, then again with room, then on one that is just large enough."""
     start()
     *too_small, enough = disk.rooms(lambda: succeed(argv))
-    for room in too_small[:: -(-len(too_small) // sizes)]:
+    distance = -(-len(too_small) // sizes)
+    for room in too_small[distance // 2 :: distance]:
         start()
         before = contents(disk.root)
         disk.leave(room)
@@ -45,8 +46,7 @@ def fill(disk: Disk, command: str, argv: list[str], start: Callable[[], None], s
     succeed(argv)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize(("command", "sizes"), sizes_of(WRITERS, "npo", "delta", "apply", "undo", "adapter", "card"))
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(command, sizes, inputs, tmp_path):
     writer, before = WRITERS[command], contents(inputs)
 
@@ -62,8 +62,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(command, sizes, inputs,
     assert contents(inputs) == before
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("command", [command for command, writer in WRITERS.items() if writer.other])
+@pytest.mark.parametrize(
+    ("command", "sizes"), sizes_of([command for command, writer in WRITERS.items() if writer.other], "delta", "eval")
+)
 def test_what_an_earlier_command_wrote_stays_when_the_disk_is_full(command, sizes, inputs, tmp_path):
     def on_a_used_disk(disk: Disk) -> None:
         line, other = (arguments(line, inputs, disk.root) for line in (WRITERS[command].line, WRITERS[command].other))
@@ -79,8 +80,7 @@ def test_what_an_earlier_command_wrote_stays_when_the_disk_is_full(command, size
     on_a_disk(tmp_path / "disk", on_a_used_disk)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("what", ["model", "mask", "delta"])
+@pytest.mark.parametrize(("what", "sizes"), sizes_of(["model", "mask", "delta"], "mask"))
 def test_a_push_that_has_no_room_for_what_it_makes_uploads_nothing(what, sizes, inputs, hub, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "disk"))
     argv = ["push", str(inputs / "run-0"), "--what", what, "--hub_model_id", "user/run"]

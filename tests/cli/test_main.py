@@ -47,7 +47,7 @@ def test_npo_has_the_options_of_masks_and_of_the_objective(option, capsys):
         (["npo", "--no_such_option", "1"], "--no_such_option"),
         (["npo", "--beta", "many"], "invalid float value: 'many' (see `wagle npo --help`)"),
         (["npo", "--mask_density", "2"], "mask_density must be in (0, 1], got 2.0."),
-        (["npo", "--mask_score", "luck"], "Unknown mask_score 'luck'; expected one of wagle, gradient"),
+        (["npo", "--mask_score", "luck"], "invalid choice: 'luck' (choose from "),
         (["npo", "--config", "missing.yaml"], "missing.yaml"),
         (["eval", "--holdout_dataset", "a", "--tofu_dir", "b"], "Give either --holdout_dataset or --tofu_dir, not"),
         (["npo", "--resume_from_checkpoint", "missing"], "No checkpoint at 'missing': the folder does not exist."),

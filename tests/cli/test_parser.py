@@ -132,4 +132,4 @@ def test_a_file_that_has_the_model_uploaded_says_where(text, place, write, capsy
     path = write(text)
     parse(option_types("npo"), ["--config", path, "--output_dir", "out"], "npo")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert line == f"wagle npo: warning: {path} has the model uploaded to {place}."
+    assert line == f"wagle npo: warning: {path} uploads the model to {place}."

@@ -5,6 +5,24 @@ import yaml
 from transformers import LlamaConfig
 
 from wagle_trl.cli.main import main
+from wagle_trl.memory.simulation import Simulation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def equal_steps_are_simulated_once():
+    """A step of 32 layers takes seconds to simulate, and the plans of these tests have most of theirs in common."""
+    run, known = Simulation.run, {}
+
+    def run_once(simulation, losses, step):
+        dtypes = frozenset(tensor.dtype for tensor in simulation.weights().values())
+        key = repr(simulation.model.config), dtypes, losses, step
+        if key not in known:
+            known[key] = run(simulation, losses, step)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Simulation, "run", run_once)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_the_repository_is_named_like_the_folder_and_private_if_asked(masked_fol
         (["{run}", "--card", "missing.md"], "missing.md"),
         (
             ["{run}", "--base_model_name_or_path", "{empty}"],
-            "'{empty}' is a path here; give the name of the base model",
+            "'{empty}' is a local path; give the name of the base model",
         ),
         (["{run}", "--what", "delta"], "The base model 'user/base' is not known to be on the Hub; give the name"),
     ],

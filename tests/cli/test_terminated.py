@@ -21,21 +21,22 @@ from ..support.writers import (
     call,
     check_what_is_left,
     contents,
-    make_inputs,
     succeed,
 )
 
-pytestmark = pytest.mark.slow  # some minutes: each command is run again and again
-
-MOMENTS = [pytest.param(5, id="some"), pytest.param(10**6, id="all")]
+MOMENTS = {"some": 5, "all": 10**6}
 CODES = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory, tiny_model, tiny_tokenizer):
-    folder = tmp_path_factory.mktemp("inputs")
-    make_inputs(folder, tiny_model(), tiny_tokenizer)
-    return folder
+SIGNALS = [*((command, signal.SIGTERM) for command in WRITERS), ("npo", signal.SIGINT), ("eval", signal.SIGINT)]
+QUICK = [*((command, signal.SIGTERM) for command in ("npo", *NEW_FOLDERS, "delta", "card")), ("eval", signal.SIGINT)]
+# One moment always, of commands that are quick or write most; many of every command take minutes
+MOMENTS_OF_EACH = [
+    *(pytest.param(command, number, 1, id=f"{command}-{number}-one") for command, number in QUICK),
+    *(
+        pytest.param(command, number, moments, id=f"{command}-{number}-{name}", marks=pytest.mark.slow)
+        for command, number in SIGNALS
+        for name, moments in MOMENTS.items()
+    ),
+]
 
 
 class Changes:
@@ -65,11 +66,7 @@ def start(disk: Path, command: str, inputs: Path) -> None:
         shutil.copytree(inputs / source, disk / source)
 
 
-@pytest.mark.parametrize("moments", MOMENTS)
-@pytest.mark.parametrize(
-    ("command", "number"),
-    [*((command, signal.SIGTERM) for command in WRITERS), ("npo", signal.SIGINT), ("eval", signal.SIGINT)],
-)
+@pytest.mark.parametrize(("command", "number", "moments"), MOMENTS_OF_EACH)
 def test_a_signal_is_one_line_and_leaves_nothing_half(command, number, moments, inputs, tmp_path):
     disk = tmp_path / "disk"
     argv, (code, word) = arguments(WRITERS[command].line, inputs, disk), CODES[number]
@@ -81,7 +78,8 @@ def test_a_signal_is_one_line_and_leaves_nothing_half(command, number, moments, 
         changes.expect(None, None)
         succeed(argv)
         count, complete = changes.count, contents(disk).keys()
-        for moment in range(0, count, -(-count // moments)):
+        distance = -(-count // moments)
+        for moment in range(distance // 2, count, distance):
             changes.expect(None, None)
             start(disk, command, inputs)
             before = contents(disk)
@@ -101,8 +99,15 @@ def test_a_signal_is_one_line_and_leaves_nothing_half(command, number, moments, 
     in_a_process(work)
 
 
-@pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("everybody", [False, True], ids=["alone", "with its workers"])
+@pytest.mark.parametrize(
+    ("everybody", "number"),
+    [
+        pytest.param(True, signal.SIGTERM, id="with its workers-15"),
+        pytest.param(True, signal.SIGINT, id="with its workers-2", marks=pytest.mark.slow),
+        pytest.param(False, signal.SIGTERM, id="alone-15", marks=pytest.mark.slow),
+        pytest.param(False, signal.SIGINT, id="alone-2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_in_training_ends_workers_without_a_word(number, everybody, inputs, tmp_path, monkeypatch, capfd):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -260,4 +260,6 @@ def test_a_name_in_a_model_that_commands_the_terminal_is_refused_before_it_is_sh
     save_file(weights | {"\x1b[31mEVIL": torch.zeros(1)}, Path(saved_model, "model.safetensors"), {"format": "pt"})
     assert main(["npo", "--model_name_or_path", saved_model, *data, *quick]) == 2
     shown = "".join(capfd.readouterr())
-    assert "model.safetensors: '\\x1b[31mEVIL' is no name of a tensor" in shown and "\x1b[31mEVIL" not in shown
+    assert (
+        "model.safetensors: '\\x1b[31mEVIL' is not a valid name of a tensor" in shown and "\x1b[31mEVIL" not in shown
+    )

@@ -61,7 +61,7 @@ def test_verify_fails_with_a_config_that_makes_another_model(saved_model, unlear
     assert main(["verify", saved_model, unlearned_folder]) == 1
     out = capsys.readouterr().out
     assert "num_hidden_layers" in out and "2 -> 1" in out
-    assert "FAILED: config.json makes another model (keys: 2)." in out
+    assert "FAILED: config.json describes another model (keys: 2)." in out
     code = main(["verify", saved_model, unlearned_folder, "--json"])
     content = json.loads(capsys.readouterr().out)
     assert code == 1 and content["verified"] is False
@@ -76,7 +76,7 @@ def test_verify_lists_other_files_that_differ_and_weights_that_are_no_numbers(sa
     model.save_pretrained(unlearned_folder)
     assert main(["verify", saved_model, unlearned_folder]) == 0
     out = capsys.readouterr().out
-    assert "Other files that differ, which counts for nothing here: [red]chat_template.jinja, tokenizer" in out
+    assert "Other files that differ, which does not count here: [red]chat_template.jinja, tokenizer" in out
     assert "1 of the weights after are NaN or infinite." in out
     assert main(["verify", saved_model, unlearned_folder, "--json"]) == 0
     content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -94,7 +94,7 @@ def test_experts_that_files_name_otherwise_are_said_to_be_out_of_reach(tmp_path,
     WeightMask.from_dense({name: torch.ones(p.shape) for name, p in model.named_parameters()}).save(tmp_path)
     assert main(["verify", str(tmp_path), str(tmp_path)]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert "files name tensors otherwise than the model does" in err
+    assert "files use other names for tensors than the model does" in err
     assert "use load_unlearned and save_pretrained" in err
 
 

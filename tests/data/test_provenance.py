@@ -111,7 +111,7 @@ def test_a_key_is_made_on_a_disk_without_links(tmp_path, monkeypatch):
 def test_what_is_no_key_is_one_error(text, tmp_path):
     (tmp_path / KEY_FILE).write_text(text)
     with pytest.raises(
-        ValueError, match=r"wagle_rows\.key is no key of 64 hexadecimal digits; put the right one there"
+        ValueError, match=r"wagle_rows\.key is not a key of 64 hexadecimal digits; restore the right one"
     ):
         secret_key(tmp_path)
 

@@ -114,7 +114,7 @@ def test_a_row_of_another_shape_is_refused_with_its_line_and_field(row, message,
 @pytest.mark.parametrize("values", [("a", 1), ({"a": 1}, [1]), (2**70, 2**70)], ids=repr)
 def test_a_column_that_no_data_set_holds_is_refused(values, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{"text": "a", "id": value} for value in values])
-    with pytest.raises(ValueError, match=r"rows\.jsonl: the columns of its rows make no data set"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: its rows do not form a data set"):
         load_rows(path)
 
 

@@ -55,7 +55,7 @@ VICTIMS = {
         "has shape \\(10, 40\\) here",
     ),
     "fewer parameters": (without_b, "for another model, .*: b missing"),
-    "other dtype": (lambda model: model.half(), r"is torch.float16, in the delta|for another base"),
+    "other dtype": (lambda model: model.half(), r"is torch.float16, but torch.float32 in the delta|for another base"),
 }
 
 
@@ -97,7 +97,7 @@ def test_deltas_of_one_fingerprint_and_other_shapes_do_not_merge():
 
 # Folders of models
 
-NO_MAP, NOT_HERE = "weight_map", "which is no file of weights in the same folder"
+NO_MAP, NOT_HERE = "weight_map", "which is not a file of weights in the same folder"
 
 
 def index(place, name="a"):
@@ -158,7 +158,7 @@ CONFIGS = {
     "deep": ("[" * 100_000, "is not readable as JSON"),
     "a list": ("[1]", "should be an object"),
     "null": ("null", "should be an object"),
-    "other weights": ('{"transformers_weights": "other.safetensors"}', "has transformers load other weights, too"),
+    "other weights": ('{"transformers_weights": "other.safetensors"}', "makes transformers load other weights, too"),
 }
 
 
@@ -184,7 +184,7 @@ def test_a_config_is_written_or_refused_however_deep(depth, tmp_path):
 def test_an_adapter_beside_the_weights_is_refused(tmp_path):
     folder = model_folder(tmp_path / "model")
     (folder / "adapter_config.json").write_text("{}")
-    with refusal("has transformers load other weights, too: adapter_config.json", folder):
+    with refusal("makes transformers load other weights, too: adapter_config.json", folder):
         Checkpoint(folder)
 
 

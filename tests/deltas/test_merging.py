@@ -178,7 +178,7 @@ def test_mask_picture_and_delta_appear_together(tmp_path, monkeypatch):
             r"Delta 2 is of another base \('user/base', 'other'\)",
         ),
         ([random_delta(0), random_delta(1, dtype=torch.bfloat16)], None, "Delta 2 has weights in other dtypes"),
-        ([random_delta(0), random_delta(1)], [1.0], "2 deltas need as many weights, got 1"),
+        ([random_delta(0), random_delta(1)], [1.0], "2 deltas need 2 weights, got 1"),
         ([random_delta(0), random_delta(1)], [1.0, 0.0], r"must be positive and finite, got \[1.0, 0.0\]"),
         ([random_delta(0), random_delta(1)], [1.0, float("inf")], "must be positive and finite"),
         ([random_delta(0), random_delta(1)], [1.0, float("nan")], "must be positive and finite"),

@@ -239,6 +239,6 @@ def test_a_base_with_a_tensor_that_the_delta_does_not_know_is_another(saved, tmp
         with pytest.raises(ValueError, match=r"untied' holds 'lm_head\.weight', which the delta's base does not have"):
             use(delta, Checkpoint(tmp_path / "untied"), tmp_path / "made")
     untied.lm_head.weight = torch.nn.Parameter(weights["lm_head.weight"])
-    with pytest.raises(ValueError, match=r"for another base: that has no lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"for another base, which has no lm_head\.weight"):
         delta.apply(untied)
     assert not (tmp_path / "made").exists()

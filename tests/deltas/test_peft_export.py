@@ -228,7 +228,7 @@ def test_a_delta_that_changes_nothing_is_refused(density, export, tiny_model, tm
 def test_tied_weights_are_refused(export, tiny_model, tmp_path):
     base = tiny_model(tie_word_embeddings=True)
     model, mask = unlearned(base)
-    refused(export, base, model, mask, "what is tied .*: model.embed_tokens.weight", tmp_path)
+    refused(export, base, model, mask, "weights that are tied .*: model.embed_tokens.weight", tmp_path)
 
 
 def test_a_mask_of_nearly_all_weights_is_refused(export, tiny_model, tmp_path):
@@ -240,7 +240,14 @@ def test_a_mask_of_nearly_all_weights_is_refused(export, tiny_model, tmp_path):
 def test_a_model_without_linear_layers_of_its_own_is_refused(export, tmp_path):
     base = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2))
     model, mask = unlearned(base, names=["transformer.h.0.mlp.c_fc.weight"])
-    refused(export, base, model, mask, "too large a part of each linear layer changes, or none does", tmp_path)
+    refused(
+        export,
+        base,
+        model,
+        mask,
+        "too large a part of each linear layer changes, or no linear layer changes",
+        tmp_path,
+    )
 
 
 def test_another_base_is_refused(export, tiny_model, tmp_path):

@@ -55,5 +55,5 @@ def test_layers_are_found_by_what_changes_in_them(tmp_path):
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.other_proj.weight", "lm_head.weight", "weight"])
 def test_tied_and_unknown_parameters_are_refused(name, tmp_path):
     LlamaConfig(num_hidden_layers=1, tie_word_embeddings=True).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"tied or belongs to no single layer: {name}"):
+    with pytest.raises(ValueError, match=f"tied or belong to no single layer: {name}"):
         changed_layers(tmp_path, {name: 1}, {name: torch.float32})

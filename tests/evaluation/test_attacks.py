@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from wagle_trl.data.formats import tokenize_row
+from wagle_trl.data.tokenization import tokenize_row
 from wagle_trl.evaluation.attacks import (
     has_bitsandbytes,
     paraphrased,
@@ -295,7 +295,7 @@ class TestParaphrased:
         ("row", "message"),
         [
             (ROWS[0], "No row of the set 'forget' has a `paraphrased_question`"),
-            ({"text": "All.", "paraphrased_question": "What?"}, "set 'forget' .* no question to put it in place of"),
+            ({"text": "All.", "paraphrased_question": "What?"}, "set 'forget' .* no question that it can replace"),
             ({"messages": [ASSISTANT], "paraphrased_question": "What?"}, "no message before its answer"),
         ],
         ids=["no paraphrase", "text", "answer alone"],

@@ -7,8 +7,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
-from wagle_trl.data.formats import to_prompt_completion, tokenize_row
-from wagle_trl.evaluation.inference import answer_losses, answer_scores, generate_answers, token_scores
+from wagle_trl.data.formats import to_prompt_completion
+from wagle_trl.data.tokenization import tokenize_row
+from wagle_trl.evaluation.inference import answer_likelihoods, answer_losses, generate_answers, token_likelihoods
 
 from .conftest import ROWS
 
@@ -95,28 +96,28 @@ class TestTokenScores:
 
     @pytest.mark.parametrize(("label", "expected"), [(0, [-LOG_2, 1.0, 1.0]), (2, [-2 * LOG_2, -1.0, 0.0])])
     def test_a_token_has_the_hand_computed_scores(self, label, expected):
-        scores = token_scores(self.LOGITS, torch.tensor([label]))
+        scores = token_likelihoods(self.LOGITS, torch.tensor([label]))
         torch.testing.assert_close(scores, torch.tensor(expected)[:, None])
 
     def test_a_constant_added_to_the_logits_changes_nothing(self):
         labels = torch.tensor([1])
-        torch.testing.assert_close(token_scores(self.LOGITS + 7, labels), token_scores(self.LOGITS, labels))
+        torch.testing.assert_close(token_likelihoods(self.LOGITS + 7, labels), token_likelihoods(self.LOGITS, labels))
 
     @pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min])
     def test_a_token_that_cannot_occur_changes_nothing(self, lowest):
         labels = torch.tensor([1])
         logits = torch.cat([self.LOGITS, torch.tensor([[lowest]])], dim=1)
-        torch.testing.assert_close(token_scores(logits, labels), token_scores(self.LOGITS, labels))
+        torch.testing.assert_close(token_likelihoods(logits, labels), token_likelihoods(self.LOGITS, labels))
 
     def test_a_model_without_doubt_has_finite_scores(self):
-        scores = token_scores(torch.tensor([[1000.0, 0.0, 0.0]] * 2), torch.tensor([0, 1]))
+        scores = token_likelihoods(torch.tensor([[1000.0, 0.0, 0.0]] * 2), torch.tensor([0, 1]))
         assert scores.isfinite().all()
         assert scores[:, 0].tolist() == [0.0, 0.0, 1.0]
 
     @pytest.mark.parametrize("batch_size", [2, 16])
     def test_the_batch_size_does_not_matter(self, model, tokenizer, tokenized, batch_size):
-        one_by_one = answer_scores(model, tokenized, 1, tokenizer.pad_token_id)
-        batched = answer_scores(model, tokenized, batch_size, tokenizer.pad_token_id)
+        one_by_one = answer_likelihoods(model, tokenized, 1, tokenizer.pad_token_id)
+        batched = answer_likelihoods(model, tokenized, batch_size, tokenizer.pad_token_id)
         for first, second in zip(one_by_one, batched, strict=True):
             assert second.log_probs == pytest.approx(first.log_probs, rel=1e-5, abs=1e-5)
             assert second.z_scores == pytest.approx(first.z_scores, rel=1e-5, abs=1e-5)
@@ -125,7 +126,7 @@ class TestTokenScores:
     def test_a_token_is_right_where_greedy_decoding_produces_it(self, memorized_model, tokenizer, tokenized):
         wrong_end = {name: list(values) for name, values in tokenized[0].items()}
         wrong_end["input_ids"][-1] = wrong_end["labels"][-1] = 17
-        right, wrong = answer_scores(memorized_model, [tokenized[0], wrong_end], 2, tokenizer.pad_token_id)
+        right, wrong = answer_likelihoods(memorized_model, [tokenized[0], wrong_end], 2, tokenizer.pad_token_id)
         assert all(right.correct)
         assert wrong.correct == [*right.correct[:-1], False]
 

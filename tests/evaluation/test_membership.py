@@ -6,7 +6,7 @@ import pytest
 from wagle_trl.evaluation.membership import (
     lowest_mean,
     membership_auc,
-    membership_score,
+    membership_signal,
     membership_summary,
     privleak,
     zlib_bytes,
@@ -34,7 +34,7 @@ class TestFormulas:
         ("attack", "expected"), [("loss", -3.0), ("zlib", -0.5), ("min_k", -2.0), ("min_k_plus_plus", -1.0)]
     )
     def test_a_score_is_higher_for_members(self, attack, expected):
-        assert membership_score(make_record("forget", loss=3.0, size=6), attack) == expected
+        assert membership_signal(make_record("forget", loss=3.0, size=6), attack) == expected
 
     @pytest.mark.parametrize(
         ("members", "others", "expected"),
@@ -51,7 +51,7 @@ class TestFormulas:
         assert membership_auc(members, others) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
-        ("auc", "reference", "expected"),
+        ("auc", "retrained", "expected"),
         [
             (0.5, 0.5, 0.0),
             (1.0, 0.5, -100.0),  # (0 - 0.5) / 0.5: every forget row still looks known
@@ -59,8 +59,8 @@ class TestFormulas:
             (0.7, 0.6, -25.0),  # (0.3 - 0.4) / 0.4
         ],
     )
-    def test_privleak_is_the_hand_computed_percentage(self, auc, reference, expected):
-        assert privleak(auc, reference) == pytest.approx(expected)
+    def test_privleak_is_the_hand_computed_percentage(self, auc, retrained, expected):
+        assert privleak(auc, retrained) == pytest.approx(expected)
 
 
 class TestSummary:
@@ -110,6 +110,6 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             call(values)
 
-    def test_a_reference_that_knows_every_forget_row_is_refused(self):
+    def test_a_retrained_model_that_knows_every_forget_row_is_refused(self):
         with pytest.raises(ValueError, match="PrivLeak is not defined"):
             privleak(0.5, 1.0)

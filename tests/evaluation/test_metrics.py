@@ -88,7 +88,7 @@ class TestFormulas:
         assert multiple_choice_probability(2000.0, [2000.0, 2000.0, 2000.0]) == pytest.approx(0.25)
 
     @pytest.mark.parametrize(
-        ("prediction", "reference", "recall"),
+        ("prediction", "answer", "recall"),
         [
             ("the cat sat on the mat", "the cat sat", 1.0),
             ("the cat", "the cat sat down", 0.5),
@@ -98,8 +98,8 @@ class TestFormulas:
         ],
         ids=["contained", "half", "order counts", "case, stems and punctuation do not", "empty prediction"],
     )
-    def test_rouge_is_the_common_subsequence_over_the_reference(self, prediction, reference, recall):
-        assert rouge_l_recall(prediction, reference) == pytest.approx(recall)
+    def test_rouge_is_the_common_subsequence_over_the_answer(self, prediction, answer, recall):
+        assert rouge_l_recall(prediction, answer) == pytest.approx(recall)
 
     @pytest.mark.parametrize(
         ("prediction", "reference", "published", "in_any_script"),
@@ -150,8 +150,8 @@ class TestFormulas:
         assert quality.p_value == pytest.approx(2 / 20)
 
     def test_forget_quality_is_the_same_for_inverse_ratios(self):
-        ratios, reference = np.array([0.1, 0.5, 0.9, 1.7]), np.array([0.4, 0.8, 1.6, 2.5, 3.0])
-        assert forget_quality(ratios, reference) == pytest.approx(forget_quality(1 / ratios, 1 / reference))
+        ratios, retrained = np.array([0.1, 0.5, 0.9, 1.7]), np.array([0.4, 0.8, 1.6, 2.5, 3.0])
+        assert forget_quality(ratios, retrained) == pytest.approx(forget_quality(1 / ratios, 1 / retrained))
 
     def test_model_utility_is_the_harmonic_mean_of_nine(self):
         # 9 / (8 * 1 + 1 / 0.1)
@@ -240,7 +240,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="empty"):
             summarize([])
 
-    def test_an_empty_reference_is_refused(self):
+    def test_an_empty_answer_is_refused(self):
         with pytest.raises(ValueError, match="empty"):
             rouge_l_recall("the cat", " ")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from wagle_trl.evaluation.retrained_model import read_reference
+from wagle_trl.evaluation.retrained_model import read_retrained_records
 from wagle_trl.evaluation.tofu import EvalOptions, write_records
 
 from .conftest import RATIO, make_record
@@ -10,7 +10,7 @@ WITH_HOLDOUT = {"forget": [{}], "holdout": [{}]}
 
 
 def read(tmp_path, records, sets):
-    return read_reference(write_records(records, tmp_path / "reference.jsonl"), sets, EvalOptions())
+    return read_retrained_records(write_records(records, tmp_path / "retrained.jsonl"), sets, EvalOptions())
 
 
 def test_only_what_is_compared_is_read(tmp_path):
@@ -21,7 +21,7 @@ def test_only_what_is_compared_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("records", "sets", "message"),
     [
-        ([make_record("forget")], {"forget": [{}]}, "needs forget rows, all of them with `perturbed_answer`, or"),
+        ([make_record("forget")], {"forget": [{}]}, "need forget rows, all of them with `perturbed_answer`, or"),
         ([make_record("holdout")], PERTURBED, "has no records of the set 'forget'"),
         ([make_record("forget")], PERTURBED, "1 of 1 records have no losses of perturbed answers"),
         ([make_record("forget")], WITH_HOLDOUT, "PrivLeak needs records of the set 'holdout'"),
@@ -29,7 +29,7 @@ def test_only_what_is_compared_is_read(tmp_path):
     ],
     ids=["rows", "sets", "ratios", "holdout", "auc of one"],
 )
-def test_a_reference_that_brings_nothing_is_refused(tmp_path, records, sets, message):
+def test_records_that_allow_no_metric_are_refused(tmp_path, records, sets, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, records, sets)
 
@@ -41,9 +41,9 @@ def test_a_reference_that_brings_nothing_is_refused(tmp_path, records, sets, mes
         (({"mia_k": 0.3}, {"mia_k": 0.2}), "0.2 and 0.3"),
     ],
 )
-def test_a_reference_with_another_share_of_tokens_is_refused(tmp_path, fields, found):
+def test_records_with_another_share_of_tokens_are_refused(tmp_path, fields, found):
     records = [make_record(name, **own) for name, own in zip(("forget", "holdout"), fields, strict=True)]
-    expected = f"`min_k` is of {found} of the tokens, that of this evaluation of 0.4."
+    expected = f"`min_k` with mia_k {found}, but this evaluation has mia_k 0.4."
     with pytest.raises(ValueError, match=expected):
         read(tmp_path, records, WITH_HOLDOUT)
 
@@ -51,16 +51,16 @@ def test_a_reference_with_another_share_of_tokens_is_refused(tmp_path, fields, f
 @pytest.mark.parametrize(
     ("forget", "holdout", "message"),
     [
-        (2, 1, "reference.jsonl: It has 2 records of the set 'forget', where 1 rows are to be evaluated"),
-        (1, 3, "reference.jsonl: It has 3 records of the set 'holdout', where 1 rows are to be evaluated"),
+        (2, 1, "retrained.jsonl: The file has 2 records of the set 'forget', but 1 rows are to be evaluated"),
+        (1, 3, "retrained.jsonl: The file has 3 records of the set 'holdout', but 1 rows are to be evaluated"),
     ],
 )
-def test_a_reference_of_other_rows_is_refused(tmp_path, forget, holdout, message):
+def test_records_of_other_rows_are_refused(tmp_path, forget, holdout, message):
     records = forget * [make_record("forget", **RATIO)] + holdout * [make_record("holdout")]
     with pytest.raises(ValueError, match=message):
         read(tmp_path, records, PERTURBED | {"holdout": [{}]})
 
 
-def test_the_holdout_rows_of_a_reference_do_not_matter_where_none_are_evaluated(tmp_path):
+def test_holdout_records_do_not_matter_if_no_holdout_rows_are_evaluated(tmp_path):
     records = [make_record("forget", **RATIO), make_record("holdout"), make_record("holdout")]
     assert read(tmp_path, records, PERTURBED) == records

@@ -74,7 +74,7 @@ def test_options_of_relearning_reach_it(tiny_model, tiny_tokenizer, sets, monkey
     config = AttackConfig(**{f"relearn_{name}": value for name, value in options.items()})
     with pytest.raises(InterruptedError):
         evaluate_attack(tiny_model(), tiny_tokenizer, sets, "relearn", config, progress=False)
-    assert seen == options | {"progress": False}
+    assert seen == options | {"options": EvalOptions(), "progress": False}
 
 
 def test_a_paraphrase_is_asked_of_the_rows_that_have_one(tiny_model, attack, sets):

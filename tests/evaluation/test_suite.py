@@ -6,7 +6,7 @@ import pytest
 
 from wagle_trl.evaluation import cache_key as key
 from wagle_trl.evaluation import suite, tofu
-from wagle_trl.evaluation.inference import answer_scores
+from wagle_trl.evaluation.inference import answer_likelihoods
 from wagle_trl.evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from wagle_trl.evaluation.tofu import EvalOptions, evaluate_rows
 from wagle_trl.files.run_folder import PARTIAL_FILE
@@ -75,42 +75,42 @@ class TestSets:
             evaluate(model, tokenizer, {"forget": ROWS}, base=model)
 
     def test_a_bad_row_of_the_last_set_is_named_before_the_first_is_scored(self, model, tokenizer, monkeypatch):
-        monkeypatch.setattr(tofu, "answer_scores", lambda *args: pytest.fail("rows were scored"))
+        monkeypatch.setattr(tofu, "answer_likelihoods", lambda *args: pytest.fail("rows were evaluated"))
         with pytest.raises(ValueError, match="Row 0 of the set 'retain' cannot be evaluated"):
             evaluate(model, tokenizer, {"forget": ROWS, "retain": [{"question": "Who?", "answer": ""}]})
 
 
-class Scored:
-    """Counts the batches that are scored, and fails after so many."""
+class EvaluatedBatches:
+    """Counts the batches that are evaluated, and fails after so many."""
 
     def __init__(self, monkeypatch, last=None):
         self.batches, self.last = 0, last
-        monkeypatch.setattr(tofu, "answer_scores", self)
+        monkeypatch.setattr(tofu, "answer_likelihoods", self)
 
     def __call__(self, *args):
         if self.batches == self.last:
             raise KeyboardInterrupt
         self.batches += 1
-        return answer_scores(*args)
+        return answer_likelihoods(*args)
 
 
 class TestResume:
     @pytest.mark.parametrize("last", [0, 2, 5, 9])
-    def test_an_interrupted_evaluation_scores_the_missing_rows_alone(
+    def test_an_interrupted_evaluation_evaluates_the_missing_rows_alone(
         self, model, tokenizer, tmp_path, monkeypatch, last
     ):
         base = make_model(tokenizer)
         whole = evaluate(model, tokenizer, base=base)
-        first = Scored(monkeypatch, last)
+        first = EvaluatedBatches(monkeypatch, last)
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, tokenizer, base=base, folder=tmp_path)
-        second = Scored(monkeypatch)
+        second = EvaluatedBatches(monkeypatch)
         assert evaluate(model, tokenizer, base=base, folder=tmp_path) == whole
         assert (first.batches, second.batches) == (last, len(whole) - last)
 
-    def test_a_finished_evaluation_scores_nothing_again(self, model, tokenizer, tmp_path, monkeypatch):
+    def test_a_finished_evaluation_evaluates_nothing_again(self, model, tokenizer, tmp_path, monkeypatch):
         whole = evaluate(model, tokenizer, folder=tmp_path)
-        again = Scored(monkeypatch)
+        again = EvaluatedBatches(monkeypatch)
         assert evaluate(model, tokenizer, folder=tmp_path) == whole
         assert again.batches == 0
 
@@ -121,7 +121,7 @@ class TestResume:
         path = tmp_path / PARTIAL_FILE
         head, first, *others = path.read_text().splitlines(keepends=True)
         path.write_text("".join([head, first.replace('"index"', '"inde'), *others]))
-        scored = Scored(monkeypatch)
+        scored = EvaluatedBatches(monkeypatch)
         assert evaluate(model, tokenizer, folder=tmp_path) == whole
         assert scored.batches == 1
         assert f"{path}: 1 damaged records dropped, they are evaluated again." in caplog.messages
@@ -138,10 +138,10 @@ class TestResume:
 
     def test_a_smaller_batch_goes_on_after_one_that_did_not_fit(self, model, tokenizer, tmp_path, monkeypatch):
         whole = evaluate(model, tokenizer)
-        Scored(monkeypatch, last=1)
+        EvaluatedBatches(monkeypatch, last=1)
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, tokenizer, options=EvalOptions(batch_size=2, max_new_tokens=3), folder=tmp_path)
-        rest = Scored(monkeypatch)
+        rest = EvaluatedBatches(monkeypatch)
         assert evaluate(model, tokenizer, folder=tmp_path) == [as_approximate(record) for record in whole]
         assert rest.batches == len(whole) - 2
 
@@ -163,27 +163,27 @@ class TestResume:
             arguments["sets"] = SETS | {"retain": SETS["retain"][::-1]}
         else:
             arguments["base"] = make_model(tokenizer)
-        again = Scored(monkeypatch)
+        again = EvaluatedBatches(monkeypatch)
         evaluate(model, tokenizer, folder=tmp_path, **arguments)
         assert again.batches == 10
 
     def test_a_resume_says_after_how_many_rows_and_a_first_time_nothing(
         self, model, tokenizer, tmp_path, monkeypatch, caplog
     ):
-        Scored(monkeypatch, last=4)
+        EvaluatedBatches(monkeypatch, last=4)
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, tokenizer, folder=tmp_path)
         assert caplog.messages == []
-        Scored(monkeypatch)
+        EvaluatedBatches(monkeypatch)
         evaluate(model, tokenizer, folder=tmp_path)
-        assert caplog.messages == [f"{tmp_path / PARTIAL_FILE}: going on after 4 of 10 rows."]
+        assert caplog.messages == [f"{tmp_path / PARTIAL_FILE}: continuing after 4 of 10 rows."]
 
 
 class TestSummary:
     def test_every_metric_of_the_suite_is_there(self, model, memorized_model, tokenizer):
         records = evaluate(memorized_model, tokenizer, base=model)
-        reference = [record | {"min_k": -record["index"]} for record in records]
-        summary = summarize_all(records, reference)
+        retrained = [record | {"min_k": -record["index"]} for record in records]
+        summary = summarize_all(records, retrained)
         assert summary.keys() >= {
             *("forget_prob", "forget_rougeL_recall", "retain_prob", "holdout_prob"),
             *("forget_exact_memorization", "forget_extraction_strength", "holdout_extraction_strength"),
@@ -201,9 +201,9 @@ class TestSummary:
 
     def test_privleak_is_that_of_the_two_aucs(self):
         records = [make_record("forget", -1.0), make_record("forget", -3.0), make_record("holdout", -2.0)]
-        reference = [make_record("forget", m) for m in (-3.0, -3.0, -3.0, -1.0)] + [make_record("holdout", -2.0)]
+        retrained = [make_record("forget", m) for m in (-3.0, -3.0, -3.0, -1.0)] + [make_record("holdout", -2.0)]
         # AUCs of 1/2 and 1/4: (1/2 - 3/4) / (3/4)
-        assert summarize_all(records, reference)["privleak"] == pytest.approx(-100 / 3)
+        assert summarize_all(records, retrained)["privleak"] == pytest.approx(-100 / 3)
 
     def test_a_reference_without_holdout_rows_gives_the_forget_quality_alone(self):
         records = [make_record("forget", **RATIO), make_record("forget", **RATIO), make_record("holdout")]
@@ -227,12 +227,12 @@ class TestSummary:
 
     @needs_tofu
     def test_the_authors_logs_have_their_published_aggregates_and_forget_quality(self):
-        full, reference = (
+        full, retrained = (
             [json.loads(line) for line in (DATA / "tofu_eval_logs" / f"llama2-7b_{name}.jsonl").open(encoding="utf-8")]
             for name in ("full", "retain90")
         )
         expected = json.loads((DATA / "tofu_eval_logs" / "summary.json").read_text(encoding="utf-8"))
-        summary = summarize_all(full, reference)
+        summary = summarize_all(full, retrained)
         quality = expected["forget_quality_full_vs_retain90"]
         assert summary.pop("forget_quality") == pytest.approx(quality["ks_pvalue"], rel=1e-6)
         assert summary.pop("forget_quality_ks") == pytest.approx(quality["ks_statistic"], abs=1e-6)

@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset
 from trl.trainer.utils import add_fused_lm_head
 
-from wagle_trl.data.formats import to_prompt_completion, tokenize_row
-from wagle_trl.evaluation.inference import answer_losses, answer_scores
+from wagle_trl.data.formats import to_prompt_completion
+from wagle_trl.data.tokenization import tokenize_row
+from wagle_trl.evaluation.inference import answer_likelihoods, answer_losses
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows, read_records, write_records
 
@@ -105,7 +106,7 @@ class TestEvaluateRows:
     def test_fields_of_memory_are_those_of_the_answers_own_tokens(self, model, tokenizer):
         (record,) = evaluate_rows(model, tokenizer, ROWS[:1], "forget", generate=False, mia_k=0.5, progress=False)
         tokens = tokenize_row(ROWS[0], tokenizer)
-        (score,) = answer_scores(model, [tokens], 1, tokenizer.pad_token_id)
+        (score,) = answer_likelihoods(model, [tokens], 1, tokenizer.pad_token_id)
         half = len(score.log_probs) // 2
         assert record["min_k"] == pytest.approx(sum(sorted(score.log_probs)[:half]) / half, rel=1e-5, abs=1e-5)
         assert record["min_k_plus_plus"] == pytest.approx(
@@ -187,12 +188,18 @@ class TestEvaluateRows:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"question": "Who?", "answer": " "}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": None}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "A row has no answer: .*'Who"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [None]}, "Its `perturbed_answer` is no list of"),
-            ({"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"}, "Its `perturbed_answer` is no list of"),
-            ({"prompt": "Who?", "completion": None}, "A row has no answer: .*'Who"),
+            ({"question": "Who?", "answer": " "}, "It has no answer: .*'Who"),
+            ({"question": "Who?", "answer": None}, "It has no answer: .*'Who"),
+            ({"question": "Who?", "answer": "Bo", "perturbed_answer": [""]}, "It has no completion: .*Who"),
+            (
+                {"question": "Who?", "answer": "Bo", "perturbed_answer": [None]},
+                "Its `perturbed_answer` is not a list of",
+            ),
+            (
+                {"question": "Who?", "answer": "Bo", "perturbed_answer": "Cy"},
+                "Its `perturbed_answer` is not a list of",
+            ),
+            ({"prompt": "Who?", "completion": None}, "It has no completion: .*'Who"),
             ({"input_ids": [5, 6], "labels": [-100, -100]}, "It has no answer: all its labels are -100"),
             ({"input_ids": [5, 1], "labels": [-100, 1]}, "Its answer is empty"),
         ],

@@ -17,13 +17,21 @@ from wagle_trl.files import atomic as files
 from wagle_trl.files.atomic import (
     atomic_folder,
     atomic_path,
-    land,
+    move_into_place,
     remove_folder,
     staging_folder,
     temporary_folder,
+    translate_disk_errors,
     write_json,
-    writing,
 )
+
+from ..support.fixed_costs import fsync
+
+
+@pytest.fixture(autouse=True)
+def what_is_written_reaches_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", fsync)
+
 
 # What writes a temporary file or folder somewhere, given a folder
 WRITERS = {
@@ -109,7 +117,7 @@ def test_files_land_together_over_what_was_there(tmp_path):
         (stage / "within").mkdir()
         write_json(stage / "within" / "c.json", "new")
         assert (tmp_path / "a.json").read_text() == '"old"\n'
-        land(stage, tmp_path, ["a.json", "within/c.json"])
+        move_into_place(stage, tmp_path, ["a.json", "within/c.json"])
     assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["a.json", "c.json"]
     assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
     assert {path.read_text() for path in tmp_path.rglob("*.json")} == {'"new"\n'}
@@ -128,7 +136,7 @@ def test_a_signal_does_not_part_files_that_land(tmp_path, monkeypatch):
         for name in ("a.json", "b.json"):
             write_json(stage / name, "new")
         monkeypatch.setattr(os, "replace", interrupted)
-        land(stage, tmp_path, ["a.json", "b.json"])
+        move_into_place(stage, tmp_path, ["a.json", "b.json"])
     assert moved == ["a.json", "b.json"] and sorted(os.listdir(tmp_path)) == moved
 
 
@@ -190,7 +198,7 @@ def test_a_temporary_file_that_is_taken_for_a_stray_before_it_is_locked_is_made_
     def slow(path):
         if not taken:
             taken.append(path)
-            files.remove_strays(tmp_path)
+            files.remove_leftovers(tmp_path)
         return lock(path)
 
     monkeypatch.setattr(files, "_locked", slow)
@@ -252,17 +260,26 @@ LIBRARIES = {
 
 @pytest.mark.parametrize("write", LIBRARIES.values(), ids=LIBRARIES)
 def test_what_libraries_raise_on_a_disk_that_takes_no_more_is_one_error_that_names_the_file(write, tmp_path):
-    with pytest.raises(OSError) as caught, short_files(), writing("out"), writing(".wagle-tmp-1/file"):
+    with (
+        pytest.raises(OSError) as caught,
+        short_files(),
+        translate_disk_errors("out"),
+        translate_disk_errors(".wagle-tmp-1/file"),
+    ):
         write(tmp_path / "file")
     assert str(caught.value).startswith("Cannot write 'out': ")
-    assert str(caught.value).endswith(". What was whole before still is.")
+    assert str(caught.value).endswith(". Existing files are unchanged.")
     assert "wagle-tmp" not in str(caught.value)
 
 
 @pytest.mark.parametrize("reason", ["Input/output error", "Read-only file system", "Disk quota exceeded"])
 def test_the_reason_that_the_system_gives_is_kept(reason):
     numbers = {os.strerror(number): number for number in errno.errorcode}
-    with pytest.raises(OSError, match=f"Cannot write 'out': {reason}"), writing("out"), writing("inner"):
+    with (
+        pytest.raises(OSError, match=f"Cannot write 'out': {reason}"),
+        translate_disk_errors("out"),
+        translate_disk_errors("inner"),
+    ):
         raise OSError(numbers[reason], reason)
 
 
@@ -278,6 +295,6 @@ def test_the_reason_that_the_system_gives_is_kept(reason):
     ids=repr,
 )
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as caught, writing("out"):
+    with pytest.raises(type(error)) as caught, translate_disk_errors("out"):
         raise error
     assert caught.value is error

@@ -204,7 +204,7 @@ def test_a_folder_with_files_in_it_is_not_overwritten(saved, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "mine").write_text("mine")
     with pytest.raises(
-        ValueError, match="made' exists and is not an empty folder; choose another, nothing is overwritten"
+        ValueError, match="made' exists and is not an empty folder; choose another, because nothing is overwritten"
     ):
         rewritten(checkpoint)
     assert files_of(tmp_path / "made") == {"mine"}

@@ -24,7 +24,7 @@ from wagle_trl.data.formats import to_trl
 from wagle_trl.data.rows import load_rows
 from wagle_trl.deltas.config_changes import config_changes
 from wagle_trl.evaluation.resumable_records import PartialRecords
-from wagle_trl.evaluation.retrained_model import read_reference
+from wagle_trl.evaluation.retrained_model import read_retrained_records
 from wagle_trl.evaluation.robustness import AttackConfig
 from wagle_trl.evaluation.suite import summarize_all
 from wagle_trl.evaluation.tofu import EvalOptions, prepare_rows
@@ -167,9 +167,9 @@ def records(folder):
     path = folder / "records.jsonl"
 
     def read(names, summarized):
-        reference = read_reference(path, {name: SETS[name] for name in names}, EvalOptions())
+        retrained = read_retrained_records(path, {name: SETS[name] for name in names}, EvalOptions())
         if summarized:
-            summarize_all(RECORDS, reference)
+            summarize_all(RECORDS, retrained)
 
     def example(random):
         path.write_bytes(changed_lines(RECORDS, random))

@@ -64,7 +64,9 @@ def test_revision_token_cache_and_local_files_only_are_those_of_the_hub(mask, hu
     assert load("user/repo", revision=first) == mask
     assert load("user/repo", cache_dir=tmp_path / "cache") == other
     assert list((tmp_path / "cache").glob("models--user--repo"))
-    with pytest.raises(FileNotFoundError, match=r"'user/repo' is neither .* none, or not for this token"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'user/repo' is neither .*it does not exist, or this token has no access"
+    ):
         load("user/repo", token=False)
     requests = len(hub.requests)
     assert load("user/repo", cache_dir=tmp_path / "cache", local_files_only=True) == other
@@ -175,7 +177,7 @@ def test_only_a_base_that_came_from_the_hub_is_named(
 def test_a_path_is_no_name_of_a_base(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "base").mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"'{name}' is a path here; give the name of the base model on the Hub"):
+    with pytest.raises(ValueError, match=f"'{name}' is a local path; give the name of the base model on the Hub"):
         public_base(None, None, name)
 
 

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from wagle_trl.files.manifest import FileEntry, Manifest, check_of_one_run, files_in
+from wagle_trl.files.manifest import FileEntry, Manifest, check_same_run, files_in
 from wagle_trl.files.run_folder import MANIFEST_FILE
 
 
@@ -46,17 +46,17 @@ def test_what_is_not_as_it_was_saved_is_said(change, reason, folder):
     assert Manifest.read(folder).changed(folder) == {"model": reason}
     assert not Manifest.read(folder).changed(folder, ["shards/one"])
     with pytest.raises(
-        ValueError, match=f"run/model' {reason}: by {MANIFEST_FILE} it is of another run than the files"
+        ValueError, match=f"run/model' {reason}: according to {MANIFEST_FILE} it belongs to another run than the files"
     ):
-        check_of_one_run(folder, ["model"])
+        check_same_run(folder, ["model"])
 
 
 def test_a_file_that_an_earlier_run_left_is_not_of_this_one(folder):
     (folder / "wagle_delta.safetensors").write_bytes(b"left")
     with pytest.raises(ValueError, match="is not in the manifest"):
-        check_of_one_run(folder, ["model", "wagle_delta.safetensors"])
+        check_same_run(folder, ["model", "wagle_delta.safetensors"])
     (folder / MANIFEST_FILE).unlink()
-    check_of_one_run(folder, ["model", "wagle_delta.safetensors"])  # a folder of somebody else
+    check_same_run(folder, ["model", "wagle_delta.safetensors"])  # a folder of somebody else
 
 
 def test_files_written_later_are_noted_beside_the_others(folder):
@@ -79,11 +79,17 @@ HOSTILE = {
         {"format_version": 1, "files": {"model": ENTRY | {"size": "7"}}},
         r"'files\.model\.size' should be a whole number",
     ),
-    "a file elsewhere": ({"format_version": 1, "files": {"../key": ENTRY}}, r"names '\.\./key', which is no file in"),
-    "a file at the root": ({"format_version": 1, "files": {"/etc/passwd": ENTRY}}, "which is no file in its folder"),
+    "a file elsewhere": (
+        {"format_version": 1, "files": {"../key": ENTRY}},
+        r"names '\.\./key', which is not a file in",
+    ),
+    "a file at the root": (
+        {"format_version": 1, "files": {"/etc/passwd": ENTRY}},
+        "which is not a file in its folder",
+    ),
     "a name that commands": (
         {"format_version": 1, "files": {"\x1b[2J": ENTRY}},
-        r"names '\\x1b\[2J', which is no file",
+        r"names '\\x1b\[2J', which is not a file",
     ),
     "another version": ({"format_version": 2, "files": {}}, "is not a manifest of format version 1"),
 }

@@ -5,7 +5,7 @@ import sys
 import pytest
 from typing_extensions import TypedDict
 
-from wagle_trl.files.reading import checked, read_json, read_json_lines, read_yaml
+from wagle_trl.files.reading import read_json, read_json_lines, read_yaml, validated
 from wagle_trl.files.schemas import Evaluation, Report, Row
 
 from ..support.hostile import CLEAR_SCREEN, check_error
@@ -155,9 +155,9 @@ def test_a_line_is_named_by_its_number(line, message, path):
 
 
 def test_content_without_a_file_is_checked_as_well():
-    assert checked({"x": 1.5}, Point, "here") == {"x": 1.5}
+    assert validated({"x": 1.5}, Point, "here") == {"x": 1.5}
     with pytest.raises(ValueError, match=r"^here: 'tags\[1\]' should be text, got 2\.$"):
-        checked({"tags": ["a", 2]}, Point, "here")
+        validated({"tags": ["a", 2]}, Point, "here")
 
 
 # YAML
@@ -182,7 +182,7 @@ def bomb(levels):
 
 
 NO_OPTIONS = {
-    "the same name twice": ("a: 1\nb: 2\na: 3", "line 3: 'a' is there twice."),
+    "the same name twice": ("a: 1\nb: 2\na: 3", "line 3: 'a' appears twice."),
     "syntax": ("a: 1\nb: [", "line 2 is not readable as options in YAML"),
     "indentation": ("a: 1\n b: 2", "line 2 is not readable as options in YAML"),
     "tab": ("a:\n\tb: 1", "line 2 is not readable as options in YAML"),

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from wagle_trl.files.tensor_file import DTYPE_NAMES, DTYPES, LazyTensors, TensorFile, bit_patterns, few, write_tensors
+from wagle_trl.files.tensor_file import (
+    DTYPE_NAMES,
+    DTYPES,
+    LazyTensors,
+    TensorFile,
+    bit_patterns,
+    first_few,
+    write_tensors,
+)
 
 SHAPES = ((), (0,), (3, 0), (1,), (7,), (3, 5), (2, 3, 4))
 OF_ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPE_NAMES, ids=str)
@@ -230,5 +238,5 @@ def test_the_header_is_that_of_the_file_that_was_opened(path, monkeypatch):
 
 
 def test_a_few_long_names_make_a_short_message():
-    assert few(["b", "a"]) == "a, b"
-    assert len(few(["x" * 400] * 5)) < 400 and few(["x" * 400] * 5).endswith(" and 2 more")
+    assert first_few(["b", "a"]) == "a, b"
+    assert len(first_few(["x" * 400] * 5)) < 400 and first_few(["x" * 400] * 5).endswith(" and 2 more")

@@ -237,7 +237,7 @@ def test_files_of_an_earlier_run_are_not_of_this_one(make_folder, mask):
     assert "24 weights" not in card.text and "wagle_mask.png" not in card.text
     assert card.data.library_name == "transformers"
     for what in ("mask", "delta"):
-        with pytest.raises(ValueError, match="has no mask; it has a model only"):
+        with pytest.raises(ValueError, match="has no mask, only a model"):
             model_card(folder, what=what)
 
 
@@ -285,7 +285,7 @@ def test_an_evaluation_of_other_weights_is_left_out(trained, evaluated, is_shown
     text = section(card, "Evaluation")
     assert ("Answer probability: forget" in text) == is_shown
     assert bool(card.data.eval_results) == is_shown
-    assert ("The evaluation in the folder of this run is of other weights, and left out.\n" in text) != is_shown
+    assert ("The evaluation in the folder of this run is of other weights. It is left out.\n" in text) != is_shown
     assert "No evaluation is recorded" not in text
 
 
@@ -352,7 +352,7 @@ def test_training_on_rows_is_not_called_forgetting(make_folder):
 def test_a_mask_that_trained_nothing_changed_nothing(make_folder):
     folder = make_folder(training=TRAINING | {"objective": "mask"})
     assert "weights in scope (8.33%) were changed" not in model_card(folder).text
-    assert "one bit a weight, which marks those that training may change." in model_card(folder, what="mask").text
+    assert "one bit per weight, which marks those that training may change." in model_card(folder, what="mask").text
 
 
 def test_a_mask_for_training_on_rows_is_not_one_for_unlearning(make_folder):
@@ -507,7 +507,7 @@ def test_rows_of_ones_own_have_a_keyed_digest_only(hashed, make_folder):
     rows = {"source": "rows.jsonl", "revision": None, "rows": 3, "sha256": DIGEST, "hmac_sha256": "ef" * 32}
     card = model_card(make_folder(training=TRAINING | {"data": {"forget": rows}}), hash_forget_set=hashed)
     assert f"HMAC-SHA-256 `{'ef' * 32}`\n" in card.text and DIGEST not in card.content
-    assert "only who has the rows and the key can compare it; the number of rows is public" in card.text
+    assert "only those who have the rows and the key can compare it. The number of rows is public" in card.text
 
 
 def test_no_local_path_leaks(make_folder, tmp_path):
@@ -617,7 +617,7 @@ def test_text_of_files_is_shown_as_text(make_folder, tmp_path):
 )
 def test_a_card_of_ones_own_that_is_none_is_named(text, tmp_path):
     (tmp_path / "mine.md").write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.md is no model card: ") as caught:
+    with pytest.raises(ValueError, match=r"mine\.md is not a model card: ") as caught:
         read_card(tmp_path / "mine.md")
     check_error(caught.value)
     (tmp_path / "README.md").write_text(text)

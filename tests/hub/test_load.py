@@ -279,7 +279,9 @@ def other_weights(run):
 def test_what_the_manifest_knows_as_of_another_run_is_not_published(change, whats, run, hub):
     change(run)
     for what in whats:
-        with pytest.raises(ValueError, match=r"by wagle_manifest\.json it is of another run than the files beside it"):
+        with pytest.raises(
+            ValueError, match=r"according to wagle_manifest\.json it belongs to another run than the files beside it"
+        ):
             publish(run, f"user/{what}", CARD, what=what)
         assert f"user/{what}" not in hub.repositories
 
@@ -416,7 +418,7 @@ def test_no_local_path_is_published(run, tmp_path):
 def test_a_push_that_fails_midway_harms_nothing_and_a_second_one_completes(what, run, hub):
     before = snapshot(run)
     hub.cut("PUT", "/lfs/", after_bytes=64, times=float("inf"), skip=1)
-    with pytest.raises(ConnectionError, match="Push again: what has arrived is not sent again"):
+    with pytest.raises(ConnectionError, match="Push again: files that have arrived are not sent again"):
         publish(run, "user/again", CARD, what=what)
     assert files_of("user/again") == set()  # nothing half done is seen
     assert snapshot(run) == before

@@ -7,7 +7,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from wagle_trl.files.model_files import ADAPTER_CONFIG
-from wagle_trl.hub.staging import STAGES, keep, link, stage_model
+from wagle_trl.hub.staging import STAGES, link_or_copy, stage_model, symlink
 
 from ..support.deltas import unlearned
 
@@ -45,7 +45,7 @@ def test_a_link_out_of_the_folder_is_refused(name, what, run, stage, tmp_path):
         (tmp_path / "id_rsa").write_text("secret")
     (run / name).symlink_to("../id_rsa")
     with pytest.raises(
-        ValueError, match=rf"run/{name} links to a file elsewhere, .*id_rsa; put the file in its place"
+        ValueError, match=rf"run/{name} links to a file elsewhere, .*id_rsa; replace the link by the file"
     ):
         STAGES[what](run, stage, None)
 
@@ -96,7 +96,7 @@ def test_of_shards_those_of_the_index_are_taken(run, stage, tiny_model):
 
 def test_a_folder_with_a_model_and_adapters_is_refused(run, stage, tiny_model):
     get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(run)
-    with pytest.raises(ValueError, match="run' holds a model and adapters; leave those that the run made"):
+    with pytest.raises(ValueError, match="run' holds a model and adapters; keep those that the run made"):
         stage_model(run, stage, None)
     (run / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"run' holds {ADAPTER_CONFIG}, but no adapter_model.safetensors"):
@@ -108,9 +108,9 @@ def test_what_is_kept_outlives_its_source_on_any_disk(run, tmp_path, monkeypatch
         source, place = run / "config.json", tmp_path / name
         if name == "copied":
             monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
-        keep(source, place)
+        link_or_copy(source, place)
         assert place.read_bytes() == source.read_bytes() and not place.is_symlink()
-    link(run / "config.json", tmp_path / "lent")
+    symlink(run / "config.json", tmp_path / "lent")
     assert (tmp_path / "lent").is_symlink()
 
 

@@ -18,6 +18,24 @@ SIZES = [0, 1, 7, 8, 9, 1001]
 TILED_SIZES = [*SIZES, TILE, TILE + 1, 20011]
 CODINGS = ["indices", "bits"]  # of the positions in a layout
 
+
+def sizes(every=True):
+    """Every size of `TILED_SIZES` for one case of a kernel; for the others one below a tile and one above, both odd."""
+    return TILED_SIZES if every else [1001, TILE + 1]
+
+
+def walk_tiles_in_two_steps(monkeypatch):
+    """In the interpreter a step costs the same for any width: walk a tile in two steps of the same code."""
+    if not INTERPRETED:
+        return
+    from wagle_kernels.triton_ops import compaction, scoring
+
+    for options in (compaction.BY_BITS, scoring.NARROW):
+        monkeypatch.setitem(options, "ROWS", TILE // 16)
+        monkeypatch.setitem(options, "STEPS", 2)
+    monkeypatch.setitem(compaction.BY_INDICES, "CHUNK", TILE // 2)
+
+
 # Inputs
 
 

@@ -257,7 +257,7 @@ def test_a_file_of_exotic_numbers_is_refused(dtype, tmp_path):
     tensors = {"b": {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}}
     header = json.dumps(tensors | {"__metadata__": shaped('{"b": [5]}')}).encode()
     (tmp_path / MASK_FILE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(bits))
-    with pytest.raises(ValueError, match=rf"'b' is of dtype {dtype}; expected one of"):
+    with pytest.raises(ValueError, match=rf"'b' has dtype {dtype}; expected one of"):
         WeightMask.load(tmp_path)
 
 

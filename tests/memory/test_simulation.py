@@ -22,7 +22,7 @@ from wagle_trl.losses.per_sample import fused_sample_losses, sample_losses
 from wagle_trl.masks.scope import scope_parameters
 from wagle_trl.memory.allocations import Allocations
 from wagle_trl.memory.checkpointing import checkpointed_layers
-from wagle_trl.memory.simulation import Simulation, Step, Working, losses_on_gpu, without_data
+from wagle_trl.memory.simulation import Simulation, Step, WorkingMemory, copy_without_data, losses_on_gpu
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
 ROWS, LENGTH = 3, 48
@@ -42,7 +42,7 @@ def make_step(trainable, checkpointing=False, **options):
 
 
 def simulate(model, losses, step):
-    return Simulation(lambda: without_data(model)).run(losses, step)
+    return Simulation(lambda: copy_without_data(model)).run(losses, step)
 
 
 def measure(model, losses, step, padding=5):
@@ -68,7 +68,7 @@ def measure(model, losses, step, padding=5):
         means.sum().backward()
     for hook in hooks:
         hook.remove()
-    return Working(kept, memory.peak - weights)
+    return WorkingMemory(kept, memory.peak - weights)
 
 
 def assert_close(simulated, measured):
@@ -171,7 +171,7 @@ def test_steps_do_not_depend_on_those_before(tiny_model):
     ]
     alone = [simulate(model, sample_losses, step) for step in steps]
     assert len(set(alone)) == len(steps)
-    simulation = Simulation(lambda: without_data(model))
+    simulation = Simulation(lambda: copy_without_data(model))
     for order in ((0, 1, 2), (2, 1, 0)):
         assert [simulation.run(sample_losses, steps[i]) for i in order] == [alone[i] for i in order]
 
@@ -229,7 +229,7 @@ def test_the_copy_takes_no_memory(tiny_model):
     model = tiny_model(tie_word_embeddings=True)
     model.model.norm.scratch = torch.ones(7)  # tensors that are no buffers
     model.model.norm.weight.grad = torch.ones(32)
-    simulation = Simulation(lambda: without_data(model))
+    simulation = Simulation(lambda: copy_without_data(model))
     weights, copied = simulation.weights(), simulation.model
     assert {name: (t.shape, t.dtype, t.device) for name, t in weights.items()} == {
         name: (t.shape, t.dtype, t.device) for name, t in named_tensors(model)
@@ -242,7 +242,7 @@ def test_the_copy_takes_no_memory(tiny_model):
 
 def test_the_copy_has_the_type_of_weights_that_is_asked_for(tiny_model):
     model = tiny_model()
-    weights = Simulation(lambda: without_data(model, torch.bfloat16)).weights()
+    weights = Simulation(lambda: copy_without_data(model, torch.bfloat16)).weights()
     changed = {name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16}
     assert changed == all_of(model) < set(weights)  # rotary frequencies stay
 
@@ -258,7 +258,7 @@ LOOKING = {
 @pytest.mark.parametrize("how", LOOKING)
 def test_losses_that_look_at_values_fail(how, tiny_model):
     model = tiny_model()
-    simulation = Simulation(lambda: without_data(model))
+    simulation = Simulation(lambda: copy_without_data(model))
 
     def losses(copied, batch):
         means, num_tokens = sample_losses(model if how == "real weights" else copied, batch)

@@ -4,7 +4,7 @@ from torch import nn
 
 from wagle_trl.masks.mask import WeightMask
 from wagle_trl.optim.masked_adamw import MaskedAdamW
-from wagle_trl.optim.overlap import check_separate
+from wagle_trl.optim.overlap import check_no_shared_memory
 
 BUFFER = torch.zeros(12, 10)
 FLAT = BUFFER.view(-1)
@@ -40,19 +40,19 @@ def named(tensors):
 def test_two_parameters_with_a_weight_in_common_are_both_named(tensors, trained):
     pairs = named(tensors)
     with pytest.raises(ValueError, match=r"'w\d+' and 'w\d+' are two parameters in the same memory") as refused:
-        check_separate(pairs, [pairs[-1 if trained == "last" else 0][0]])
+        check_no_shared_memory(pairs, [pairs[-1 if trained == "last" else 0][0]])
     assert "'w0'" in str(refused.value) and f"'{pairs[-1][0]}'" in str(refused.value)
 
 
 @pytest.mark.parametrize("tensors", OVERLAPPING.values(), ids=OVERLAPPING)
 def test_what_no_training_changes_may_share_memory(tensors):
-    check_separate([*named(tensors), ("trained", nn.Parameter(torch.ones(3)))], ["trained"])
+    check_no_shared_memory([*named(tensors), ("trained", nn.Parameter(torch.ones(3)))], ["trained"])
 
 
 @pytest.mark.parametrize("tensors", SEPARATE.values(), ids=SEPARATE)
 def test_parameters_without_a_common_weight_pass(tensors):
     pairs = named(tensors)
-    check_separate(pairs, dict(pairs))
+    check_no_shared_memory(pairs, dict(pairs))
 
 
 def test_the_optimizer_looks_at_what_the_mask_does_not_name_too():

@@ -65,7 +65,7 @@ def test_7b_at_a_density_of_5_percent_fits_24_gb(planner, setup):
     assert plan.fits and suggest(planner, setup, 24 * GB) == {}
     assert plan.training_peak_bytes < 19 * GB
     assert plan.tier.name == "sweeps"
-    assert plan.elsewhere == {"disk": pytest.approx(2 * 4 * IN_SCOPE, rel=1e-3)}
+    assert plan.off_device_bytes == {"disk": pytest.approx(2 * 4 * IN_SCOPE, rel=1e-3)}
 
 
 def test_7b_at_a_density_of_50_percent_fits_40_gb(planner, setup):

@@ -1,29 +1,22 @@
-"""A trainer in one call, and what is compared before and after."""
+"""A trainer in one call, and what is compared before and after: fixtures for all tests, see tests/conftest.py."""
 
 import pytest
 import torch
 
-from wagle_trl import (
-    GradDiffConfig,
-    GradDiffTrainer,
-    MaskConfig,
-    MaskedSFTConfig,
-    MaskedSFTTrainer,
-    NPOConfig,
-    NPOTrainer,
-)
+import wagle_trl  # loads a trainer only when a test asks for it
 
-TRAINERS = {
-    "npo": (NPOTrainer, NPOConfig),
-    "grad_diff": (GradDiffTrainer, GradDiffConfig),
-    "masked_sft": (MaskedSFTTrainer, MaskedSFTConfig),
-}
+TRAINERS = {"npo": "NPOTrainer", "grad_diff": "GradDiffTrainer", "masked_sft": "MaskedSFTTrainer"}
+OBJECTIVES = [kind for kind in TRAINERS if kind != "masked_sft"]
+
+
+def trainer_class(kind: str):
+    return getattr(wagle_trl, TRAINERS[kind])
 
 
 @pytest.fixture
-def small_mask() -> MaskConfig:
+def small_mask():
     """Half of the weights of blocks and norms, at random: no gradients needed."""
-    return MaskConfig(mask_score="random", mask_density=0.5)
+    return wagle_trl.MaskConfig(mask_score="random", mask_density=0.5)
 
 
 @pytest.fixture
@@ -45,9 +38,9 @@ def make_config(tmp_path):
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        if kind != "masked_sft":
+        if kind in OBJECTIVES:
             defaults["trajectory_steps"] = 0
-        return TRAINERS[kind][1](**defaults | options)
+        return trainer_class(kind).config_class(**defaults | options)
 
     return build
 
@@ -65,6 +58,7 @@ def make_trainer(make_config, tiny_model, tiny_tokenizer, forget_rows, retain_ro
             "retain_dataset",
             "forget_dataset",
             "eval_dataset",
+            "formatting_func",
             "processing_class",
             "peft_config",
             "optimizers",
@@ -74,7 +68,7 @@ def make_trainer(make_config, tiny_model, tiny_tokenizer, forget_rows, retain_ro
         defaults = dict(train_dataset=forget_rows, retain_dataset=retain_rows, processing_class=tiny_tokenizer)
         if "args" not in arguments:
             arguments["args"] = make_config(kind, **options)
-        return TRAINERS[kind][0](tiny_model() if model is None else model, **defaults | arguments)
+        return trainer_class(kind)(tiny_model() if model is None else model, **defaults | arguments)
 
     return build
 
@@ -85,7 +79,7 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 
 def bits_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The bit patterns, so that -0.0 differs from 0.0 and NaN equals itself."""
+    """Bit patterns, so that -0.0 differs from 0.0 and NaN equals itself."""
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 

@@ -6,26 +6,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from wagle_trl import MaskConfig, NPOConfig, NPOTrainer, WeightMask
 from wagle_trl.trainers import mask_mixin
 from wagle_trl.trainers.checks import check_accelerator
 
-KINDS = ["npo", "grad_diff"]
-
+from ..support.trainers import OBJECTIVES, TRAINERS
 
 # Data
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("argument", ["train_dataset", "retain_dataset"])
 def test_an_empty_set_is_refused(kind, argument, make_trainer, forget_rows):
     with pytest.raises(ValueError, match=f"`{argument}` is empty; pass at least one row"):
         make_trainer(kind, **{argument: forget_rows.select([])})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("argument", ["train_dataset", "retain_dataset"])
 def test_a_missing_set_is_refused(kind, argument, make_trainer):
     with pytest.raises(ValueError, match=f"`{argument}` is required: pass the rows to forget as `train_dataset`"):
@@ -33,7 +32,7 @@ def test_a_missing_set_is_refused(kind, argument, make_trainer):
 
 
 @pytest.mark.parametrize("argument", ["train_dataset", "retain_dataset"])
-@pytest.mark.parametrize("kind", [*KINDS, "masked_sft"])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_a_streaming_set_is_refused(kind, argument, make_trainer, forget_rows):
     with pytest.raises(ValueError, match=f"`{argument}` is a streaming data set; load it as a `Dataset`"):
         make_trainer(kind, **{argument: forget_rows.to_iterable_dataset()})
@@ -44,7 +43,7 @@ def test_a_dictionary_of_splits_is_refused(make_trainer, retain_rows):
         make_trainer(retain_dataset=DatasetDict({"train": retain_rows}))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_rows_in_both_sets_are_refused(kind, make_trainer, forget_rows, retain_rows):
     both = Dataset.from_list([*retain_rows, forget_rows[2]])
     with pytest.raises(ValueError, match=r"1 rows are in both .* \(first: forget row 2 = retain row 10\); remove"):
@@ -63,17 +62,19 @@ BLANK = {
 
 
 @pytest.mark.parametrize("rows", BLANK.values(), ids=BLANK)
-@pytest.mark.parametrize("argument, name", [("train_dataset", "train"), ("retain_dataset", "retain")])
+@pytest.mark.parametrize("argument, name", [("train_dataset", "forget"), ("retain_dataset", "retain")])
 def test_a_row_without_an_answer_is_named(rows, argument, name, make_trainer):
-    with pytest.raises(ValueError, match=f"Row 1 of the {name} set has no answer; remove it or give it one"):
+    with pytest.raises(
+        ValueError, match=rf"Row 1 of the {name} set (cannot be used\. It )?has no \w+[;:] .*remove it"
+    ):
         make_trainer(**{argument: Dataset.from_list(rows)})
 
 
-@pytest.mark.parametrize("argument, name", [("train_dataset", "train"), ("retain_dataset", "retain")])
+@pytest.mark.parametrize("argument, name", [("train_dataset", "forget"), ("retain_dataset", "retain")])
 def test_an_answer_cut_off_by_max_length_is_refused(argument, name, make_trainer):
     rows = [{"prompt": "Who? " * 30, "completion": " Ada"}, {"prompt": "Who?", "completion": " Bo"}]
     with pytest.raises(ValueError, match=f"1 rows of the {name} set have no answer token left within max_length=16"):
-        make_trainer(max_length=16, **{argument: Dataset.from_list(rows)})
+        make_trainer(max_length=16, long_rows="truncate", **{argument: Dataset.from_list(rows)})
 
 
 # Mask options
@@ -197,7 +198,7 @@ def test_nan_in_attribution_names_the_parameter(make_trainer):
 # Where and how
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "masked_sft"])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_an_unwritable_output_directory_is_refused(kind, make_trainer, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"Cannot write to output_dir '.*file/out': Not a directory"):
@@ -218,13 +219,13 @@ UNSUPPORTED = {
     ),
     "another optimizer": (
         dict(optim="adafactor"),
-        r"A mask trains with AdamW of its own; leave `optim` .*adamw_torch.* \(got 'adafactor'\)",
+        r"A mask trains with its own AdamW; leave `optim` .*adamw_torch.* \(got 'adafactor'\)",
     ),
 }
 
 
 @pytest.mark.parametrize("options, message", UNSUPPORTED.values(), ids=UNSUPPORTED)
-@pytest.mark.parametrize("kind", [*KINDS, "masked_sft"])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_what_a_mask_cannot_do_is_refused(kind, options, message, make_trainer, small_mask):
     with pytest.raises(ValueError, match=message):
         make_trainer(kind, mask_config=small_mask, **options)
@@ -256,30 +257,30 @@ def test_fsdp_is_refused_with_a_mask():
 
 @pytest.mark.parametrize("option", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
 def test_options_of_another_loss_are_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning has a loss of its own; leave `loss_type`"):
+    with pytest.raises(ValueError, match="Unlearning has its own loss; leave `loss_type`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **option)
 
 
 def test_a_loss_function_is_refused_for_unlearning(tiny_model, forget_rows, retain_rows):
-    with pytest.raises(ValueError, match="Unlearning has a loss of its own; subclass and override `forget_loss`"):
+    with pytest.raises(ValueError, match="Unlearning has its own loss; subclass and override `forget_loss`"):
         NPOTrainer(tiny_model(), train_dataset=forget_rows, retain_dataset=retain_rows, compute_loss_func=max)
 
 
 def test_an_optimizer_of_the_users_own_is_refused_with_a_mask(make_trainer, small_mask, tiny_model):
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"A mask trains with AdamW of its own; .* and pass no optimizer"):
+    with pytest.raises(ValueError, match=r"A mask trains with its own AdamW; .* and pass no optimizer"):
         make_trainer(model=model, mask_config=small_mask, optimizers=(optimizer, None))
 
 
-@pytest.mark.parametrize("option", ["packing", "padding_free"])
+@pytest.mark.parametrize("option", ["packing", "eval_packing", "padding_free"])
 def test_packing_is_refused_for_unlearning(option, tmp_path):
-    with pytest.raises(ValueError, match="Unlearning needs one row a sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Unlearning needs one row per sample; set `packing`"):
         NPOConfig(output_dir=str(tmp_path), bf16=False, **{option: True})
 
 
 def test_packing_is_refused_where_a_mask_is_computed(make_trainer, small_mask):
-    with pytest.raises(ValueError, match="Attribution needs one row a sample; set `packing=False`"):
+    with pytest.raises(ValueError, match="Attribution needs one row per sample; set `packing=False`"):
         make_trainer("masked_sft", mask_config=small_mask, packing=True, packing_strategy="wrapped", max_length=16)
 
 
@@ -299,3 +300,45 @@ def test_errors_come_before_attribution(make_trainer, monkeypatch, forget_rows, 
             make_trainer(**arguments)
     with pytest.raises(ValueError, match="No whole checkpoint to resume from"):
         make_trainer(mask_config=MaskConfig()).train(resume_from_checkpoint=True)
+
+
+# Model, tokenizer, rows and options against each other
+
+
+@pytest.mark.parametrize("kind", [*OBJECTIVES, "masked_sft"])
+def test_a_token_without_an_embedding_is_refused(kind, make_trainer, tiny_model):
+    with pytest.raises(
+        ValueError, match=r"of row \d+ of the \w+ set has the id 3\d\d, and the model has 300 embeddings"
+    ):
+        make_trainer(kind, model=tiny_model(vocab_size=300))
+
+
+def test_batches_that_make_no_step_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="With dataloader_drop_last, 6 training rows in batches of 8 make no step"):
+        make_trainer(per_device_train_batch_size=8, dataloader_drop_last=True)
+
+
+def test_a_frozen_model_without_a_mask_is_refused(make_trainer, tiny_model):
+    with pytest.raises(ValueError, match="Every parameter is frozen and there is no mask"):
+        make_trainer(model=tiny_model().requires_grad_(False), mask_config=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_length"}, "pairs forget and retain rows at random"),
+        ({"average_tokens_across_devices": False}, "divides by the tokens of all devices"),
+        ({"optim_args": "eps=1e-6"}, "A mask trains with its own AdamW, which reads no optim_args"),
+        ({"optim_target_modules": ["mlp"]}, "A mask trains with its own AdamW, which reads no optim_target_modules"),
+    ],
+)
+def test_options_that_would_not_be_read_are_refused(options, message, make_trainer):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(mask_config=MaskConfig(), **options)
+
+
+def test_rows_that_stream_from_a_generator_can_be_evaluated(make_trainer, retain_rows):
+    streamed = IterableDataset.from_generator(lambda: iter(retain_rows.to_list()))
+    trainer = make_trainer(eval_dataset={"kept": retain_rows, "streamed": streamed})
+    metrics = trainer.evaluate()
+    assert metrics["eval_streamed_loss"] == pytest.approx(metrics["eval_kept_loss"])

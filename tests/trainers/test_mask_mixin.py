@@ -30,7 +30,7 @@ from wagle_trl import (
     WeightMask,
 )
 from wagle_trl.cli.main import main
-from wagle_trl.data.formats import tokenize_row
+from wagle_trl.data.tokenization import tokenize_row
 
 SAVING = dict(save_strategy="steps", save_steps=2)
 KINDS = {
@@ -229,7 +229,7 @@ def test_a_mask_is_computed_from_rows_to_forget_and_to_retain(kind, score, make,
     trainer = make(kind, max_steps=1, mask_config=MaskConfig(score, 0.1), **rows)
     trainer.train()
     assert trainer.mask.density == pytest.approx(0.1, abs=1e-3) and trainer.mask.info.score == score
-    assert {"train", "forget", "retain"} == set(trainer.given.rows)
+    assert {"train", "forget", "retain"} == set(trainer.run_inputs.rows)
 
 
 def test_without_rows_to_forget_a_trainer_of_others_says_what_to_pass(make, retain_rows):

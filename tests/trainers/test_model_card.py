@@ -19,7 +19,7 @@ def test_the_card_of_the_output_folder_is_ours(make_trainer, small_mask, tmp_pat
     assert card.data.datasets == ["user/rows"]
     for fact in (
         "- Rows to forget: 6 rows, HMAC-SHA-256",
-        "only who has the rows and the key can compare it; the number of rows is public",
+        "only those who have the rows and the key can compare it. The number of rows is public",
         f"{trainer.mask.num_selected:,} of the",
         f"]({PLOT_FILE})",
         "step 3",

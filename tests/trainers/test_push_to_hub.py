@@ -97,7 +97,7 @@ def test_a_pushed_checkpoint_is_whole_and_resumes_bit_by_bit(make_trainer, small
     second = make_trainer(**options, output_dir=str(tmp_path / "second"))
     with caplog.at_level("WARNING", "wagle_trl"):
         second.train(resume_from_checkpoint=str(folder))
-    assert "does not say of which rows it is: they are not compared" in caplog.text
+    assert "does not say which rows it is of. They are not compared" in caplog.text
     assert second.state.global_step == 4
     assert same_weights(second.model, whole.model)
 

@@ -195,7 +195,7 @@ def test_a_checkpoint_that_is_not_as_it_was_saved_is_refused(trained, make_train
         for damage, message in DAMAGE.values():
             sound = (trained / name).read_bytes()
             damage(trained / name)
-            with pytest.raises(ValueError, match=f"checkpoint-2' is no whole checkpoint: '{name}' {message}"):
+            with pytest.raises(ValueError, match=f"checkpoint-2' is not a whole checkpoint: '{name}' {message}"):
                 trainer.train(resume_from_checkpoint=str(trained))
             (trained / name).write_bytes(sound)
     assert whole_manifest(trained) == manifest
@@ -212,7 +212,7 @@ def test_a_checkpoint_without_a_manifest_was_cut_off(trained, make_trainer, smal
     (trained / "wagle_manifest.json").unlink()
     trainer = make_trainer(mask_config=small_mask, **OPTIONS)
     with pytest.raises(
-        ValueError, match=r"is no whole checkpoint: it has no wagle_manifest\.json, which is saved last"
+        ValueError, match=r"is not a whole checkpoint: it has no wagle_manifest\.json, which is saved last"
     ):
         trainer.train(resume_from_checkpoint=str(trained))
     with pytest.raises(ValueError, match=r"No whole checkpoint to resume from in .*out"):
@@ -224,7 +224,7 @@ def test_a_checkpoint_without_a_manifest_was_cut_off(trained, make_trainer, smal
     [
         ({"mask_config": MaskConfig(mask_score="random", mask_density=0.2)}, r"\(mask_density 0.5 -> 0.2\)"),
         ({"mask_config": MaskConfig(mask_score="magnitude", mask_density=0.5)}, "mask_score random -> magnitude"),
-        ({"mask": "other"}, "`mask` is another mask than that of '.*checkpoint-2'"),
+        ({"mask": "other"}, "`mask` differs from the mask of '.*checkpoint-2'"),
         ({}, "checkpoint-2 was trained with a mask; pass `mask` or `mask_config`"),
         ({"completion_only_loss": False}, "The forget rows, their order, or the answers in them are not those of"),
         ({"kind": "grad_diff"}, "is of NPO, this trainer of GradDiff"),
@@ -273,8 +273,8 @@ def test_true_skips_what_is_not_whole_and_says_so(make_trainer, small_mask, tmp_
     last = make_trainer(mask_config=small_mask, **OPTIONS)
     with caplog.at_level("WARNING", "wagle_trl"):
         last.train(resume_from_checkpoint=True)
-    assert "checkpoint-7' is no whole checkpoint: it has no wagle_manifest.json" in caplog.text
-    assert "checkpoint-6' is no whole checkpoint: 'optimizer.pt' has another content. It is skipped." in caplog.text
+    assert "checkpoint-7' is not a whole checkpoint: it has no wagle_manifest.json" in caplog.text
+    assert "checkpoint-6' is not a whole checkpoint: 'optimizer.pt' has another content. It is skipped." in caplog.text
     assert_same_weights(whole, last)
 
 

@@ -71,7 +71,7 @@ def test_the_report_tells_a_base_model_in_a_folder_from_one_on_the_hub(
     report = run_report(trainer)
     assert (report["base_model"], report["base_is_local"]) == (str(tmp_path / "base"), True)
     assert report["base_revision"] is None
-    monkeypatch.setattr("wagle_trl.trainers.run_report.model_commit", lambda name, revision: f"{revision} of {name}")
+    monkeypatch.setattr("wagle_trl.trainers.run_inputs.model_commit", lambda name, revision: f"{revision} of {name}")
     trainer = make_trainer(model=str(tmp_path / "base"), model_init_kwargs={"revision": "v1"})
     assert run_report(trainer)["base_revision"] == f"v1 of {tmp_path / 'base'}"
 

@@ -10,11 +10,10 @@ import torch
 from peft import LoraConfig, PeftModel
 from trl import SFTTrainer
 
-from wagle_trl import GradDiffTrainer, MaskConfig, NPOTrainer, UnlearningConfig, UnlearningTrainer, WeightMask
+from wagle_trl import MaskConfig, MaskedSFTTrainer, NPOTrainer, UnlearningConfig, UnlearningTrainer, WeightMask
 from wagle_trl.papers import Paper
 
-KINDS = ["npo", "grad_diff", "masked_sft"]
-
+from ..support.trainers import OBJECTIVES, TRAINERS, trainer_class
 
 # Freezing
 
@@ -23,7 +22,7 @@ KINDS = ["npo", "grad_diff", "masked_sft"]
 @pytest.mark.parametrize(
     "scope, tied", [(None, False), (["*"], False), (["*"], True)], ids=["blocks", "embeddings", "tied embeddings"]
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_unselected_weights_stay_bit_identical(
     kind, scope, tied, dtype, make_trainer, tiny_model, snapshot, assert_only_selected_moved
 ):
@@ -76,7 +75,7 @@ def test_attribution_and_training_touch_only_what_the_default_mask_selects(
     assert assert_only_selected_moved(before, trainer.model, trainer.mask) > 0.95
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_without_a_mask_every_parameter_trains(kind, make_trainer, snapshot):
     trainer = make_trainer(kind)
     before = snapshot(trainer.model)
@@ -400,7 +399,7 @@ def test_checkpoints_hold_the_mask_and_the_reference(make_trainer, small_mask, t
 # Configs
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_an_sft_config_is_taken_and_its_options_kept(kind, make_trainer, tmp_path):
     from trl import SFTConfig
 
@@ -495,9 +494,9 @@ def test_an_objective_of_ones_own_is_one_class_and_reaches_report_and_card(
     )
 
 
-@pytest.mark.parametrize("trainer_class", [NPOTrainer, GradDiffTrainer])
-def test_what_sft_trainer_takes_by_position_stays_there_and_all_else_is_a_keyword(trainer_class):
-    parameters = inspect.signature(trainer_class).parameters
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_what_sft_trainer_takes_by_position_stays_there_and_all_else_is_a_keyword(kind):
+    parameters = inspect.signature(trainer_class(kind)).parameters
     of_sft = list(inspect.signature(SFTTrainer).parameters)
     assert list(parameters)[: len(of_sft)] == of_sft
     assert {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY} == {
@@ -505,3 +504,9 @@ def test_what_sft_trainer_takes_by_position_stays_there_and_all_else_is_a_keywor
         "mask_config",
         "mask",
     }
+
+
+def test_the_signature_repeats_that_of_masked_sft_trainer_without_forget_dataset():
+    own, of_base = (dict(inspect.signature(base).parameters) for base in (UnlearningTrainer, MaskedSFTTrainer))
+    del of_base["forget_dataset"]  # the rows to forget are `train_dataset`
+    assert own == of_base  # names, defaults, annotations

@@ -4,7 +4,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from wagle_trl import MaskConfig
-from wagle_trl.unlearning.trajectory import _spread
+from wagle_trl.unlearning.trajectory import evenly_spaced
 
 
 def probabilities(trainer, name):
@@ -21,7 +21,7 @@ def test_probabilities_are_logged_at_the_start_every_few_steps_and_at_the_end(ma
 
 def test_a_probability_is_the_mean_of_exp_of_minus_the_rows_mean_losses(make_trainer, log_probs_of):
     trainer = make_trainer(trajectory_steps=10, trajectory_rows=3)
-    rows = _spread(trainer.train_dataset, 3)
+    rows = evenly_spaced(trainer.train_dataset, 3)
     expected = torch.stack([log_probs_of(trainer.model, row).mean().exp() for row in rows]).mean()
     trainer.train()
     assert len(rows) == 3
@@ -108,5 +108,5 @@ def test_options_out_of_range_are_refused(make_config, option, value):
 
 
 def test_rows_are_evenly_spaced(retain_rows):
-    assert _spread(retain_rows, 2)[1] == retain_rows[len(retain_rows) // 2]
-    assert _spread(retain_rows, 10**6) is retain_rows
+    assert evenly_spaced(retain_rows, 2)[1] == retain_rows[len(retain_rows) // 2]
+    assert evenly_spaced(retain_rows, 10**6) is retain_rows

@@ -1,1 +1,1 @@
-"""Attribution: batches to statistics, scores and a mask."""
+"""Attribution: from batches to statistics, scores and a mask."""

@@ -2,26 +2,29 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from .scores import get_score, parse_gamma
+from .scores import ScoreName, get_score, parse_gamma
 
-TIERS = ("resident", "offload", "host", "sweeps")
+TierName = Literal["resident", "offload", "host", "sweeps"]
+TIERS = get_args(TierName)
 
 
 @dataclass(frozen=True)
 class Tier:
     """
-    A way to hold the statistics. All give the same bits, since gradients are taken at fixed weights.
+    A place to keep the statistics. All tiers give the same bits, because gradients are taken at fixed weights.
 
     Args:
         name (`str`):
-            `"resident"`: all on the device. `"offload"`: the first on the host while the second is added up on the
-            device. `"host"`: gradients are moved to the host and added up there. `"sweeps"`: the device holds one
-            statistic of a part of the scope, which is written to disk before the next part.
-        sweeps (`int`, *optional*, defaults to `1`): Parts of the scope; each takes a pass over the data.
+            `"resident"`: all statistics stay on the device. `"offload"`: the first is moved to the host while the
+            second is added up on the device. `"host"`: gradients are moved to the host and added up there.
+            `"sweeps"`: the device holds one statistic for one part of the scope, and writes it to disk before the next
+            part.
+        sweeps (`int`, *optional*, defaults to `1`): Number of parts of the scope; each takes one pass over the data.
     """
 
-    name: str
+    name: TierName
     sweeps: int = 1
 
     def __str__(self) -> str:
@@ -31,21 +34,21 @@ class Tier:
 @dataclass
 class MaskConfig:
     """
-    How to choose the weights that unlearning may change.
+    Options that choose the weights that unlearning may change.
 
     Args:
         mask_score (`str`, *optional*, defaults to `"wagle"`):
             Attribution score: `"wagle"`, `"gradient"`, `"snip"`, `"product"`, `"magnitude"`, `"random"`, `"ratio"` or
             `"fisher_ratio"` (see `wagle_trl.attribution.scores.SCORES` for the formulas and papers).
         mask_density (`float`, *optional*, defaults to `0.05`):
-            Share of the weights in scope to select, in (0, 1]; exactly `round(density * numel)` are.
+            Share of the weights in scope to select, in (0, 1]. Exactly `round(density * numel)` weights are selected.
         mask_gamma (`str`, *optional*, defaults to `"balanced"`):
             Hessian scale of the WAGLE score: `"balanced"` (`mean|g_r| / mean|theta|` over the scope), a positive
             number, or `"official"` (the published arithmetic: gradients summed over batches, 1e-6).
         mask_eps (`float`, *optional*, defaults to `1.0`):
             Damping of the ratio scores, relative to the mean retain statistic.
         mask_scope (`list[str]`, *optional*):
-            Glob patterns of parameter names to choose from. By default all trainable weights but embeddings and LM
+            Glob patterns of parameter names to choose from. By default all trainable weights except embeddings and LM
             head; `*` takes those too.
         mask_exclude (`list[str]`, *optional*):
             Glob patterns of parameter names to leave out of the scope.
@@ -53,13 +56,13 @@ class MaskConfig:
             Seed of the random score.
         attribution_memory (`str`, *optional*, defaults to `"auto"`):
             Where the statistics of attribution are kept: `"resident"` on the device, `"offload"` one of two on the
-            host, `"host"` added up on the host, `"sweeps"` on disk, found for a part of the scope at a time; `"auto"`
-            takes the fastest that fits the free memory. The mask is the same.
+            host, `"host"` all added up on the host, `"sweeps"` on disk, computed for one part of the scope at a time.
+            `"auto"` takes the fastest of these that fits the free memory. The mask is the same for all.
         attribution_sweeps (`int`, *optional*):
-            Number of sweeps; by default as few as fit.
+            Number of sweeps. By default it is the smallest that fits the free memory.
     """
 
-    mask_score: str = field(
+    mask_score: ScoreName = field(
         default="wagle",
         metadata={
             "help": "Attribution score: 'wagle', 'gradient', 'snip', 'product', 'magnitude', 'random', 'ratio' or "
@@ -77,24 +80,25 @@ class MaskConfig:
     mask_scope: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Glob patterns of parameter names to choose from. By default all trainable weights but embeddings "
-            "and LM head; '*' takes those too."
+            "help": "Glob patterns of parameter names to choose from. By default all trainable weights except "
+            "embeddings and LM head; '*' takes those too."
         },
     )
     mask_exclude: list[str] | None = field(
         default=None, metadata={"help": "Glob patterns of parameter names to leave out of the scope."}
     )
     mask_seed: int = field(default=0, metadata={"help": "Seed of the random score."})
-    attribution_memory: str = field(
+    attribution_memory: Literal["auto", TierName] = field(
         default="auto",
         metadata={
             "help": "Where the statistics of attribution are kept: 'resident' on the device, 'offload' one of two on "
-            "the host, 'host' added up on the host, 'sweeps' on disk, found for a part of the scope at a time; 'auto' "
-            "takes the fastest that fits the free memory. The mask is the same."
+            "the host, 'host' all added up on the host, 'sweeps' on disk, computed for one part of the scope at a time. "
+            "'auto' takes the fastest of these that fits the free memory. The mask is the same for all."
         },
     )
     attribution_sweeps: int | None = field(
-        default=None, metadata={"help": "Number of sweeps; by default as few as fit the free memory."}
+        default=None,
+        metadata={"help": "Number of sweeps. By default it is the smallest that fits the free memory."},
     )
 
     def __post_init__(self):
@@ -113,12 +117,12 @@ class MaskConfig:
         if self.attribution_sweeps is not None and self.attribution_sweeps < 1:
             raise ValueError(f"attribution_sweeps must be at least 1, got {self.attribution_sweeps}.")
         for name in ("mask_scope", "mask_exclude"):
-            if isinstance(patterns := getattr(self, name), str):  # would be taken letter by letter, '*' for everything
+            if isinstance(patterns := getattr(self, name), str):  # each letter would be a pattern, and '*' matches all
                 raise ValueError(f"{name} must be a list of patterns, got '{patterns}'.")
 
     @property
     def tier(self) -> Tier | None:
-        """Where to keep the statistics; `None` if that depends on the memory there is."""
+        """Tier that the options name, or `None` if it depends on the free memory."""
         if self.attribution_memory == "auto" or (self.attribution_memory == "sweeps" and not self.attribution_sweeps):
             return None
         return Tier(self.attribution_memory, self.attribution_sweeps or 1)

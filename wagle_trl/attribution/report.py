@@ -1,4 +1,4 @@
-"""The anatomy of a mask: where its bits are, and which simpler scores would have chosen the same."""
+"""Mask reports: where a mask selects weights, and which simpler scores would have selected the same."""
 
 import math
 import os
@@ -14,34 +14,35 @@ from wagle_kernels import ScoreSpec
 from ..files.atomic import atomic_path
 from ..masks.anatomy import layer_of, module_of
 from ..masks.mask import WeightMask
-from ..text import drawn
+from ..text import figure_text
+from .lazy_scores import LazyScores
 from .scores import SCORES
-from .selection import Scored, select
+from .selection import select
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# label -> formula, and whether it reads the forget and the retain statistic
-_RIVALS = {
+# Simpler scores that a mask is compared with. Label -> formula, and whether it reads the forget and retain statistics
+_BASELINES = {
     "|g_f|": ("gradient", True, False),
     "|theta*g_f|": ("snip", True, False),
     "|g_f*g_r|": ("product", True, True),
     "|theta|": ("magnitude", False, False),
     "random": ("random", False, False),
 }
-_MASKS_BESIDE = 4  # at most, in a picture of several
+_MAX_COLUMNS = 4  # of masks in one picture
 
 
 def mask_report(mask: WeightMask) -> dict[str, Any]:
     """
-    What a mask selected.
+    Describe what a mask selected, as in the section `mask` of `wagle_report.json`.
 
     Args:
         mask ([`WeightMask`]): The mask.
 
     Returns:
         `dict`: `num_selected`, `numel`, `density`, the mask's `info`, `density_by_layer`, `density_by_module`, and
-        `jaccard`, the overlaps of [`rival_overlaps`] that [`~attribution.compute_mask`] left in the mask.
+        `jaccard`, the overlaps of [`baseline_overlaps`] that [`~attribution.compute_mask`] recorded in the mask.
     """
     return {
         "num_selected": mask.num_selected,
@@ -54,30 +55,31 @@ def mask_report(mask: WeightMask) -> dict[str, Any]:
     }
 
 
-def rival_overlaps(mask: WeightMask, scored: Scored) -> dict[str, float | None]:
+def baseline_overlaps(mask: WeightMask, scores: LazyScores) -> dict[str, float | None]:
     """
-    Jaccard overlap with simpler scores at the same k. Near 1.0, the score has degenerated to that one.
+    Jaccard overlap of a mask with the masks of simpler scores at the same k. An overlap near 1.0 shows that the score
+    has degenerated to the simpler one.
 
     Args:
         mask ([`WeightMask`]): The mask.
-        scored ([`~attribution.selection.Scored`]): Weights and statistics that it was selected from.
+        scores ([`~attribution.lazy_scores.LazyScores`]): Scores that the mask was selected by.
 
     Returns:
-        `dict[str, float | None]`: By label; `None` where the score did not need the statistics of the rival, so that
-        they were not accumulated.
+        `dict[str, float | None]`: Overlaps by label. An overlap is `None` if the simpler score reads a statistic that
+        the mask's own score did not need.
     """
     overlaps = {}
-    for label, (formula, needs_forget, needs_retain) in _RIVALS.items():
-        if (needs_forget and scored.forget is None) or (needs_retain and scored.retain is None):
+    for label, (formula, needs_forget, needs_retain) in _BASELINES.items():
+        if (needs_forget and scores.forget is None) or (needs_retain and scores.retain is None):
             overlaps[label] = None
         else:
-            rival = replace(scored, spec=ScoreSpec(formula, seed=scored.spec.seed + 1))
-            overlaps[label] = mask.jaccard(select(rival, mask.density))
+            baseline = replace(scores, spec=ScoreSpec(formula, seed=scores.spec.seed + 1))
+            overlaps[label] = mask.jaccard(select(baseline, mask.density))
     return overlaps
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
-    """Tables of a report for the terminal: overlaps, density by module type and by layer."""
+    """Tables of a mask report for the terminal: overlaps, density by module type, density by layer."""
     score = report["info"].get("score", "")
     selected = f"{report['num_selected']:,} of {report['numel']:,} weights selected by '{score}'"
     overlaps = Table("score", "Jaccard overlap", title=selected, min_width=len(selected))
@@ -98,7 +100,7 @@ def _density_table(part: str, densities: dict[str, float]) -> Table:
 
 def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
     """
-    Picture of the selected share of every layer and module type, as a PNG.
+    Draw the selected share of every layer and module type, as a PNG.
 
     Args:
         mask ([`WeightMask`]): The mask.
@@ -109,10 +111,11 @@ def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
 
 def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike) -> Path:
     """
-    The picture of [`plot_mask`] for several masks beside each other, with one scale of colours.
+    Draw several masks side by side as in [`plot_mask`], with one colour scale.
 
     Args:
-        masks (iterable of `tuple[str, WeightMask]`): At least one title and mask; one mask at a time is held.
+        masks (iterable of `tuple[str, WeightMask]`): At least one pair of title and mask. Only one mask at a time is
+            held in memory.
         path (`str` or `os.PathLike`): File to write.
     """
     path = Path(path)
@@ -122,32 +125,33 @@ def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike)
 
 
 def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
-    """The figure of [`plot_masks`]."""
-    from matplotlib.colors import PowerNorm  # late: it takes a second to import, and few runs plot
+    """Matplotlib figure of [`plot_masks`]."""
+    from matplotlib.colors import PowerNorm  # imported here: it takes a second, and few runs plot
     from matplotlib.figure import Figure
 
     titles, densities = [], []
     for title, mask in masks:
-        titles.append(f"{drawn(title)}\n{mask.num_selected:,} of {mask.numel:,} weights")
+        titles.append(f"{figure_text(title)}\n{mask.num_selected:,} of {mask.numel:,} weights")
         densities.append(mask.density_by("parameter"))
     layers, modules = (
         list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
         for part_of in (layer_of, module_of)
     )
-    rows = math.ceil(len(titles) / _MASKS_BESIDE)
+    rows = math.ceil(len(titles) / _MAX_COLUMNS)
     columns = math.ceil(len(titles) / rows)
     cell = 0.55 if len(titles) == 1 else 0.28
-    names = 1.4 if len(titles) == rows * columns else 2.8  # below the last row, and above where that is not full
+    # Inches for the names of modules: below the last row, and also below the row above if the last one is not full
+    names = 1.4 if len(titles) == rows * columns else 2.8
     size = (1.9 + columns * (0.6 + cell * len(modules)), names + rows * (0.8 + 0.28 * len(layers)))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    # A few small modules may be selected whole; by square roots the differences among all others show, too
+    # A few small modules may be selected whole. A square root scale keeps the differences among the others visible
     norm = PowerNorm(0.5, vmin=0, vmax=max(share for shares in densities for share in shares.values()))
     for axes, title, shares in zip(panels, titles, densities):
         image = axes.imshow(_grid(shares, layers, modules), aspect="auto", cmap="viridis", norm=norm)
         axes.set_title(title, fontsize=8)
     _label_parts(panels, len(titles), columns, layers, modules)
-    # A sixth of an inch wide, however long
+    # The aspect keeps the colour bar a sixth of an inch wide at any height
     figure.colorbar(image, ax=figure.axes, label="selected share", aspect=6 * rows * 0.28 * len(layers))
     return figure
 
@@ -160,10 +164,10 @@ def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> li
 
 
 def _label_parts(panels, count: int, columns: int, layers: list[str], modules: list[str]) -> None:
-    """Names of layers and modules at the outer panels, of which `count` are in use."""
-    labels = [drawn(module.removesuffix(".weight")) for module in modules]
+    """Write the names of layers and modules at the outer panels, and hide all panels after the first `count`."""
+    labels = [figure_text(module.removesuffix(".weight")) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
-    panels[0].set_yticks(range(len(layers)), map(drawn, layers))
+    panels[0].set_yticks(range(len(layers)), map(figure_text, layers))
     for place, axes in enumerate(panels):
         axes.set_visible(place < count)
         axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)

@@ -1,6 +1,7 @@
-"""The score table: which statistics each attribution score needs, and how its scale follows from them.
+"""The score table: the statistics that each attribution score reads, and the option that sets its scale.
 
-To add a score, add a row: a formula of `wagle_kernels`, the statistic it reads, and the meaning of its scale.
+To add a score, add a row: a formula of `wagle_kernels`, the statistic that it reads, and the meaning of its scale. Add
+its name to `ScoreName` too.
 """
 
 import math
@@ -9,6 +10,8 @@ from typing import Literal
 
 OFFICIAL_GAMMA = 1e-6  # Hessian scale of the published code, which sums gradients over batches
 
+# The names in `SCORES`, which type checkers and the command line can only read from a literal
+ScoreName = Literal["wagle", "gradient", "snip", "product", "magnitude", "random", "ratio", "fisher_ratio"]
 Gamma = float | Literal["balanced", "official"]
 
 
@@ -21,11 +24,11 @@ class Score:
         formula (`str`):
             Formula of [`wagle_kernels.ScoreSpec`].
         statistic (`"gradient"`, `"fisher"` or `None`):
-            What is accumulated: mean gradients, mean squared per-sample gradients, or nothing.
+            Statistic that is accumulated: mean gradients, mean squared per-sample gradients, or nothing.
         uses_retain (`bool`):
-            Whether the retain statistic is read.
+            Whether the score reads the retain statistic.
         scale (`"gamma"`, `"eps"` or `None`):
-            Which option sets the formula's scale.
+            Option that sets the formula's scale.
     """
 
     formula: str
@@ -35,7 +38,7 @@ class Score:
 
     @property
     def num_statistics(self) -> int:
-        """How many statistics are read."""
+        """Number of statistics that the score reads."""
         return (self.statistic is not None) + self.uses_retain
 
 
@@ -57,14 +60,14 @@ SCORES = {
 
 
 def get_score(name: str) -> Score:
-    """Row `name` of the score table; a `ValueError` lists the known names."""
+    """Row `name` of the score table. Raise a `ValueError` that lists the known names if there is none."""
     if name not in SCORES:
         raise ValueError(f"Unknown mask_score '{name}'; expected one of {', '.join(SCORES)}.")
     return SCORES[name]
 
 
 def parse_gamma(gamma: str | float) -> Gamma:
-    """`"balanced"`, `"official"` or a positive finite float."""
+    """Parse the option `mask_gamma`: `"balanced"`, `"official"` or a positive finite number."""
     if gamma in ("balanced", "official"):
         return gamma
     try:
@@ -83,8 +86,8 @@ def score_scale(score: Score, gamma: Gamma, eps: float, mean_theta: float, mean_
     Args:
         score ([`Score`]): Row of the score table.
         gamma (`str` or `float`):
-            `"balanced"` takes `mean|g_r| / mean|theta|`, so that both terms of the WAGLE score weigh alike;
-            `"official"` the published 1e-6.
+            `"balanced"` takes `mean|g_r| / mean|theta|`, so that both terms of the WAGLE score have equal weight;
+            `"official"` takes the published 1e-6.
         eps (`float`): Damping of the ratio scores, relative to the mean retain statistic.
         mean_theta, mean_retain (`float`): Means of `|theta|` and of the absolute retain statistic over the scope.
     """
@@ -98,6 +101,6 @@ def score_scale(score: Score, gamma: Gamma, eps: float, mean_theta: float, mean_
     if mean_retain == 0 or (score.scale == "gamma" and mean_theta == 0):
         raise ValueError(
             "The retain gradients (or the weights) in scope are all zero, so the score cannot be scaled; check that "
-            "the retain rows have answers and that mask_scope names weights the model uses."
+            "the retain rows have answers and that mask_scope names weights that the model uses."
         )
     return mean_retain / mean_theta if score.scale == "gamma" else eps * mean_retain

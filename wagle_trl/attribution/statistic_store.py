@@ -1,4 +1,4 @@
-"""Where the statistics of attribution are kept: on the device, on the host, or on disk, a part of the scope at a time."""
+"""Keep the statistics of attribution on the device, on the host, or on disk for one part of the scope at a time."""
 
 import hashlib
 import shutil
@@ -24,16 +24,16 @@ STATISTIC_BYTES = 4  # fp32
 
 
 def statistic_bytes(parameters: Iterable[Tensor]) -> int:
-    """Bytes of one statistic of them."""
+    """Bytes of one statistic of the parameters."""
     return STATISTIC_BYTES * sum(parameter.numel() for parameter in parameters)
 
 
 class Stream:
     """
-    Batches that can be read again and again.
+    Batches that can be read several times.
 
     Args:
-        batches (iterable of batches, or a callable that returns one): A generator is kept as a list.
+        batches (iterable of batches, or a callable that returns one): Batches; those of a generator are kept as a list.
     """
 
     def __init__(self, batches: Batches):
@@ -46,14 +46,14 @@ class Stream:
 
     @property
     def length(self) -> int | None:
-        """Number of batches, where it is known in advance."""
+        """Number of batches, or `None` if it is not known in advance."""
         try:
             return len(cast(Sized, self._batches))
         except TypeError:
             return None
 
 
-def gather(
+def compute_statistics(
     tier: Tier,
     parameters: Mapping[str, nn.Parameter],
     streams: Mapping[str, Stream],
@@ -64,20 +64,22 @@ def gather(
     progress: bool = True,
 ) -> Mapping[str, Mapping[str, Tensor]]:
     """
-    A statistic of every stream.
+    Compute the statistic of every stream.
 
     Args:
-        tier ([`Tier`]): Where to keep them.
-        parameters (`dict[str, torch.nn.Parameter]`): The scope.
-        streams (`dict[str, Stream]`): Batches of each set.
-        accumulate (callable): `(parameters, batches, device=None)` to their statistic.
+        tier ([`Tier`]): Where to keep the statistics.
+        parameters (`dict[str, torch.nn.Parameter]`): Parameters in scope.
+        streams (`dict[str, Stream]`): Batches by name of the set.
+        accumulate (callable): Function of `(parameters, batches, device=None)` that returns their statistic.
         folder (`pathlib.Path`):
-            Where sweeps write. What is there already, for the same `key` and batches, is not computed again.
-        key (`str`): What a statistic depends on besides the batches.
+            Folder in which sweeps write. Statistics that it already holds for the same `key` and batches are not
+            computed again.
+        key (`str`): Text that stands for everything that a statistic depends on besides the batches.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        `dict[str, Mapping[str, torch.Tensor]]`: By stream and parameter; those of sweeps are mapped from disk.
+        `dict[str, Mapping[str, torch.Tensor]]`: Statistics by stream and parameter. Those of sweeps are mapped from
+        disk.
     """
     bar = tqdm(unit="batch", disable=not progress)
 
@@ -89,21 +91,27 @@ def gather(
 
     with bar:
         if tier.name == "sweeps":
-            return _sweep(tier, parameters, streams, accumulate, read, bar, folder, key)
+            return _compute_in_sweeps(tier, parameters, streams, accumulate, read, bar, folder, key)
         _set_total(bar, streams.values())
         device = "cpu" if tier.name == "host" else None
-        gathered: dict[str, Mapping[str, Tensor]] = {}
+        statistics: dict[str, Mapping[str, Tensor]] = {}
         for name in streams:
             if tier.name == "offload":
-                gathered = {done: _to_host(statistic) for done, statistic in gathered.items()}
-            gathered[name] = accumulate(parameters, read(name), device=device)
-        return gathered
+                statistics = {done: {key: t.cpu() for key, t in found.items()} for done, found in statistics.items()}
+            statistics[name] = accumulate(parameters, read(name), device=device)
+        return statistics
 
 
-def _sweep(tier, parameters, streams, accumulate, read, bar, folder, key) -> Mapping[str, Mapping[str, Tensor]]:
+def _compute_in_sweeps(
+    tier, parameters, streams, accumulate, read, bar, folder, key
+) -> Mapping[str, Mapping[str, Tensor]]:
     folder.mkdir(parents=True, exist_ok=True)
-    streams = {name: Stream(list(batches)) for name, batches in streams.items()}  # a loader may shuffle
-    stores = {name: Store(folder, name, parameters, _digest(key, batches)) for name, batches in streams.items()}
+    streams = {
+        name: Stream(list(batches)) for name, batches in streams.items()
+    }  # one order for all: loaders may shuffle
+    stores = {
+        name: StatisticFiles(folder, name, parameters, _digest(key, batches)) for name, batches in streams.items()
+    }
     parts = split_evenly(parameters, tier.sweeps)
     passes = [
         (f", sweep {i + 1} of {len(parts)}", name, missing)
@@ -118,23 +126,24 @@ def _sweep(tier, parameters, streams, accumulate, read, bar, folder, key) -> Map
     return stores
 
 
-class Store(Mapping[str, Tensor]):
+class StatisticFiles(Mapping[str, Tensor]):
     """
-    A statistic on disk, one file a parameter, each whole or not there.
+    A statistic on disk, with one file per parameter. A file is either complete or absent.
 
     Args:
-        folder (`pathlib.Path`): Where.
-        stream (`str`): Set that the statistic belongs to.
-        names (iterable of `str`): Parameters that it will have.
-        key (`str`): Hash of all it depends on; files with another are ignored, and overwritten.
+        folder (`pathlib.Path`): Folder of the files.
+        stream (`str`): Name of the set that the statistic belongs to.
+        names (iterable of `str`): Names of its parameters.
+        key (`str`): Hash of everything that the statistic depends on. Files with another key are ignored, and
+            overwritten.
     """
 
     def __init__(self, folder: Path, stream: str, names: Iterable[str], key: str):
         self.key = key
         self._paths = {name: folder / f"{stream}-{quote(name, safe='')}.safetensors" for name in names}
-        self.done = {name for name, path in self._paths.items() if self._is_whole(path)}
+        self.done = {name for name, path in self._paths.items() if self._is_current(path)}
 
-    def _is_whole(self, path: Path) -> bool:
+    def _is_current(self, path: Path) -> bool:
         try:
             with safe_open(path, "pt") as file:
                 return (file.metadata() or {}).get("key") == self.key
@@ -142,7 +151,7 @@ class Store(Mapping[str, Tensor]):
             return False
 
     def write(self, statistic: Mapping[str, Tensor]) -> None:
-        """Add parameters."""
+        """Write the statistic of some of the parameters."""
         for name, tensor in statistic.items():
             with atomic_path(self._paths[name]) as path:
                 save_file({"statistic": tensor}, path, {"key": self.key})
@@ -160,33 +169,29 @@ class Store(Mapping[str, Tensor]):
 
 
 def split_evenly(parameters: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
-    """Consecutive parameters in at most `parts` groups, of which the largest is as small as it can be."""
+    """Split parameters into at most `parts` consecutive groups, so that the largest group is as small as possible."""
     sizes = [parameter.numel() for parameter in parameters.values()]
     low, high = max(sizes, default=0), sum(sizes)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_cuts(sizes, middle)) <= parts else (middle + 1, high)
-    cuts, items = _cuts(sizes, low), list(parameters.items())
-    return [dict(items[first:last]) for first, last in zip(cuts, [*cuts[1:], len(items)])]
+        low, high = (low, middle) if len(_group_starts(sizes, middle)) <= parts else (middle + 1, high)
+    starts, items = _group_starts(sizes, low), list(parameters.items())
+    return [dict(items[start:stop]) for start, stop in zip(starts, [*starts[1:], len(items)])]
 
 
-def _cuts(sizes: list[int], capacity: int) -> list[int]:
-    """Where groups of up to `capacity` start."""
-    cuts, room = [], 0
+def _group_starts(sizes: list[int], capacity: int) -> list[int]:
+    """Indices at which consecutive groups of at most `capacity` start."""
+    starts, room = [], 0
     for i, size in enumerate(sizes):
-        if not cuts or size > room:
-            cuts.append(i)
+        if not starts or size > room:
+            starts.append(i)
             room = capacity
         room -= size
-    return cuts
-
-
-def _to_host(statistic: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in statistic.items()}
+    return starts
 
 
 def _set_total(bar: tqdm, passes: Iterable[Stream]) -> None:
-    """Number of batches in all, from which the bar estimates the time left."""
+    """Tell the bar the number of batches in all passes, from which it estimates the time left."""
     lengths = [stream.length for stream in passes]
     known = [length for length in lengths if length is not None]
     bar.total = sum(known) if len(known) == len(lengths) else None
@@ -198,7 +203,7 @@ def _check_space(folder: Path, parameters: Iterable[Tensor]) -> None:
     if needed > free:
         raise ValueError(
             f"Attribution in sweeps needs {needed / 1e9:.1f} GB on the disk of '{folder}', which has {free / 1e9:.1f} GB "
-            "left; make room, choose another folder (output_dir), or set attribution_memory to 'host'."
+            "free; free some space, choose another folder (output_dir), or set attribution_memory to 'host'."
         )
 
 

@@ -1,4 +1,4 @@
-"""Batches to a statistic of every weight: the mean gradient of a sample's loss, or of its square."""
+"""Statistics of every weight: over the samples, the mean gradient of the loss or the mean squared gradient."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,27 +24,27 @@ def accumulate_statistic(
     device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
     """
-    Mean over samples of the gradient of each sample's token-mean loss, or of its square, in eval mode.
+    Compute the gradient of each sample's token-mean loss in eval mode, and average it, or its square, over the samples.
 
-    Every sample weighs the same, so the result does not depend on the batch size. A gradient is added up and freed as
-    soon as the backward pass completes it.
+    Every sample has the same weight, so the result does not depend on the batch size. A gradient is added up and freed
+    as soon as the backward pass completes it.
 
     Args:
         model (`torch.nn.Module`): Model; its training mode, `requires_grad` flags and gradients are restored.
-        parameters (`dict[str, torch.nn.Parameter]`): Parameters to differentiate for.
+        parameters (`dict[str, torch.nn.Parameter]`): Parameters to compute the statistic for.
         batches (iterable of batches): As in [`~attribution.compute_mask`].
         squared (`bool`, *optional*, defaults to `False`):
-            Average squared per-sample gradients (the diagonal of the empirical Fisher information).
+            Average the squared per-sample gradients. This is the diagonal of the empirical Fisher information.
         sum_batches (`bool`, *optional*, defaults to `False`):
-            Instead sum, over batches, the gradient of the mean loss over all answer tokens of a batch, as the
-            published WAGLE code does.
+            Sum the gradients of all batches instead of averaging over samples. The loss of a batch is then the mean
+            over all its answer tokens, as in the published WAGLE code.
         losses (callable): As in [`~attribution.compute_mask`].
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Recompute every transformer layer in the backward pass instead of keeping its activations.
-        device (`torch.device`, *optional*): Where the statistic is added up; by default where each parameter is.
+        device (`torch.device`, *optional*): Device of the statistic; by default that of each parameter.
 
     Returns:
-        `dict[str, torch.Tensor]`: fp32 statistic of each parameter's shape.
+        `dict[str, torch.Tensor]`: fp32 statistic of every parameter, in its shape.
     """
     totals = {
         name: torch.zeros(p.shape, dtype=torch.float32, device=device or p.device) for name, p in parameters.items()
@@ -60,23 +60,24 @@ def accumulate_statistic(
             batch = {key: value.to(model_device) for key, value in batch.items()}
             for part in single_rows(batch) if squared else (batch,):
                 means, num_tokens = losses(model, part)
-                _refuse_empty(num_tokens)
+                if (num_tokens == 0).any():
+                    raise ValueError(f"Row {int((num_tokens == 0).nonzero()[0])} of a batch has no answer tokens.")
                 loss = (means * num_tokens).sum() / num_tokens.sum() if sum_batches else means.sum()
-                if loss.requires_grad:  # a loss may use none of the parameters, of which there can be few
+                if loss.requires_grad:  # one sweep may cover few parameters, and the loss may use none of them
                     loss.backward()
                 num_samples += len(means)
     if num_samples == 0:
         raise ValueError("No batches to attribute: the data set is empty.")
     for name, total in totals.items():
         if not sum_batches:
-            total *= 1 / num_samples  # not divided: CUDA would multiply, a CPU not, and bits could differ
-        _refuse_non_finite(name, total)
+            total *= 1 / num_samples  # CUDA divides by multiplying: so do we, to get the same bits on a CPU
+        _check_finite(name, total)
     return totals
 
 
 @contextmanager
 def _differentiating(model, parameters, totals, squared) -> Iterator[None]:
-    """Eval mode, gradients for `parameters` alone, each added to its total and freed as soon as it is complete."""
+    """Eval mode with gradients for `parameters` alone. Each gradient is added to its total, and freed when complete."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     gradients = {parameter: parameter.grad for parameter in parameters.values()}
     modes = {module: module.training for module in model.modules()}
@@ -103,19 +104,14 @@ def _differentiating(model, parameters, totals, squared) -> Iterator[None]:
 
 def _release_into(total: Tensor, squared: bool) -> Callable[[nn.Parameter], None]:
     def hook(parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None  # it was just added up
+        assert parameter.grad is not None  # torch has just accumulated it
         wagle_kernels.accumulate(total, parameter.grad.reshape(-1).to(total.device), squared=squared)
         parameter.grad = None
 
     return hook
 
 
-def _refuse_empty(num_tokens: Tensor) -> None:
-    if (num_tokens == 0).any():
-        raise ValueError(f"Row {int((num_tokens == 0).nonzero()[0])} of a batch has no answer tokens.")
-
-
-def _refuse_non_finite(name: str, statistic: Tensor) -> None:
+def _check_finite(name: str, statistic: Tensor) -> None:
     if not all(bound.isfinite() for bound in statistic.aminmax()):
         raise ValueError(
             f"The gradient of '{name}' is NaN or infinite; load the model in bfloat16 or float32 and check the data."

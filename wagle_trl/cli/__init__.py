@@ -2,5 +2,5 @@
 
 import os
 
-# TRL tells the Hub of every trainer that is made. Read when huggingface_hub is imported; 0 in the environment lets it
+# TRL reports every trainer that is made to the Hub, unless huggingface_hub is imported with this. Set to 0, it does
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

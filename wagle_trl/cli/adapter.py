@@ -1,13 +1,13 @@
-"""`wagle adapter DELTA [BASE]`: a delta as an adapter that PEFT loads without this package."""
+"""`wagle adapter DELTA [BASE]`: writes a delta as an adapter that PEFT loads without this package."""
 
 from ..deltas.peft_export import REQUIRES, export_adapter
-from .delta import BASE_HELP, DELTA_HELP, OfDelta, delta_and_base
+from .delta import BASE_HELP, DELTA_HELP, DeltaSource, delta_and_base
 from .output import Output, key_value_table
 from .parser import WagleParser
 
 
 def run(argv: list[str], command: str) -> Output:
-    parser = WagleParser([OfDelta], prog=f"wagle {command}", allow_abbrev=False)
+    parser = WagleParser([DeltaSource], prog=f"wagle {command}", allow_abbrev=False)
     parser.add_argument("delta", metavar="DELTA", help=DELTA_HELP)
     parser.add_argument("base", metavar="BASE", nargs="?", help=BASE_HELP)
     args, names = parser.parse_args_and_config(argv)

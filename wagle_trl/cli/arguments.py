@@ -1,9 +1,10 @@
-"""Options that several commands share, and what they load."""
+"""Options that several commands share, and the rows, masks and models that they name."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from datasets import Dataset
@@ -14,7 +15,6 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from ..attribution.config import MaskConfig
-from ..data.formats import to_trl
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu
 from ..files.tensor_file import TensorFile
@@ -23,8 +23,22 @@ from ..text import printable
 logger = logging.get_logger(__name__)
 
 
-def asks_for_tofu(options, own: Sequence[str]) -> bool:
-    """Whether the options name TOFU; a `ValueError` if they also name rows that it brings: by the options in `own`."""
+class TofuOptions(Protocol):
+    """Options that name the TOFU data."""
+
+    forget: str | None
+    tofu_dir: str | None
+
+
+class ModelOptions(Protocol):
+    """Options that name a model, as in TRL."""
+
+    model_name_or_path: str | None
+    model_revision: str
+
+
+def asks_for_tofu(options: TofuOptions, own: Sequence[str]) -> bool:
+    """Whether the options name TOFU. Naming one of the options in `own` too, which TOFU fills, raises a `ValueError`."""
     tofu = [name for name in ("forget", "tofu_dir") if getattr(options, name) is not None]
     given = [name for name in own if getattr(options, name) is not None]
     if tofu and given:
@@ -35,12 +49,12 @@ def asks_for_tofu(options, own: Sequence[str]) -> bool:
 @dataclass
 class UnlearningData:
     """
-    Forget and retain rows.
+    Options that name forget and retain rows.
 
     Args:
         forget_dataset, retain_dataset (`str`, *optional*): As in [`~wagle_trl.data.rows.load_rows`].
-        unseen_dataset (`str`, *optional*): Rows to watch, in the same forms.
-        tofu_dir (`str`, *optional*): Folder of the TOFU data; by default it comes from the Hub.
+        unseen_dataset (`str`, *optional*): Rows to measure, in the same forms.
+        tofu_dir (`str`, *optional*): Folder of the TOFU data; by default TOFU is loaded from the Hub.
         forget (`str`, *optional*): TOFU split that fills both data sets.
     """
 
@@ -57,13 +71,12 @@ class UnlearningData:
     unseen_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Rows to keep that take no part in attribution or training, in the same forms: what happens to "
-            "them is seen beside the others. Unlearning watches them every `trajectory_steps`, fine-tuning "
-            "evaluates them with `eval_strategy`."
+            "help": "Rows to keep that take no part in attribution or training, in the same forms. Unlearning measures "
+            "them every `trajectory_steps`, fine-tuning evaluates them with `eval_strategy`."
         },
     )
     tofu_dir: str | None = field(
-        default=None, metadata={"help": "Folder with TOFU's full.jsonl; without it TOFU comes from the Hub."}
+        default=None, metadata={"help": "Folder with TOFU's full.jsonl; by default TOFU is loaded from the Hub."}
     )
     forget: str | None = field(
         default=None, metadata={"help": "TOFU split to forget: 'forget01', 'forget05' or 'forget10'. Fills both sets."}
@@ -71,24 +84,24 @@ class UnlearningData:
 
     eval_names = {"train_dataset": "forget", "retain_dataset": "retain"}
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-        """The data sets as trainers take them, in a form that TRL trains on."""
+    def load(self) -> dict[str, Dataset]:
+        """The data sets as trainers take them."""
         forget, retain = self.rows()
         if forget is None or retain is None:
             raise ValueError(
                 "No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU (with --tofu_dir "
                 "for a local copy)."
             )
-        return {"train_dataset": to_trl(forget, tokenizer), "retain_dataset": to_trl(retain, tokenizer)}
+        return {"train_dataset": forget, "retain_dataset": retain}
 
-    def watched(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    def watched(self) -> dict[str, Dataset]:
         """Evaluation sets beside those trained on."""
         if self.unseen_dataset is None:
             return {}
-        return {"unseen_retain": to_trl(load_rows(self.unseen_dataset), tokenizer)}
+        return {"unseen_retain": load_rows(self.unseen_dataset)}
 
     def rows(self) -> tuple[Dataset | None, Dataset | None]:
-        """Forget and retain rows as they are, where the options name them."""
+        """Load forget and retain rows unchanged; `None` for rows that the options do not name."""
         if asks_for_tofu(self, ("forget_dataset", "retain_dataset")):
             return load_tofu(self.forget or "forget10", self.tofu_dir)
         sources = self.forget_dataset, self.retain_dataset
@@ -99,7 +112,7 @@ class UnlearningData:
 @dataclass
 class FineTuningData(UnlearningData):
     """
-    Rows to train on, and the rows that say which weights to train.
+    Options that name the rows to train on, and the rows that decide which weights to train.
 
     Args:
         dataset_name (`str`, *optional*): As in [`~wagle_trl.data.rows.load_rows`]; by default the retain rows.
@@ -108,14 +121,14 @@ class FineTuningData(UnlearningData):
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Rows to train on, in the same forms; by default the retain rows. Forget and retain rows then say "
-            "which weights to train: without forget rows, those that matter for the rows to train on."
+            "help": "Rows to train on, in the same forms; by default the retain rows. Forget and retain rows decide "
+            "which weights to train. Without forget rows, those that matter for the rows to train on are trained."
         },
     )
 
     eval_names = {"train_dataset": "train", "forget_dataset": "forget", "retain_dataset": "retain"}
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    def load(self) -> dict[str, Dataset]:
         forget, retain = self.rows()
         train = retain if self.dataset_name is None else load_rows(self.dataset_name)
         if train is None:
@@ -123,12 +136,12 @@ class FineTuningData(UnlearningData):
                 "No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a .jsonl file."
             )
         datasets = {"train_dataset": train, "forget_dataset": forget, "retain_dataset": retain}
-        return {name: to_trl(rows, tokenizer) for name, rows in datasets.items() if rows is not None}
+        return {name: rows for name, rows in datasets.items() if rows is not None}
 
 
 @dataclass
 class MaskSource:
-    """Where the mask comes from."""
+    """Option that says where the mask comes from."""
 
     mask: str = field(
         default="auto",
@@ -140,7 +153,7 @@ class MaskSource:
     )
 
     def trainer_arguments(self, config: MaskConfig, use_peft: bool) -> dict:
-        """The arguments of a trainer that say what its mask is; none without one."""
+        """Choose the arguments that give a trainer its mask; none without a mask."""
         if self.mask == "none" or (self.mask == "auto" and use_peft):
             return {}
         return {"mask_config": config} if self.mask == "auto" else {"mask": self.mask}
@@ -149,7 +162,7 @@ class MaskSource:
 @dataclass
 class WagleModelConfig(ModelConfig):
     """
-    TRL's `ModelConfig`, but for the default of `dtype`.
+    TRL's `ModelConfig` with another default of `dtype`.
 
     Args:
         dtype (`str`, *optional*):
@@ -181,12 +194,12 @@ class WagleModelConfig(ModelConfig):
         return "auto"
 
 
-def require_model(model_args) -> str:
-    """Name or path of the model; a `ValueError` if there is none."""
+def require_model(model_args: ModelOptions) -> str:
+    """Name or path of the model. Options without one raise a `ValueError`."""
     if model_args.model_name_or_path is None:
         raise ValueError("No model: give --model_name_or_path a Hub name or a folder.")
     for path in Path(model_args.model_name_or_path).glob("*.safetensors"):
-        TensorFile(path)  # transformers would show the names in it as they are, whatever they command
+        TensorFile(path)  # refuses names of tensors with control characters, which transformers would print
     return model_args.model_name_or_path
 
 
@@ -210,7 +223,7 @@ def load_tokenizer(model_args, trust_remote_code: bool = False) -> PreTrainedTok
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Whatever libraries raise for a model whose files are not as they should be is one `ValueError` that names it."""
+    """Turn whatever libraries raise for a model with invalid files into one `ValueError` that names the model."""
     try:
         yield
     except (ImportError, OutOfMemoryError, HTTPError):

@@ -1,4 +1,4 @@
-"""`wagle env`: what to paste into a bug report."""
+"""`wagle env`: versions and devices to paste into a bug report."""
 
 import platform
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 @dataclass
 class EnvArguments:
-    """None."""
+    """No options."""
 
 
 def run(argv: list[str], command: str) -> Output:

@@ -1,4 +1,4 @@
-"""The model that `wagle eval` judges, and the one before unlearning."""
+"""The model that `wagle eval` evaluates, and the model before unlearning."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,14 @@ from .arguments import loading, require_model
 @dataclass
 class EvalModel:
     """
-    Model to evaluate: those options of TRL's `ModelConfig` and `SFTConfig` that matter without training.
+    Options that name the model to evaluate: those of TRL's `ModelConfig` and `SFTConfig` that matter without training.
 
-    Adapters are merged into the model that they were trained on, so that what is evaluated, attacked and compared are
-    plain weights.
+    Adapters are merged into the model that they were trained on, so that evaluation, attacks and comparison see plain
+    weights.
 
     Args:
-        model_name_or_path, model_revision, dtype, attn_implementation, trust_remote_code: As in TRL, except that the
-            dtype is by default that of the saved weights.
+        model_name_or_path, model_revision, dtype, attn_implementation, trust_remote_code: As in TRL, but the default
+            dtype is that of the saved weights.
         base_model_name_or_path (`str`, *optional*): The model before unlearning.
     """
 
@@ -69,13 +69,13 @@ class EvalModel:
     )
 
     def load(self) -> PreTrainedModel:
-        """The model, on the GPU where there is one."""
+        """Load the model, onto the GPU if there is one."""
         model = self._pretrained(require_model(self), self.dtype, self.model_revision)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device)  # pyright: ignore[reportArgumentType]
 
     def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
-        """The model before unlearning, if one is named, beside `model` and in its dtype."""
+        """Load the model before unlearning, if one is named, onto the device and in the dtype of `model`."""
         if self.base_model_name_or_path is None:
             return None
         base = self._pretrained(self.base_model_name_or_path, model.dtype, "main")
@@ -85,7 +85,7 @@ class EvalModel:
         if Path(name, MANIFEST_FILE).is_file():
             has_adapters = Path(name, ADAPTER_CONFIG).is_file()
             files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if has_adapters else Checkpoint(name).files
-            check_of_one_run(Path(name), files)
+            check_same_run(Path(name), files)
         options = {
             "revision": revision,
             "dtype": dtype,

@@ -1,4 +1,4 @@
-"""What `wagle eval` shows."""
+"""The tables of `wagle eval`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..comparison.runs import attack_label
 
 
 def evaluation_tables(model: str, summary: dict[str, Any]) -> list[Table]:
-    """All aggregates, the weights changed by layer, and what came of attacks, as far as they are there."""
+    """Make the tables of aggregates, of the weights changed by layer, and of attacks, if the summary has them."""
     table = Table("metric", "value", title=f"Evaluation of {model}")
     layers = Table("layer", "share", title="Weights changed")
     for name, value in summary.items():
@@ -20,12 +20,16 @@ def evaluation_tables(model: str, summary: dict[str, Any]) -> list[Table]:
 
 
 def _attack_tables(summary: dict[str, Any]) -> list[Table]:
-    """Aggregates without and under attack beside each other, and the curve of relearning."""
+    """Make the table of aggregates without and under attack, and the curve of relearning."""
     attacks = summary.get("attacks", {})
     if not attacks:
         return []
     columns = {"clean": summary} | {attack_label(name, values): values for name, values in attacks.items()}
-    caption = "After relearning, the forget rows are those it did not train on." if "relearn" in attacks else None
+    caption = (
+        "After relearning, the forget rows are those that relearning did not train on."
+        if "relearn" in attacks
+        else None
+    )
     table = Table("metric", *columns, title="Under attack", caption=caption)
     for name in summary:
         if any(name in values for values in attacks.values()):

@@ -1,27 +1,36 @@
 """`wagle eval`: records and aggregates of one model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu_evaluation
-from ..evaluation.disjoint import check_apart
+from ..data.tokenization import RowOptions
+from ..evaluation.disjoint import check_disjoint
 from ..evaluation.drift import weights_changed
 from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
-from ..evaluation.retrained_model import read_reference
+from ..evaluation.retrained_model import read_retrained_records
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from ..evaluation.tofu import EvalOptions, Row, write_records
-from ..files.atomic import check_writable, land, staging_folder, write_json
-from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE
+from ..files.atomic import check_writable, move_into_place, staging_folder, write_json
+from ..files.hub_file import is_hub_name
+from ..files.reading import read_json
+from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE, REPORT_FILE
+from ..files.schemas import Report
 from ..masks.fingerprint import model_fingerprint
-from .arguments import asks_for_tofu, load_tokenizer
+from ..text import printable
+from .arguments import asks_for_tofu, load_tokenizer, require_model
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
 from .output import Output
@@ -29,17 +38,19 @@ from .parser import parse
 
 ATTACKS_FOLDER = "attacks"
 
+logger = logging.get_logger(__name__)
+
 
 @dataclass
 class EvalArguments:
     """
-    What to evaluate on.
+    Options that name the rows to evaluate on.
 
     Args:
         forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
             [`~wagle_trl.data.rows.load_rows`].
         tofu_dir, forget (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
-        reference_records (`str`, *optional*): Records of a model that never saw the forget rows.
+        reference_records (`str`, *optional*): Records of a retrained model: one that never saw the forget rows.
     """
 
     output_dir: str = field(default="wagle-eval", metadata={"help": "Folder for the records and the summary."})
@@ -63,7 +74,7 @@ class EvalArguments:
         },
     )
     tofu_dir: str | None = field(
-        default=None, metadata={"help": "Folder with the TOFU files; without it TOFU comes from the Hub."}
+        default=None, metadata={"help": "Folder with the TOFU files; by default TOFU is loaded from the Hub."}
     )
     forget: str | None = field(
         default=None, metadata={"help": "TOFU split that was forgotten: 'forget01', 'forget05' or 'forget10'."}
@@ -77,7 +88,7 @@ class EvalArguments:
     )
 
     def load(self) -> dict[str, Sequence[Row]]:
-        """Set name -> rows."""
+        """Load the rows, by the name of their set."""
         own = ("forget_dataset", "retain_dataset", "holdout_dataset")
         sets = load_tofu_evaluation(self.forget or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
         sources = {
@@ -95,49 +106,72 @@ class EvalArguments:
 
 
 def run(argv: list[str], command: str) -> Output:
-    args, options, attacks, model_args = parse([EvalArguments, EvalOptions, AttackConfig, EvalModel], argv, command)
+    kinds = [EvalArguments, EvalOptions, AttackConfig, EvalModel]
+    *_, model_args = parse(kinds, argv, command)
+    args, options, attacks, model_args = parse(kinds, argv, command, **trained_on(model_args))
     sets = _checked_sets(args, attacks, model_args)
-    reference = None if args.reference_records is None else read_reference(args.reference_records, sets, options)
+    retrained = (
+        None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)
+    )
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
-    check_writable(args.output_dir)  # before the long work, but no folder is left behind for a model that is not there
+    check_writable(
+        args.output_dir
+    )  # before the long work, but after loading: a model that is missing leaves no folder
     folder = Path(args.output_dir)
     records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
-    summary: dict[str, Any] = {**summarize_all(records, reference)}
+    summary: dict[str, Any] = {**summarize_all(records, retrained)}
     if base is not None:
         changed = weights_changed(model, dict(base.named_parameters()))
         summary |= {"weights_changed": changed.share, "weights_changed_by_layer": changed.by_layer}
-        del base  # the attacks need its memory
-    head = _head(args, options, model_args, model)
-    _save(folder, RECORDS_FILE, records, head | summary)
+        del base  # the attacks need the memory
+    facts = _evaluation_facts(args, options, model_args, model)
+    _save(folder, RECORDS_FILE, records, facts | summary)
     if attacks.attack:
-        head["options"] |= asdict(attacks)
+        facts["options"] |= asdict(attacks)
         summary["attacks"] = {}
     for variant, result in _attacked(model, tokenizer, sets, options, attacks, folder / ATTACKS_FOLDER):
         summary["attacks"][variant] = result.summary
-        # After each: the next may run out of memory
-        _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, head | summary)
+        # Saved after each attack: the next may run out of memory
+        _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, facts | summary)
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
     return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
 
 
+def trained_on(model_args: EvalModel) -> dict[str, Any]:
+    """The options by which a run of ours made tokens of its rows, from the report beside its model."""
+    name = require_model(model_args)
+    path = Path(name, REPORT_FILE)
+    if not Path(name).is_dir() and is_hub_name(name):
+        with suppress(HTTPError, OSError):  # a model that has none, or that cannot be had at all
+            path = Path(hf_hub_download(name, REPORT_FILE, revision=model_args.model_revision))
+    options: dict[str, Any] = dict(read_json(path, Report).get("tokenization") or {}) if path.is_file() else {}
+    if options.pop("formatting_func", False):
+        logger.warning(
+            f"'{printable(name)}' was trained on rows that a function formatted (formatting_func); give rows as it made them."
+        )
+    return {name: options[name] for name in RowOptions.__dataclass_fields__ if name in options}
+
+
 def _checked_sets(args: EvalArguments, attacks: AttackConfig, model_args: EvalModel) -> dict[str, Sequence[Row]]:
-    """The rows, or a `ValueError`, before a model is loaded, if they do not allow what is asked for."""
+    """Load the rows. Rows that do not allow what is asked for raise a `ValueError` before a model is loaded."""
     sets = args.load()
-    check_apart(sets)
+    check_disjoint(sets)
     attacks.check(sets)
     if model_args.base_model_name_or_path is not None:
         unseen_set(sets)
     return sets
 
 
-def _head(args: EvalArguments, options: EvalOptions, model_args: EvalModel, model: PreTrainedModel) -> dict[str, Any]:
-    """What was evaluated, and how, under the names of the options."""
+def _evaluation_facts(
+    args: EvalArguments, options: EvalOptions, model_args: EvalModel, model: PreTrainedModel
+) -> dict[str, Any]:
+    """Record what was evaluated, and how, under the names of the options."""
     names = {"model": model_args.model_name_or_path, "base_model": model_args.base_model_name_or_path}
     given = asdict(options) | {"dtype": str(model.dtype).removeprefix("torch.")} | asdict(args)
     del given["output_dir"]
-    # Weights of other dtypes, rounded to fp16, have another fingerprint than in their files
+    # Weights rounded to fp16 have another fingerprint than in their files
     fingerprint = None if model_args.dtype == "float16" else model_fingerprint(model)
     return _known(names | {"fingerprint": fingerprint}) | {"options": _known(given)}
 
@@ -154,7 +188,7 @@ def _attacked(
     attacks: AttackConfig,
     folder: Path,
 ) -> Iterator[tuple[str, AttackResult]]:
-    """Every attack and what came of it; what it has done so far is kept in a folder each."""
+    """Run the attacks one by one. Each keeps its progress in its own folder."""
     with tqdm(attacks.variants, desc="Attacks", disable=not attacks.attack) as bar:
         for variant in bar:
             bar.set_postfix_str(variant)
@@ -164,9 +198,9 @@ def _attacked(
 
 
 def _save(folder: Path, name: str, records: Sequence[Row], evaluation: dict[str, Any]) -> None:
-    """Write records, and the evaluation that they are of, in one."""
+    """Write records and their evaluation together: both files or none."""
     with staging_folder(folder) as stage:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         write_records(records, stage / name)
         write_json(stage / EVALUATION_FILE, evaluation)
-        land(stage, folder, [name, EVALUATION_FILE])
+        move_into_place(stage, folder, [name, EVALUATION_FILE])

@@ -1,4 +1,4 @@
-"""`wagle <command>`: finds the command, prints what it returns, turns bad input into one line."""
+"""`wagle <command>`: runs the command, prints its output, and turns bad input into one line."""
 
 import importlib
 import json
@@ -15,14 +15,14 @@ from ..text import printable
 from .output import Output
 
 _DEBUG_VALUES = (["underflow_overflow"], ["tpu_metrics_debug"])  # of `TrainingArguments`
-_LONGEST = 799  # characters of an error
+_MAX_LENGTH = 799  # characters of an error
 EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
 
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
 COMMANDS = {
     "demo": ("demo", "Train a tiny model, make it forget, and compare with dense and random masks"),
-    "plan": ("plan", "Predict the memory of a run from the model's config, and what makes it fit"),
-    "mask": ("mask", "Compute a mask and show where it is"),
+    "plan": ("plan", "Predict the memory of a run from the model's config, and find the change that makes it fit"),
+    "mask": ("mask", "Compute a mask and show which layers it selects"),
     "npo": ("train", "Unlearn with negative preference optimization"),
     "graddiff": ("train", "Unlearn with gradient difference"),
     "sft": ("train", "Fine-tune the selected weights"),
@@ -34,8 +34,8 @@ COMMANDS = {
         "report",
         "Put finished runs side by side: tables, trajectories, masks and attacks as Markdown and PNG",
     ),
-    "verify": ("verify", "Prove by the files that two models differ in nothing but the selected weights"),
-    "delta": ("delta", "Write what unlearning changed as one small file"),
+    "verify": ("verify", "Prove from the files that two models differ in nothing but the selected weights"),
+    "delta": ("delta", "Write the changes of unlearning as one small file"),
     "apply": ("delta", "Make the unlearned model from its base and a delta"),
     "undo": ("delta", "Make the base from the unlearned model and a delta that holds the old values"),
     "merge": ("delta", "Merge the deltas of several forget requests against one base"),
@@ -48,13 +48,13 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """
-    Entry point.
+    Run a command line.
 
     Args:
         argv (`list[str]`, *optional*): Arguments after `wagle`; by default those of the process.
 
     Returns:
-        `int`: 0 done, 1 a check failed, 2 bad input or usage, 70 an error that nobody foresaw (`EX_SOFTWARE`), 130
+        `int`: 0 done, 1 a check failed, 2 bad input or usage, 70 an unexpected error (`EX_SOFTWARE`), 130
         interrupted, 143 terminated (SIGTERM). Python's own 1 for a traceback would look like a failed check.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -84,20 +84,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM, as by Ctrl-C: what is half done is cleaned up on the way out."""
+    """Raised by SIGTERM, so that it cleans up as Ctrl-C does."""
 
 
 @contextmanager
 def _cleaning_up_on_sigterm() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
     process = os.getpid()
 
     def terminate(number: int, frame) -> None:
-        if os.getpid() != process:  # a worker that was forked from here: it has nothing to clean up
+        if os.getpid() != process:  # a forked worker, which has nothing to clean up
             os._exit(128 + number)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # it may end workers, too, which torch would call an error
+        signal.signal(
+            signal.SIGCHLD, lambda *_: None
+        )  # SIGTERM may end workers, too, which torch would report as an error
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -112,7 +114,9 @@ def _run(command: str, argv: list[str], as_json: bool) -> Output:
         raise ValueError(f"unknown command; expected one of {', '.join(COMMANDS)}.")
     warnings.filterwarnings("ignore", category=FutureWarning)  # deprecations inside TRL and transformers
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # dataloader workers fork after it was used
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # workers of a data loader fork after tokenizers were used
     if command == "demo":  # before huggingface_hub is imported: the demo must not wait for a network it does not need
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
@@ -123,22 +127,22 @@ def _run(command: str, argv: list[str], as_json: bool) -> Output:
 
 
 def _explain(command: str, error: Exception) -> int:
-    """One line about an error on stderr; the exit code."""
+    """Print an error as one line on stderr, and choose the exit code."""
     text = " ".join(str(error).split())
-    from huggingface_hub.errors import HTTPError  # late, as `wagle --help` need not wait; of whatever library it uses
+    from huggingface_hub.errors import HTTPError  # late, as `wagle --help` need not wait; covers every HTTP library
     from torch import OutOfMemoryError
 
-    # ImportError: an optional package such as bitsandbytes.
-    is_foreseen = isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError))
+    # ImportError: an optional package such as bitsandbytes is missing
+    is_expected = isinstance(error, (ValueError, OSError, ImportError, OutOfMemoryError, HTTPError))
     advice = "run again with --debug for the traceback"
-    said = f"error: {text}" if is_foreseen else f"unexpected {type(error).__name__}: {text}; {advice}"
+    message = f"error: {text}" if is_expected else f"unexpected {type(error).__name__}: {text}; {advice}"
     _close_bars()
-    print(printable(f"wagle {command}: {said}", _LONGEST), file=sys.stderr)
-    return 2 if is_foreseen else EX_SOFTWARE
+    print(printable(f"wagle {command}: {message}", _MAX_LENGTH), file=sys.stderr)
+    return 2 if is_expected else EX_SOFTWARE
 
 
 def _close_bars() -> None:
-    """Have what is said next begin a line: bars that are broken off stay open, and so does their line."""
+    """Close progress bars that were interrupted, so that the next message begins on its own line."""
     from tqdm import tqdm
 
     for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,7 +160,7 @@ def _show(output: Output, as_json: bool) -> int:
 
 
 def _pop_debug(argv: list[str]) -> bool:
-    """Remove a bare `--debug`. With one of its values it is left: that is an option of `TrainingArguments`."""
+    """Remove a `--debug` without a value. With one, it is the option of `TrainingArguments`."""
     for i, argument in enumerate(argv):
         if argument == "--debug" and argv[i + 1 : i + 2] not in _DEBUG_VALUES:
             del argv[i]

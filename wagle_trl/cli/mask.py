@@ -1,6 +1,6 @@
 """
-`wagle mask`: the options of `wagle npo`, so that one YAML file serves both, and no training. `mask`, which says where
-`wagle npo` takes its mask from, is understood and ignored: the mask is always computed.
+`wagle mask`: computes a mask without training. It takes the options of `wagle npo`, so that one YAML file serves both. The
+option `mask`, which says where `wagle npo` takes its mask from, is ignored: the mask is always computed.
 """
 
 from pathlib import Path
@@ -25,6 +25,6 @@ def run(argv: list[str], command: str) -> Output:
         mask.save(stage)
         plot_mask(mask, stage / PLOT_FILE)
         write_run_report(trainer, stage, objective="mask")
-        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).land(stage, folder)
+        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).move_into_place(stage, folder)
     report = mask_report(mask)
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

@@ -1,4 +1,4 @@
-"""What a command returns: content for `--json`, tables for the eye."""
+"""The result of a command: content for `--json`, tables for the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ class Output:
     Result of a command.
 
     Args:
-        content (`dict`): Printed as one JSON object with `--json`.
-        tables (`list`, *optional*): Printed otherwise.
-        exit_code (`int`, *optional*, defaults to `0`): 1 if a check failed.
+        content (`dict`): Content, printed as one JSON object with `--json`.
+        tables (`list`, *optional*): Tables and lines, printed otherwise.
+        exit_code (`int`, *optional*, defaults to `0`): Exit code; 1 if a check failed.
     """
 
     content: dict[str, Any]
@@ -24,7 +24,7 @@ class Output:
 
 
 def key_value_table(title: str, content: dict[str, Any]) -> Table:
-    """Two columns, numbers shortened."""
+    """Make a table of two columns, with rounded numbers."""
     table = Table("name", "value", title=title, show_header=False)
     for key, value in content.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -1,4 +1,4 @@
-"""`wagle plan`: will it fit? From the model's config alone; the other options are those of `wagle npo`."""
+"""`wagle plan`: predicts whether a run fits, from the model's config alone. It also takes the options of `wagle npo`."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from ..attribution.config import MaskConfig
 from ..files.atomic import atomic_path
 from ..files.model_class import class_of
 from ..files.reading import read_yaml
@@ -32,21 +33,21 @@ _OWN = ("config", "gpu", "auto", "objective")
 @dataclass
 class PlanArguments:
     """
-    What to plan for.
+    Options of the plan.
 
     Args:
         gpu (`str`, *optional*): Memory of the GPU.
-        objective (`str`): Command that the plan is of.
-        auto (`str`, *optional*): File for the options that fit.
+        objective (`str`): Command to plan.
+        auto (`str`, *optional*): File to write the fitting options to.
     """
 
     gpu: str | None = field(
         default=None,
         metadata={
-            "help": "Memory of the GPU, such as '24GB' (10^9 bytes each) or '80GiB'; by default of the one here."
+            "help": "Memory of the GPU, such as '24GB' (of 10^9 bytes) or '80GiB'; by default that of the local GPU."
         },
     )
-    objective: str = field(default="npo", metadata={"help": "What to run.", "choices": list(TRAINERS)})
+    objective: str = field(default="npo", metadata={"help": "Command to plan.", "choices": list(TRAINERS)})
     auto: str | None = field(
         default=None,
         metadata={
@@ -89,10 +90,10 @@ def run(argv: list[str], command: str) -> Output:
     if changes:
         lines.append(f"Cheapest change that makes it fit: {' '.join(f'--{n} {v}' for n, v in changes.items())}")
     elif changes is None:
-        lines.append("No option makes this model fit: it takes a larger GPU, or a smaller model.")
+        lines.append("No option makes this model fit: use a larger GPU or a smaller model.")
     if args.auto is not None and changes is not None:
         with atomic_path(args.auto) as path:
-            given.pop("activation_checkpointing", None)  # its old name below counts for less
+            given.pop("activation_checkpointing", None)  # it would win over its old name below
             options = given | {"gradient_checkpointing": setup.gradient_checkpointing} | changes
             path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
         lines.append(f"Written: wagle {args.objective} --config {args.auto}")
@@ -101,10 +102,10 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def _capacity(gpu: str | None) -> int:
-    """Bytes that `--gpu` names, or of the GPU there is."""
+    """Count the bytes that `--gpu` names, or those of the local GPU."""
     if gpu is None:
         if not torch.cuda.is_available():
-            raise ValueError("There is no GPU here; say which you mean, for example --gpu 24GB.")
+            raise ValueError("There is no local GPU; name a size, for example --gpu 24GB.")
         return torch.cuda.get_device_properties(0).total_memory
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", gpu)
     if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
@@ -121,7 +122,9 @@ def _load_config(model_args, training_args) -> PreTrainedConfig:
 def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype: str) -> nn.Module:
     """The model under `dtype`."""
     attention = model_args.attn_implementation
-    if attention is not None and "flash" in attention:  # it takes as much as torch's own, and needs a GPU
+    if (
+        attention is not None and "flash" in attention
+    ):  # flash attention needs a GPU, and as much memory as torch's own
         attention = "sdpa"
     with no_init_weights():  # some would look at values
         return class_of(config).from_config(
@@ -143,10 +146,11 @@ def _saved_by_bf16(planner: Planner, setup: Setup, capacity: int) -> int:
 
 def _setup(objective: str, mask_source, mask_config, training_args, dtype: str, given: dict[str, Any]) -> Setup:
     if training_args.max_length is None:
-        raise ValueError("How long are the rows? Give --max_length.")
+        raise ValueError("The plan needs the length of the rows; give --max_length.")
     if training_args.optim not in STATE_BITS:
-        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{training_args.optim.value}'.")
-    ready = mask_source.mask not in ("auto", "none")
+        name = training_args.optim.value  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{name}'.")
+    has_path = mask_source.mask not in ("auto", "none")
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,
         mask=WeightMask.load(mask_source.mask) if ready else None,
@@ -158,12 +162,12 @@ def _setup(objective: str, mask_source, mask_config, training_args, dtype: str, 
         max_length=training_args.max_length,
         bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
         accumulator_dtype=training_args.accumulator_dtype,
-        rows_a_sample=TRAINERS[objective].rows_a_sample,
+        rows_per_sample=TRAINERS[objective].rows_per_sample,
     )
 
 
 def _given(argv: list[str], parsed: tuple) -> dict[str, Any]:
-    """The options that the user gave, in the file or on the command line, as they were parsed."""
+    """Collect the options that the user gave, in the file or on the command line, as they were parsed."""
     names = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
     path, _ = config_file(argv)
     if path is not None:

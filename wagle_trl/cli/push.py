@@ -1,9 +1,11 @@
-"""`wagle push FOLDER`: a run, or what it changed, to the Hub, with its card. `wagle card FOLDER`: the card alone."""
+"""`wagle push FOLDER`: publishes a run or its changes on the Hub, with a card. `wagle card FOLDER`: writes the card."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files.atomic import land, staging_folder
+from huggingface_hub import ModelCard
+
+from ..files.atomic import move_into_place, staging_folder
 from ..files.hub_file import full_name
 from ..files.manifest import Manifest
 from ..files.run_folder import CARD_FILE
@@ -16,7 +18,7 @@ from .parser import WagleParser
 @dataclass
 class CardArguments:
     """
-    What the card says beyond what the run's folder knows.
+    Options of the card.
 
     Args:
         what, before, license, hash_forget_set: As in [`~wagle_trl.hub.card.model_card`].
@@ -26,29 +28,30 @@ class CardArguments:
     what: str = field(
         default="model",
         metadata={
-            "help": "'model': all that loads it, with the mask. 'mask': the mask. 'delta': the new values of the "
+            "help": "'model': the files that load it, and the mask. 'mask': the mask. 'delta': the new values of the "
             "selected weights, which `wagle_trl.load_unlearned` puts into the base model.",
             "choices": ["model", "mask", "delta"],
         },
     )
     base_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The base model on the Hub, if the run took it from a folder."}
+        default=None, metadata={"help": "The base model on the Hub, if the run loaded it from a folder."}
     )
     before: str | None = field(
-        default=None, metadata={"help": "Folder of `wagle eval` of the base model, to compare with in the card."}
+        default=None,
+        metadata={"help": "Output folder of `wagle eval` of the base model, to compare with in the card."},
     )
     license: str | None = field(
-        default=None, metadata={"help": "Licence, by its identifier on the Hub; by default that of the base model."}
+        default=None, metadata={"help": "Identifier of the licence on the Hub; by default that of the base model."}
     )
     hash_forget_set: bool = field(
         default=False,
         metadata={
-            "help": "Name no data set in the card: only numbers of rows, and keyed digests where the run made some."
+            "help": "Name no data set in the card, only the number of rows and, if the run made them, keyed digests."
         },
     )
 
-    def card(self, folder: str, repo_id: str | None):
-        """The card of a run for a repository."""
+    def card(self, folder: str, repo_id: str | None) -> ModelCard:
+        """Make the card of a run for a repository."""
         return model_card(
             folder,
             what=self.what,
@@ -62,17 +65,17 @@ class CardArguments:
 
 @dataclass
 class PushArguments:
-    """Where it goes, under TRL's names."""
+    """Options of the repository, under TRL's names."""
 
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository, such as user/name; by default the name of FOLDER."}
     )
     hub_token: str | None = field(default=None, metadata={"help": "Token to use; by default that of `hf auth login`."})
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new repository is private."})
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if need be."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to, created if it is missing."})
     commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
     card: str | None = field(
-        default=None, metadata={"help": "File of a card of your own, such as one of `wagle card` that you edited."}
+        default=None, metadata={"help": "File with your own card, such as an edited one of `wagle card`."}
     )
 
 
@@ -85,7 +88,7 @@ def _push(argv: list[str]) -> Output:
     parser.add_argument("folder", metavar="FOLDER", help="Output folder of a run.")
     hub, about, names = parser.parse_args_and_config(argv)
     name = full_name(hub.hub_model_id or Path(names.folder).resolve().name, hub.hub_token)
-    # Made now, so that what is wrong with the folder or the options shows before anything is uploaded
+    # Made before anything is uploaded, so that errors in the folder or the options come first
     card = about.card(names.folder, name) if hub.card is None else read_card(hub.card)
     published = publish(
         names.folder,
@@ -100,9 +103,9 @@ def _push(argv: list[str]) -> Output:
     )
     content = {"what": about.what, "hub_model_id": name, "commit": str(published.commit)}
     lists = {"left_out": published.left_out, "replaced": published.replaced}
-    said = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
-    said += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
-    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *said])
+    messages = [f"Left out: {', '.join(published.left_out)}."] if published.left_out else []
+    messages += [earlier_weights(name, hub.hub_revision, published.replaced)] if published.replaced else []
+    return Output(content | lists, [key_value_table(f"Pushed: {names.folder}", content), *messages])
 
 
 def _card(argv: list[str]) -> Output:
@@ -115,7 +118,7 @@ def _card(argv: list[str]) -> Output:
     with staging_folder(folder) as stage:
         card.save(stage / CARD_FILE)
         if save is None:
-            land(stage, folder, [CARD_FILE])
+            move_into_place(stage, folder, [CARD_FILE])
         else:
-            save.with_files(stage, [CARD_FILE]).land(stage, folder)
+            save.with_files(stage, [CARD_FILE]).move_into_place(stage, folder)
     return Output({"card": str(path), "text": str(card)}, [f"Written: {path}"])

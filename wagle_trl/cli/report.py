@@ -1,4 +1,4 @@
-"""`wagle report RUN...`: finished runs side by side, from the files in their folders."""
+"""`wagle report RUN...`: compares finished runs, from the files in their folders."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from .parser import WagleParser
 
 @dataclass
 class ReportArguments:
-    """Where the report goes."""
+    """Option that names the folder of the comparison."""
 
     output_dir: str = field(default="wagle-report", metadata={"help": "Folder for report.md and the figures."})
 
@@ -25,7 +25,7 @@ def run(argv: list[str], command: str) -> Output:
         nargs="+",
         metavar="RUN",
         help=f"Output folder of a run (runs come before options), with {REPORT_FILE} (wagle npo, graddiff, sft, mask), {EVALUATION_FILE} (wagle "
-        "eval --output_dir RUN) or both; folders inside it are not looked into.",
+        "eval --output_dir RUN) or both; folders inside it are not searched.",
     )
     args, positional = parser.parse_args_and_config(argv)
     runs = load_runs(positional.runs)

@@ -1,5 +1,6 @@
-"""`wagle npo`, `wagle graddiff`, `wagle sft`."""
+"""`wagle npo`, `wagle graddiff`, `wagle sft`: train with a mask or without one."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from trl import get_peft_config, get_quantization_config
 
 from ..attribution.config import MaskConfig
 from ..attribution.report import report_tables
-from ..trainers.masked_sft import MaskedSFTTrainer
+from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
 from ..unlearning.grad_diff import GradDiffTrainer
 from ..unlearning.npo import NPOTrainer
 from .arguments import (
@@ -24,7 +25,7 @@ from .output import Output, key_value_table
 from .parser import parse
 
 TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
-# Extras, by their names in `report_to`, with the modules of which transformers needs one
+# Name in `report_to` and of the extra -> modules of which transformers needs one
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 
 
@@ -43,19 +44,25 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def option_types(command: str) -> list[type]:
-    """The dataclasses that `command` reads its options into; those of `plan` understand the files of all trainers."""
+    """List the dataclasses of the options of `command`; those of `plan` take the files of all trainers."""
     data = FineTuningData if command in ("sft", "plan") else UnlearningData
     config = NPOTrainer.config_class if command == "plan" else TRAINERS[command].config_class
     return [data, MaskSource, MaskConfig, config, WagleModelConfig]
 
 
-def build_trainer(trainer_class, data_args, training_args, model_args: WagleModelConfig, **mask):
-    """A trainer of `trainer_class` on the data, model and mask that the options name."""
+def build_trainer(
+    trainer_class: Callable[..., MaskedSFTTrainer],
+    data_args: UnlearningData,
+    training_args: MaskedSFTConfig,
+    model_args: WagleModelConfig,
+    **mask: Any,
+) -> MaskedSFTTrainer:
+    """Build a trainer with the data, model and mask that the options name."""
     model = require_model(model_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args, masked=bool(mask))
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
-    datasets = data_args.load(tokenizer)
-    evaluated = data_args.watched(tokenizer)
+    datasets = data_args.load()
+    evaluated = data_args.watched()
     if training_args.eval_strategy != "no":
         evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()} | evaluated
     return trainer_class(
@@ -71,7 +78,7 @@ def build_trainer(trainer_class, data_args, training_args, model_args: WagleMode
 
 
 def _require_trackers(names: list[str]) -> None:
-    """Refuse a tracker that is missing before a model is loaded; transformers would notice only then."""
+    """Refuse a missing tracker before the model is loaded; transformers would refuse it after."""
     for name in names:
         modules = TRACKERS.get(name)
         if modules and not any(map(find_spec, modules)):
@@ -79,7 +86,7 @@ def _require_trackers(names: list[str]) -> None:
 
 
 def _checkpoint(value: str | None) -> str | bool | None:
-    """What `--resume_from_checkpoint` names: `True` for the last checkpoint, or a folder, which must be there."""
+    """Interpret `--resume_from_checkpoint`: `True` for the last checkpoint, or an existing folder."""
     if not value or value.lower() == "false":
         return None
     if value.lower() == "true":
@@ -89,7 +96,7 @@ def _checkpoint(value: str | None) -> str | bool | None:
     return value
 
 
-def _summary(trainer) -> Output:
+def _summary(trainer: MaskedSFTTrainer) -> Output:
     logs: dict[str, Any] = {}
     for entry in trainer.state.log_history:
         logs |= entry

@@ -1,14 +1,14 @@
-"""`wagle verify BASE UNLEARNED [MASK]`: do two models differ in nothing but the selected weights? Exit code 0 or 1."""
+"""`wagle verify BASE UNLEARNED [MASK]`: verifies that two models differ in nothing but the selected weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from ..deltas.verification import Movement, Verification, verify
-from ..files.manifest import check_of_one_run
+from ..deltas.verification import Verification, WeightChanges, verify
+from ..files.manifest import check_same_run
 from ..files.run_folder import MASK_FILE
-from ..files.tensor_file import few
+from ..files.tensor_file import first_few
 from ..hub.load import checkpoint_of
 from ..masks.mask import WeightMask
 from .output import Output
@@ -22,7 +22,7 @@ BASE_REVISION_HELP = (
 
 @dataclass
 class VerifyArguments:
-    """Of models on the Hub."""
+    """Options of models on the Hub."""
 
     base_revision: str | None = field(default=None, metadata={"help": BASE_REVISION_HELP})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of UNLEARNED on the Hub."})
@@ -40,7 +40,7 @@ def run(argv: list[str], command: str) -> Output:
     base_revision = revision_of_base(names.base, args.base_revision, mask)
     base, unlearned = checkpoint_of(names.base, base_revision), checkpoint_of(names.unlearned, args.revision)
     if names.mask is None:
-        check_of_one_run(unlearned.folder, [MASK_FILE])
+        check_same_run(unlearned.folder, [MASK_FILE])
     result = verify(base, unlearned, mask)
     content = {
         "verified": result.passed,
@@ -61,7 +61,7 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def revision_of_base(base: str, given: str | None, mask: WeightMask) -> str | None:
-    """Revision of a base: the one given, or the one that a mask names, if it is the base that the mask names."""
+    """Choose the revision of a base: the given one, or the mask's, if the mask names this base."""
     if given is not None or base != mask.info.base_model:
         return given
     return mask.info.known_revision
@@ -72,10 +72,14 @@ def _tables(result: Verification) -> list[Table | str]:
     if result.total.non_finite:
         tables.append(f"{result.total.non_finite:,} of the weights after are NaN or infinite.")
     if result.other_files:
-        tables.append(f"Other files that differ, which counts for nothing here: {few(result.other_files, limit=12)}.")
+        tables.append(
+            f"Other files that differ, which does not count here: {first_few(result.other_files, limit=12)}."
+        )
     if result.violations:
         tables.append(
-            _pairs("Not as masked", ["parameter", "weights outside the mask that differ"], result.violations)
+            _pairs(
+                "Changed outside the mask", ["parameter", "weights outside the mask that differ"], result.violations
+            )
         )
     for title, found in (
         ("Narrower dtypes", result.narrowed),
@@ -87,7 +91,7 @@ def _tables(result: Verification) -> list[Table | str]:
             )
     if result.config_changes:
         changes = {key: f"{before} -> {after}" for key, (before, after) in result.config_changes.items()}
-        tables.append(_pairs("Another config.json", ["key", "before -> after"], changes))
+        tables.append(_pairs("Changes of config.json", ["key", "before -> after"], changes))
     return [*tables, _verdict(result)]
 
 
@@ -120,11 +124,11 @@ def _verdict(result: Verification) -> str:
     failures += (
         [f"config.json declares another dtype (tensors: {len(result.loaded_as):,})"] if result.loaded_as else []
     )
-    failures += [f"config.json makes another model (keys: {keys:,})"] if keys else []
+    failures += [f"config.json describes another model (keys: {keys:,})"] if keys else []
     return f"FAILED: {'; '.join(failures)}."
 
 
-def _cells(movement: Movement) -> list[str]:
+def _cells(movement: WeightChanges) -> list[str]:
     numbers = movement.to_dict()
     share = f"{movement.moved / movement.selected:.1%}" if movement.selected else ""
     counts = [f"{numbers[name]:,}" for name in ("numel", "selected", "moved")]

@@ -1,11 +1,11 @@
-"""The report of several runs: one Markdown file and its figures."""
+"""The comparison of runs as one Markdown file with figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..attribution.report import plot_masks
-from ..files.atomic import land, staging_folder
+from ..files.atomic import move_into_place, staging_folder
 from .figures import plot_relearning, plot_trajectories
 from .runs import LEVELS, Run
 from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table
@@ -19,7 +19,7 @@ MASKS_FILE = "masks.png"
 @dataclass(frozen=True)
 class Section:
     """
-    A part of the document.
+    Section of the document.
 
     Args:
         title (`str`): Heading.
@@ -34,7 +34,7 @@ class Section:
     tables: list[TextTable] = field(default_factory=list)
 
     def to_markdown(self) -> str:
-        """The part, empty if there is nothing to show."""
+        """Format the section; empty if there is nothing to show."""
         blocks = [f"![{self.title}]({self.figure.name})", self.text] if self.figure else []
         for table in self.tables:
             blocks += [f"**{table.title}**", table.to_markdown().rstrip()]
@@ -43,7 +43,7 @@ class Section:
 
 def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[TextTable]]:
     """
-    Write the report of runs.
+    Write the comparison of runs.
 
     Args:
         runs (`list[Run]`): At least one run.
@@ -57,7 +57,7 @@ def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[
         text = "\n".join(filter(None, (section.to_markdown() for section in sections)))
         (stage / DOCUMENT_FILE).write_text(f"# Unlearning runs\n\n{text}", encoding="utf-8")
         figures = [section.figure.name for section in sections if section.figure]
-        land(stage, folder, [*figures, DOCUMENT_FILE])
+        move_into_place(stage, folder, [*figures, DOCUMENT_FILE])
     files = [folder / name for name in (DOCUMENT_FILE, *figures)]
     return files, [table for section in sections for table in section.tables]
 
@@ -70,8 +70,8 @@ def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
         Section(
             "Forgetting",
             plot_trajectories(runs, folder / TRAJECTORY_FILE),
-            "Mean answer probability, exp(-loss a token), of some rows of each set. Left: over the optimizer steps. "
-            "Right: what is kept over what is left of the forget rows; at the same forget probability the higher curve "
+            "Mean answer probability, exp(-loss per token), of some rows of each set. Left: over the optimizer steps. "
+            "Right: retain probability over forget probability; at the same forget probability the higher curve "
             f"keeps more. The lines mark {levels}, where the table interpolates, at the first crossing.",
             kept_tables(runs),
         ),
@@ -79,13 +79,13 @@ def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
         Section(
             "Attacks",
             plot_relearning(runs, folder / RELEARNING_FILE),
-            "What relearning some forget rows brings back of the others: their mean answer probability. In the table, "
-            "too, the forget rows after relearning are those it did not train on.",
+            "Mean answer probability of the forget rows that relearning did not train on. The table, too, shows these "
+            "rows after relearning.",
             attack_tables(runs),
         ),
         Section(
             "Masks",
             plot_masks(((run.label, run.load_mask()) for run in masked), folder / MASKS_FILE) if masked else None,
-            "Selected share of every layer and module; colours follow its square root, so that small shares show.",
+            "Selected share of every layer and module. Colours follow its square root, so that small shares are visible.",
         ),
     ]

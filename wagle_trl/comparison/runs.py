@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.reading import read_json
 from ..files.run_folder import EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..files.schemas import Attack, Evaluation, Report
@@ -20,11 +20,11 @@ _PEAKS = ("attribution", "training")
 @dataclass(frozen=True)
 class Run:
     """
-    One run.
+    Finished run.
 
     Args:
-        label (`str`): Name among the others.
-        folder (`pathlib.Path`): Where it is.
+        label (`str`): Name that no other run has.
+        folder (`pathlib.Path`): Folder of the run.
         training ([`~files.schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
         evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
     """
@@ -36,12 +36,12 @@ class Run:
 
     @property
     def trajectory(self) -> dict[str, list[float]]:
-        """Answer probabilities over the steps, as columns, see [`~comparison.trajectory.trajectory`]."""
+        """Columns of answer probabilities over the steps, see [`~comparison.trajectory.trajectory`]."""
         return trajectory(self.training.get("log_history", ()))
 
     @property
     def attacks(self) -> dict[str, Attack]:
-        """What came of each attack of the evaluation, by its name."""
+        """Result of each attack of the evaluation, by its name."""
         return self.evaluation.get("attacks", {})
 
     @property
@@ -50,19 +50,19 @@ class Run:
         return (self.folder / MASK_FILE).exists()
 
     def load_mask(self) -> WeightMask:
-        """The mask in the folder."""
+        """Load the mask of the folder."""
         return WeightMask.load(self.folder)
 
     def numbers(self) -> dict[str, Any]:
         """
-        All that a table says of the run, flat.
+        Collect the numbers that tables show of the run, flat.
 
         Returns:
-            `dict`: What was done (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
-            `attribution_peak_bytes`, `training_peak_bytes`); where the trajectory ended (`final_{set}`) and passed
-            each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...); the numbers of the evaluation under the names that
-            they have there, those of an attack as `{attack}_{name}`, of quantization with `{attack}_rounding`. What is
-            not known is left out.
+            `dict`: The setup (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
+            `attribution_peak_bytes`, `training_peak_bytes`); the trajectory at its end (`final_{set}`) and where it
+            passed each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...); the numbers of the evaluation under its own
+            names; those of an attack as `{attack}_{name}`, of quantization with `{attack}_rounding`. Unknown numbers
+            are left out.
         """
         known = self._setup() | self._kept() | self.measured()
         for attack, content in self.attacks.items():
@@ -71,7 +71,7 @@ class Run:
         return {name: value for name, value in known.items() if value is not None}
 
     def measured(self, attack: str | None = None) -> dict[str, float]:
-        """The numbers of the evaluation, or of one of its attacks."""
+        """Collect the numbers of the evaluation, or of one of its attacks."""
         content = self.evaluation if attack is None else self.attacks[attack]
         return {name: value for name, value in content.items() if isinstance(value, int | float)}
 
@@ -105,16 +105,16 @@ def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
 
     Args:
         folders (`list[str]`): Output folders of trainers, with `wagle_report.json`, or of evaluations, with
-            `wagle_eval.json`, or of both in one. Folders inside them are not looked into.
+            `wagle_eval.json`, or of both in one. Folders inside them are not searched.
 
     Returns:
-        `list[Run]`: In the same order; labels are the ends of the paths, as short as tells them apart.
+        `list[Run]`: Runs in the same order. Their labels are the shortest ends of the paths that tell them apart.
     """
     return [_load(Path(folder), label) for folder, label in zip(folders, labels(folders), strict=True)]
 
 
 def labels(folders: Iterable[str | os.PathLike]) -> list[str]:
-    """For every folder the shortest end of its path that no other has, such as `dense`, or `seed-1/dense`."""
+    """Find the shortest end of every path that no other has, such as `dense`, or `seed-1/dense`."""
     paths = [Path(folder).resolve().parts for folder in folders]
     for place, parts in enumerate(paths):
         if parts in paths[:place]:
@@ -138,12 +138,12 @@ def _load(folder: Path, label: str) -> Run:
             f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
             f"mask) nor {EVALUATION_FILE} (of wagle eval)."
         )
-    check_of_one_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
+    check_same_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])
     return read_run(folder, label)
 
 
 def read_run(folder: Path, label: str = "") -> Run:
-    """The run in a folder, whichever of its files are there."""
+    """Read the run in a folder, from those of its files that exist."""
     report, evaluation = folder / REPORT_FILE, folder / EVALUATION_FILE
     return Run(
         label,
@@ -154,11 +154,11 @@ def read_run(folder: Path, label: str = "") -> Run:
 
 
 def attack_label(attack: str, content: Mapping[str, Any]) -> str:
-    """An attack as a reader sees it: of quantization with the rounding, as two kinds of it are not comparable."""
+    """Name an attack for readers. Quantization names its rounding: two kinds of rounding are not comparable."""
     label = attack.removeprefix("quantize_")
     return f"{label} ({content['rounding']})" if "rounding" in content else label
 
 
 def words(name: str) -> str:
-    """A key as a reader sees it."""
+    """Name a key for readers."""
     return name.replace("_", " ")

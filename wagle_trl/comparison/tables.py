@@ -1,4 +1,4 @@
-"""Numbers of runs as tables of text: a row a run, for Markdown and for the terminal."""
+"""Tables of runs, one row per run, for Markdown and for the terminal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from ..text import plain
+from ..text import escaped
 from .runs import LEVELS, Run, attack_label, words
 
-# Suffix of a name in an evaluation -> title of the table with a column for each set
+# Suffix of a name in an evaluation -> title of the table with a column per set
 BY_SET = {
     "prob": "Answer probability",
     "rougeL_recall": "ROUGE-L recall",
@@ -35,13 +35,13 @@ _KL = "kl_to_base_"
 @dataclass(frozen=True)
 class Column:
     """
-    A column.
+    Column of a table.
 
     Args:
         key (`str`): Name of the number, see [`~comparison.runs.Run.numbers`].
-        heading (`str`): What stands above it.
-        text (callable, *optional*): The number as text.
-        right (`bool`, *optional*, defaults to `True`): Whether it is set to the right, as numbers are.
+        heading (`str`): Text above the column.
+        text (callable, *optional*): Formats the number.
+        right (`bool`, *optional*, defaults to `True`): Whether cells are aligned to the right, as numbers are.
     """
 
     key: str
@@ -53,12 +53,12 @@ class Column:
 @dataclass(frozen=True)
 class TextTable:
     """
-    A table with a row a run. Columns and runs without any value are left out, a single missing value is an empty cell.
+    Table with one row per run. Columns and runs without any value are left out. A missing value is an empty cell.
 
     Args:
         title (`str`): Title.
-        columns (`list[Column]`): Columns beside the first, which holds the labels.
-        cells (`list[list[str]]`): Label and texts of the runs.
+        columns (`list[Column]`): Columns after the first, which holds the labels.
+        cells (`list[list[str]]`): Label and texts of each run.
     """
 
     title: str
@@ -67,7 +67,7 @@ class TextTable:
 
     @classmethod
     def of(cls, title: str, lines: Sequence[tuple[str, Mapping[str, Any]]], columns: Iterable[Column]) -> "TextTable":
-        """The table of lines, each a label and the numbers by name."""
+        """Make the table of `lines`, each a label and numbers by name."""
         columns = [column for column in columns if any(column.key in numbers for _, numbers in lines)]
         cells = [
             [label, *(column.text(numbers[column.key]) if column.key in numbers else "" for column in columns)]
@@ -76,13 +76,13 @@ class TextTable:
         return cls(title, columns, [line for line in cells if any(line[1:])])
 
     def to_markdown(self) -> str:
-        """GitHub's Markdown."""
+        """Format the table in GitHub's Markdown."""
         lines = [["run", *(column.heading for column in self.columns)], *self.cells]
         right = [False, *(column.right for column in self.columns)]
-        return markdown_table([[plain(cell) for cell in line] for line in lines], right)
+        return markdown_table([[escaped(cell) for cell in line] for line in lines], right)
 
     def to_rich(self) -> Table:
-        """The same for the terminal."""
+        """Format the table for the terminal."""
         table = Table(title=self.title)
         table.add_column("run", no_wrap=True)
         for column in self.columns:
@@ -94,11 +94,11 @@ class TextTable:
 
 def markdown_table(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     """
-    A table in GitHub's Markdown, padded so that it can be read as text, too.
+    Format a table in GitHub's Markdown, padded so that it reads well as plain text.
 
     Args:
-        lines (`list[list[str]]`): Cells of every line, the headings first, in Markdown but for bars.
-        right (`list[bool]`): Which columns are set to the right.
+        lines (`list[list[str]]`): Cells of every line, the headings first. They are Markdown; bars are escaped here.
+        right (`list[bool]`): Which columns are aligned to the right.
     """
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
@@ -108,7 +108,7 @@ def markdown_table(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str
 
 
 def metric_columns(keys: Iterable[str]) -> list[Column]:
-    """Columns for numbers of evaluations, with headings that say all: those of sets first, metric by metric."""
+    """Make columns for numbers of evaluations, with full headings: numbers per set first, metric by metric."""
     keys = list(keys)
     by_set = [
         Column(key, f"{title}: {words(key.removesuffix(f'_{metric}'))}")
@@ -121,10 +121,10 @@ def metric_columns(keys: Iterable[str]) -> list[Column]:
 
 
 def setup_table(runs: Sequence[Run]) -> TextTable:
-    """What was done, and the memory it took."""
+    """Make the table of options and peak memory."""
     columns = [
         Column("objective", "objective", str, right=False),
-        Column("base_model", "base model", _short_path, right=False),
+        Column("base_model", "base model", lambda name: "/".join(Path(name).parts[-2:]), right=False),
         Column("mask_score", "mask", str, right=False),
         Column("mask_density", "density", "{:.3g}".format),
         Column("learning_rate", "learning rate", "{:g}".format),
@@ -136,7 +136,7 @@ def setup_table(runs: Sequence[Run]) -> TextTable:
 
 
 def kept_tables(runs: Sequence[Run]) -> list[TextTable]:
-    """Answer probabilities at the end, and where the forget probability passed each of `LEVELS`."""
+    """Make the table of answer probabilities at the end, and where the forget probability passed each of `LEVELS`."""
     lines = _lines(runs)
     sets = _unique(name for run in runs for name in run.trajectory if name != "step")
     columns = [Column(f"final_{name}", f"{words(name)}, end") for name in sets]
@@ -148,7 +148,7 @@ def kept_tables(runs: Sequence[Run]) -> list[TextTable]:
 
 
 def evaluation_tables(runs: Sequence[Run]) -> list[TextTable]:
-    """One table for each metric of `BY_SET` that there is, with a column for each set, after one of all the others."""
+    """Make the table of overall metrics, then one per metric of `BY_SET`, with a column per set."""
     lines = [(run.label, run.measured()) for run in runs]
     keys = _unique(*(numbers for _, numbers in lines))
     by_set = {metric: [key for key in keys if key.endswith(f"_{metric}")] for metric in BY_SET}
@@ -161,7 +161,7 @@ def evaluation_tables(runs: Sequence[Run]) -> list[TextTable]:
 
 
 def attack_tables(runs: Sequence[Run]) -> list[TextTable]:
-    """Answer probability and ROUGE-L of every set without and under each attack, attack by attack."""
+    """Make the table of answer probability and ROUGE-L of every set, without and under each attack."""
     attacked = [run for run in runs if run.attacks]
     lines = [(run.label, {"attack": "none", **run.measured()}) for run in attacked]
     for attack in _unique(*(run.attacks for run in attacked)):
@@ -195,11 +195,6 @@ def _lines(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any]]]:
 
 def _unique(*groups: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(key for group in groups for key in group))
-
-
-def _short_path(name: str) -> str:
-    """A Hub name as it is, of a path the end."""
-    return "/".join(Path(name).parts[-2:])
 
 
 def _gigabytes(count: int) -> str:

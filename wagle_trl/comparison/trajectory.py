@@ -1,7 +1,7 @@
-"""What unlearning kept at the same depth of forgetting, on numbers only.
+"""Trajectories of runs, and what they kept at the same forget probability.
 
-End points of two runs say little: the one that kept more may have forgotten less. A trajectory has a point where the
-forget probability passes a level, and there runs can be compared.
+The end points of two runs say little: the run that kept more may have forgotten less. Runs can be compared where their
+forget probability passes the same level.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ SUFFIX = "_probability"  # of a set's name in the log of a trainer
 
 def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
     """
-    The answer probabilities that an unlearning trainer watched, as columns.
+    Collect the answer probabilities that an unlearning trainer logged, as columns.
 
     Args:
         log_history (`list[dict]`):
@@ -20,7 +20,7 @@ def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float
 
     Returns:
         `dict[str, list[float]]`: `step`, `forget`, and every other set that each measurement has (`retain`,
-        `unseen_retain`, ...), one value a measurement; `step` and `forget` are empty where nothing was watched.
+        `unseen_retain`, ...), one value per measurement. Without measurements, `step` and `forget` are empty.
     """
     entries = [entry for entry in log_history if f"forget{SUFFIX}" in entry]
     shared = [key for key in (entries[0] if entries else ()) if all(key in entry for entry in entries)]
@@ -31,7 +31,7 @@ def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float
 
 def matched(trajectory: Mapping[str, Sequence[float]], level: float) -> dict[str, float] | None:
     """
-    What is kept where the forget probability first comes down to a level.
+    Interpolate a trajectory where the forget probability first comes down to a level.
 
     Args:
         trajectory (`dict[str, list[float]]`):
@@ -40,9 +40,9 @@ def matched(trajectory: Mapping[str, Sequence[float]], level: float) -> dict[str
             Forget probability, between `0.0` and `1.0`.
 
     Returns:
-        `dict[str, float]`: `step` and every set but `forget` there, by linear interpolation in the forget probability
-        between the measurements before and after. `None` where the level is not reached, or no measurement is above
-        it: a run that starts below has no such point.
+        `dict[str, float]`: Values of `step` and every set but `forget` at that point, by linear interpolation in the
+        forget probability between the measurements before and after. `None` if the forget probability does not reach
+        the level, or starts below it.
 
     Example:
 

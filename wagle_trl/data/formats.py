@@ -1,37 +1,52 @@
-"""From a row in any format to prompt and completion, and to tokens."""
+"""From a row in any format to prompt and completion."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length, maybe_convert_to_chatml
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl import maybe_convert_to_chatml  # pyright: ignore[reportPrivateImportUsage]
 
 from ..text import printable
 
-_ROW_FORMATS = (("input_ids",), ("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
-# The date is the one that Llama 3 templates fall back to
-_FIXED_CLOCK = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+Processing = PreTrainedTokenizerBase | ProcessorMixin
+
+_CONVERSATIONS = ("prompt", "completion", "messages", "conversations")  # columns that may hold messages
+_ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, which templates do not know
 
 
-def row_format(columns: list[str], source: str) -> tuple[str, ...]:
+def row_format(columns: list[str], source: str, text_field: str = "text") -> tuple[str, ...]:
     """The columns that hold the content, or a `ValueError` that lists what is understood."""
-    for names in _ROW_FORMATS:
+    for names in _row_formats(text_field):
         if set(names) <= set(columns):
             return names
-    understood = ", ".join("/".join(names) for names in _ROW_FORMATS)
+    understood = ", ".join("/".join(names) for names in _row_formats(text_field))
     given = printable(", ".join(columns), 200) or "none"
     raise ValueError(f"'{printable(source)}' has columns {given}; expected {understood} (labels are optional).")
 
 
-def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """
-    A question/answer row as prompt and completion.
+def _row_formats(text_field: str) -> list[tuple[str, ...]]:
+    pairs = [("prompt", "completion"), ("question", "answer")]
+    return [("input_ids",), ("messages",), ("conversations",), *pairs, (text_field,)]
 
-    With a chat template both are message lists, else plain text `Question: ...\\nAnswer: ...`.
+
+def filled_columns(row: Mapping[str, Any], text_field: str = "text") -> tuple[str, ...]:
+    """The format of a row; `datasets` fills the columns that a row lacks with null, so that the first with values counts."""
+    filled = [name for name, value in row.items() if value is not None]
+    if any(set(names) <= set(filled) for names in _row_formats(text_field)):
+        return row_format(filled, "the row", text_field)
+    return row_format(list(row), "the row", text_field)
+
+
+def to_prompt_completion(row: Mapping[str, Any], tokenizer: Processing) -> dict[str, Any]:
+    """
+    Convert a question/answer row to prompt and completion.
+
+    With a chat template both are lists of messages. Without one they are plain text `Question: ...\\nAnswer: ...`.
     """
     for name in ("question", "answer"):
-        _require_text(row[name], name, row)
+        _require_text(row, name)
     if tokenizer.chat_template:
         return {
             "prompt": [{"role": "user", "content": row["question"]}],
@@ -40,102 +55,153 @@ def to_prompt_completion(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
     return {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"}
 
 
-def _require_text(value: Any, name: str, row: Mapping[str, Any]) -> None:
-    """`value` must be text that is not blank: formatted into a template, a null would be trained on as "None"."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"A row has no {name}: {printable(dict(row), 200)}; remove it or fill it in.")
+def _require_text(row: Mapping[str, Any], name: str) -> None:
+    """The column must hold text that is not blank: formatted into a template, a null would be trained on as "None"."""
+    value = row[name]
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"Its {name} is {printable(value, 100)}, which is no text; write it as text, in quotes.")
+    if not (value or "").strip():
+        raise ValueError(f"It has no {name}: {printable(dict(row), 200)}; remove it or fill it in.")
 
 
-def to_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """`dataset` in a form `SFTTrainer` trains on: question/answer rows become prompt/completion, others stay."""
-    if row_format(dataset.column_names, "the data set") != ("question", "answer"):
+def to_trl(dataset: Dataset, tokenizer: Processing) -> Dataset:
+    """
+    `dataset` in a form that `SFTTrainer` trains on: questions and answers become prompt/completion, conversations have roles
+    and text, others stay.
+    """
+    if row_format(dataset.column_names, "the data set") == ("question", "answer"):
+        convert, removed, options = to_prompt_completion, dataset.column_names, {"tokenizer": tokenizer}
+    elif any(with_messages(row) != dict(row) for row in dataset):  # pyright: ignore[reportArgumentType]
+        convert, removed, options = with_messages, ["conversations"], {}
+    else:
         return dataset
-    try:
-        return dataset.map(
-            to_prompt_completion,
-            fn_kwargs={"tokenizer": tokenizer},
-            remove_columns=dataset.column_names,
-            desc="Formatting",
+    removed = [name for name in removed if name in dataset.column_names]
+    name = printable(dataset.info.dataset_name or "The data set")
+    return map_rows(dataset, convert, name, options, removed, "Formatting")
+
+
+def map_rows(
+    dataset,
+    function,
+    name: str,
+    options: dict[str, Any],
+    removed: list[str] | None,
+    description: str,
+    num_proc: int | None = None,
+):
+    """
+    `dataset.map` in which a `ValueError` names the row.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows.
+        function (callable): From a row to columns.
+        name (`str`): What messages call the data set.
+        options (`dict`): More arguments of `function`.
+        removed (`list[str]`): Columns to remove.
+        description (`str`): Of the progress bar, where there is a length.
+        num_proc (`int`, *optional*): Processes, where there is a length.
+    """
+
+    def convert(row, index):
+        try:
+            return function(row, **options)
+        except ValueError as error:
+            raise ValueError(f"Row {index} of {name} cannot be used. {error}") from error
+
+    shown: dict[str, Any] = {"desc": description, "num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    return dataset.map(convert, with_indices=True, remove_columns=removed, **shown)
+
+
+def with_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    A row whose conversations are lists of `role` and `content`, which is text.
+
+    `from`/`value` and `conversations` are renamed, ShareGPT's roles too, parts of text are joined, and a message that only
+    calls a tool has the text "". A `ValueError` for images and other parts that are no text.
+    """
+    lists = {name: row[name] for name in _CONVERSATIONS if isinstance(row.get(name), list)}
+    if not lists:
+        return dict(row)
+    converted = maybe_convert_to_chatml({**row, **copy.deepcopy(lists)})
+    for name in ("prompt", "completion", "messages"):
+        if isinstance(converted.get(name), list):
+            converted[name] = [_plain_message(message, name) for message in converted[name]]
+    return converted
+
+
+def _plain_message(message: Any, column: str) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"Its {column} has a message without a role: {printable(message, 200)}.")
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(_text_of(part, column) for part in (content if isinstance(content, list) else [content]))
+    return without_nulls(message) | {"role": _ROLES.get(message["role"], message["role"]), "content": content}
+
+
+def without_nulls(value: Any) -> Any:
+    """A message or tool without what is null in it: `datasets` gives each the keys of all others."""
+    if isinstance(value, dict):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _text_of(part: Any, column: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise ValueError(
+            f"Its {column} has content that is no text: {printable(part, 200)}; only text can be unlearned."
         )
-    except ValueError as error:
-        raise ValueError(f"{printable(dataset.info.dataset_name or 'The data set')}: {error}") from error
+    return part["text"]
 
 
-def split_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def split_prompt(row: Mapping[str, Any], tokenizer: Processing, text_field: str = "text") -> dict[str, Any]:
     """
-    Any text row as prompt and completion: a conversation is split before its last message, plain text has an empty
-    prompt.
+    Convert a row of any text format to prompt and completion. A conversation is split before its last message; plain
+    text has an empty prompt.
     """
-    row = maybe_convert_to_chatml(dict(row))
-    names = row_format(list(row), "the row")
-    if not row[names[-1]] or isinstance(row[names[-1]], str):  # a list of messages may say something without text
-        _require_text(row[names[-1]], "answer", row)
-    match names:
+    row = with_messages(row)
+    match filled_columns(row, text_field):
         case ("messages",):
-            if len(row["messages"]) < 2:
-                raise ValueError(
-                    f"A conversation needs a turn before the answer, got {printable(row['messages'], 200)}."
-                )
             return split_last_message(row)
         case ("prompt", "completion"):
-            if not isinstance(row["prompt"], type(row["completion"])) or row["prompt"] == []:
-                given = printable({name: row[name] for name in names}, 200)
-                raise ValueError(f"Prompt and completion must both be text, or both be messages, got {given}.")
-            return {"prompt": row["prompt"], "completion": row["completion"]}
+            return _checked_pair(row)
         case ("question", "answer"):
             return to_prompt_completion(row, tokenizer)
-        case ("text",):
-            return {"prompt": "", "completion": row["text"]}
-    raise ValueError("A tokenized row has no text to split into prompt and completion.")
+        case ("input_ids",):
+            raise ValueError("A tokenized row has no text to split into prompt and completion.")
+    _require_text(row, text_field)
+    return {"prompt": "", "completion": row[text_field]}
+
+
+def _checked_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
+        _require_answer(completion)
+    else:
+        _require_text(row, "completion")
+        if prompt is None:
+            raise ValueError(f"Its prompt is null: {printable(dict(row), 200)}; remove the row or fill it in.")
+        if not isinstance(prompt, str):
+            raise ValueError(
+                f"Prompt and completion must both be text, or both be messages, got {printable(row, 200)}."
+            )
+    return {"prompt": prompt, "completion": completion}
 
 
 def split_last_message(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A conversation as prompt and completion, its last message."""
-    return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+    """A conversation as prompt and completion, its last message, which must be the assistant's."""
+    messages = row["messages"]
+    if not messages or len(messages) < 2:
+        raise ValueError(f"A conversation needs a turn before the answer, got {printable(messages, 200)}.")
+    _require_answer(messages)
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
 
 
-def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """
-    Token ids and labels of a row as `SFTTrainer` makes them with `completion_only_loss`: an end-of-sequence token
-    after plain text, `-100` on the prompt.
-    """
-    if row.get("input_ids") is not None:
-        labels = row["input_ids"] if row.get("labels") is None else row["labels"]
-        if len(labels) != len(row["input_ids"]) or any(-100 < label < 0 for label in labels):
-            raise ValueError("Its labels are not a token or -100 for each of its tokens.")
-        return {"input_ids": list(row["input_ids"]), "labels": list(labels)}
-    example = split_prompt(row, tokenizer)
-    prompt_ids, input_ids = prompt_token_ids(example, tokenizer), _full_token_ids(example, tokenizer)
-    start = common_prefix_length(prompt_ids, input_ids)
-    return {"input_ids": input_ids, "labels": [-100] * start + input_ids[start:]}
-
-
-def prompt_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt (text, or messages with the generation prompt)."""
-    if isinstance(example["prompt"], list):
-        return _chat_token_ids(example["prompt"], tokenizer, add_generation_prompt=True)
-    return tokenizer(example["prompt"])["input_ids"] if example["prompt"] else []
-
-
-def _full_token_ids(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(example["prompt"], list):
-        return _chat_token_ids(example["prompt"] + example["completion"], tokenizer)
-    text = example["prompt"] + example["completion"]
-    return tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
-
-
-def _chat_token_ids(messages, tokenizer, **kwargs) -> list[int]:
-    template = pin_date(tokenizer.chat_template)
-    return tokenizer.apply_chat_template(messages, chat_template=template, return_dict=True, **kwargs)["input_ids"]
-
-
-def pin_date(chat_template: str | None) -> str | None:
-    """
-    A chat template that renders the same text every day.
-
-    Some templates write today's date into the prompt, so that rows tokenized on two days differ, and neither is what
-    the model was trained on. A macro shadows the clock with a fixed date. A pinned template stays as it is.
-    """
-    if chat_template is None or "strftime_now" not in chat_template:
-        return chat_template
-    return _FIXED_CLOCK + chat_template.removeprefix(_FIXED_CLOCK)
+def _require_answer(messages: list[dict[str, Any]]) -> None:
+    last = messages[-1]
+    if last["role"] != "assistant":
+        raise ValueError(
+            f"Its last message is of the role '{printable(last['role'], 50)}': the answer must be the assistant's, so end the "
+            "conversation there."
+        )
+    if not last["content"].strip() and not last.get("tool_calls"):
+        raise ValueError(f"It has no answer: its last message is {printable(last, 200)}; remove it or fill it in.")

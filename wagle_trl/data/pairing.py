@@ -1,6 +1,6 @@
-"""Forget/retain pairs: every forget row once an epoch, each beside a retain row, the same at every restart."""
+"""Pairs of forget and retain rows: every forget row once per epoch, in an order that is the same after a restart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 
 class PairedRows(torch.utils.data.Dataset):
-    """Rows `(forget[i], retain[j])` for the index pair `(i, j)`."""
+    """Data set whose item `(i, j)` is the pair of rows `(forget[i], retain[j])`."""
 
     def __init__(self, forget: Dataset, retain: Dataset):
         self.forget, self.retain = forget, retain
@@ -24,19 +24,19 @@ class PairedRows(torch.utils.data.Dataset):
 
 class PairSampler(Sampler[tuple[int, int]]):
     """
-    Index pairs of an epoch, a pure function of the seed and the epoch.
+    Sampler of index pairs: a pure function of the seed and the epoch.
 
-    Forget rows are permuted every epoch. Retain rows come from an endless sequence of permutations in which the next
-    epoch goes on where the last one ended, so that all of a larger retain set is seen before a row repeats.
+    Forget rows are permuted every epoch. Retain rows come from an endless sequence of permutations. Each epoch continues
+    where the last one ended, so that all rows of a larger retain set are seen before one repeats.
 
     Args:
-        num_forget, num_retain (`int`): Numbers of rows.
-        seed (`int`): Seed.
+        num_forget, num_retain (`int`): Numbers of forget and retain rows.
+        seed (`int`): Seed of the permutations.
     """
 
     def __init__(self, num_forget: int, num_retain: int, seed: int):
         self.num_forget, self.num_retain, self.seed = num_forget, num_retain, seed
-        self.epoch = 0  # set by the trainer: wrappers of samplers do not all pass `set_epoch` on after a resume
+        self.epoch = 0  # set by the trainer: not all wrappers of samplers forward `set_epoch` after a resume
 
     def __len__(self) -> int:
         return self.num_forget
@@ -57,14 +57,14 @@ class PairSampler(Sampler[tuple[int, int]]):
 
 class PairCollator:
     """
-    Collate pairs into one batch, the forget rows first, then as many retain rows.
+    Collate pairs into one batch: the forget rows, then as many retain rows.
 
     Args:
         collator (callable): Collator of single rows.
-        columns (`list[str]`, *optional*): Columns of forget rows with lists of numbers, passed on one after the other.
+        columns (`list[str]`, *optional*): Columns of forget rows that hold lists of numbers. Each is concatenated.
     """
 
-    def __init__(self, collator, columns: list[str] | None = None):
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: list[str] | None = None):
         self.collator, self.columns = collator, columns or []
 
     def __call__(self, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, torch.Tensor]:

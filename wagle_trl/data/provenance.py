@@ -1,4 +1,4 @@
-"""Where data and models come from: what a report says of them, so that others can find, or recognise, the same."""
+"""Provenance of data and models: what a report records of them, so that others can find or verify the same ones."""
 
 import hashlib
 import hmac
@@ -20,19 +20,18 @@ _KEY_BYTES = 32
 
 def rows_digest(dataset: Dataset, key: bytes | None = None) -> str:
     """
-    Digest of what rows say, whatever their order.
+    Compute a digest of the contents of rows, independent of their order.
 
     Every row is written as JSON, without columns that are null: `json.dumps(row, sort_keys=True, ensure_ascii=False,
     separators=(",", ":"))`, in UTF-8. The digest is that of the hexadecimal SHA-256 digests of all rows, sorted and
-    joined by newlines. Trainers take it of the rows that they are given, before anything is tokenized; those of
-    `wagle npo` went through [`~data.formats.to_trl`].
+    joined by newlines. Trainers take it of the rows that they are given, before anything is converted or tokenized.
 
-    Without a key, whoever sees the digest can try guesses at the rows until one fits. With a key, only who has that can.
-    The number of rows is hidden by neither, nor that the rows are the same where two digests of one key are equal.
+    Without a key, anyone who sees the digest can test guesses of the rows. With a key, only its owner can. Neither hides
+    the number of rows, nor that rows are equal if two digests with one key are equal.
 
     Args:
-        dataset ([`~datasets.Dataset`]): The rows.
-        key (`bytes`, *optional*): For an HMAC-SHA-256 in place of the last SHA-256, see [`secret_key`].
+        dataset ([`~datasets.Dataset`]): Rows.
+        key (`bytes`, *optional*): Key of an HMAC-SHA-256 in place of the last SHA-256, see [`secret_key`].
 
     Returns:
         `str`: 64 hexadecimal digits.
@@ -44,8 +43,8 @@ def rows_digest(dataset: Dataset, key: bytes | None = None) -> str:
 
 def secret_key(folder: str | os.PathLike) -> bytes:
     """
-    The key of an owner of rows, from `wagle_rows.key` in a folder. A random one is made if there is none, which only the
-    owner of the file may read. To compare digests of runs, copy it into the folders of all.
+    Read the secret key of the digests of rows from `wagle_rows.key` in a folder. If there is none, create a random one
+    that only the owner of the file may read. To compare digests of several runs, copy the file into all their folders.
 
     Args:
         folder (`str` or `os.PathLike`): Output folder of a run.
@@ -57,14 +56,14 @@ def secret_key(folder: str | os.PathLike) -> bytes:
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if not re.fullmatch(f"[0-9a-f]{{{2 * _KEY_BYTES}}}", text):
         raise ValueError(
-            f"{path} is no key of {2 * _KEY_BYTES} hexadecimal digits; put the right one there, or remove it for a new one, "
-            "with which earlier digests cannot be compared."
+            f"{path} is not a key of {2 * _KEY_BYTES} hexadecimal digits; restore the right one, or remove it to "
+            "get a new one, with which earlier digests cannot be compared."
         )
     return bytes.fromhex(text)
 
 
 def _make_key(path: Path) -> None:
-    """Not by `atomic_path`: the file is private, and of two processes that make one, the first wins and both use it."""
+    """Create a private key file. Unlike with `atomic_path`, the first of two processes wins, and both use its key."""
     with temporary_folder(path.parent) as folder:
         made = folder / path.name
         made.touch(mode=0o600)
@@ -74,7 +73,7 @@ def _make_key(path: Path) -> None:
             os.link(made, path)
         except FileExistsError:
             pass
-        except OSError:  # a disk without links
+        except OSError:  # a file system without hard links
             os.replace(made, path)
         sync(path.parent)
 
@@ -86,24 +85,24 @@ def _as_json(row: Any) -> bytes:
 
 def describe_rows(dataset: Dataset, folder: str | os.PathLike, *, hashed: bool = False) -> dict[str, Any]:
     """
-    Where rows come from, and their digest: a plain one of rows that all can read, a keyed one of others.
+    Describe the origin of rows, with a digest: a plain one if the rows are public, a keyed one otherwise.
 
     Args:
-        dataset ([`~datasets.Dataset`]): The rows, as they were loaded, or mapped or filtered since.
-        folder (`str` or `os.PathLike`): Where the [`secret_key`] is.
-        hashed (`bool`, *optional*, defaults to `False`): Whether to tell no more than their number and a keyed digest.
+        dataset ([`~datasets.Dataset`]): Rows as they were loaded, or mapped or filtered since.
+        folder (`str` or `os.PathLike`): Folder of the [`secret_key`].
+        hashed (`bool`, *optional*, defaults to `False`): Whether to record only the number of rows and a keyed digest.
 
     Returns:
-        `dict`: `source`, the repository on the Hub, else the name of the file or folder that [`~data.rows.load_rows`] read;
-        `revision`, the commit, and `config`, both of a repository on the Hub only; `split`; `rows`, their number; and
-        `sha256` of rows of the Hub at a known commit, `hmac_sha256` of all others, see [`rows_digest`]. What is not known
-        is `None`.
+        `dict`: `source` (the repository on the Hub, or the name of the file or folder that [`~data.rows.load_rows`]
+        read), `revision` (the commit) and `config` (both only of a repository on the Hub), `split`, `rows` (their
+        number), and a digest, see [`rows_digest`]: `sha256` of rows of the Hub at a known commit, `hmac_sha256` of all
+        others. Unknown values are `None`.
     """
     if hashed:
         return {"rows": len(dataset), "hmac_sha256": rows_digest(dataset, secret_key(folder))}
     info = dataset.info
     repository, revision = _hub_origin(dataset)
-    given = None if info.dataset_name == info.builder_name else info.dataset_name  # "json" is no name
+    given = None if info.dataset_name == info.builder_name else info.dataset_name  # "json" is not a name
     return {
         "source": repository or given,
         "revision": revision,
@@ -118,12 +117,14 @@ def describe_rows(dataset: Dataset, folder: str | os.PathLike, *, hashed: bool =
 
 def _hub_origin(dataset: Dataset) -> tuple[str, str] | tuple[None, None]:
     """
-    Repository and commit. `datasets` keeps the commit as the name of the folder of its cache, and the name of the
-    repository in lower case; the cache of the Hub has it as it is.
+    Find the repository and commit of rows. `datasets` names a folder of its cache after the commit, but keeps the name
+    of the repository only in lower case. The cache of the Hub has its exact name.
     """
     folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
     commit = folders.pop() if len(folders) == 1 else ""
-    if dataset.info.dataset_name is None or not re.fullmatch("[0-9a-f]{40}", commit):  # no name: of several sources
+    if dataset.info.dataset_name is None or not re.fullmatch(
+        "[0-9a-f]{40}", commit
+    ):  # rows of several sources have no name
         return None, None
     for snapshot in Path(constants.HF_HUB_CACHE).glob(f"datasets--*/snapshots/{commit}"):
         return snapshot.parts[-3].removeprefix("datasets--").replace(constants.REPO_ID_SEPARATOR, "/"), commit
@@ -132,14 +133,14 @@ def _hub_origin(dataset: Dataset) -> tuple[str, str] | tuple[None, None]:
 
 def model_commit(name: str, revision: str | None = None) -> str | None:
     """
-    The commit that a model was loaded at, as the cache of the Hub has it.
+    Find the commit from which a model was loaded, in the cache of the Hub.
 
     Args:
-        name (`str`): What `from_pretrained` was given.
-        revision (`str`, *optional*): Branch, tag or commit it was given.
+        name (`str`): Name or path that `from_pretrained` received.
+        revision (`str`, *optional*): Branch, tag or commit that it received.
 
     Returns:
-        `str`: The commit; `None` of a model in a folder, or one that is not in the cache.
+        `str`: Commit, or `None` if the model is in a folder or not in the cache.
     """
     if os.path.isdir(name):
         return None

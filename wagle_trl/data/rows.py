@@ -1,4 +1,4 @@
-"""Rows: loading them from the Hub, a folder or a file, and giving questions and answers the form TRL trains on."""
+"""Loading of rows from the Hub, a folder or a file."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
     `input_ids`/`labels`.
 
     Args:
-        source (`str`): A `.jsonl` or `.json` file, a folder (saved by `Dataset.save_to_disk`, or holding data files),
-            or the name of a data set on the Hub; `name:config` picks a configuration.
-        split (`str`, *optional*, defaults to `"train"`): Split of a folder or Hub data set.
+        source (`str`): A `.jsonl` or `.json` file, a folder (saved by `Dataset.save_to_disk`, or with data files), or
+            the name of a data set on the Hub, where `name:config` selects a configuration.
+        split (`str`, *optional*, defaults to `"train"`): Split of a folder or of a data set on the Hub.
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".json"):
@@ -51,23 +51,23 @@ def _load_folder(path: Path, split: str) -> Dataset:
 
 
 def _named(dataset: Dataset, path: Path) -> Dataset:
-    """`dataset` with the name of its file or folder, which its `info` keeps through `map` and `filter`."""
+    """Name a data set after its file or folder. Its `info` keeps the name through `map` and `filter`."""
     dataset.info.dataset_name = path.resolve().name
     return dataset
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]], path: Path) -> Dataset:
-    """A data set with the columns of all rows: `Dataset.from_list` alone takes those of the first row."""
+    """Make a data set with the columns of all rows; `Dataset.from_list` keeps only those of the first row."""
     columns = dict.fromkeys(name for row in rows for name in row)
     try:
         return _named(Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}), path)
     except (pyarrow.ArrowException, LookupError, OverflowError, TypeError, ValueError) as error:
-        reason = printable(error, 200)  # such as text where other rows have numbers
-        raise ValueError(f"{printable(path)}: the columns of its rows make no data set ({reason}).") from error
+        reason = printable(error, 200)  # such as text in a column of numbers
+        raise ValueError(f"{printable(path)}: its rows do not form a data set ({reason}).") from error
 
 
 def read_jsonl(path: str | os.PathLike, schema: TypeForm[Schema] = dict[str, Any]) -> list[Schema]:
-    """Rows of a JSON-lines file (or a JSON list), see [`~files.reading.read_json_lines`]; a bad line is named."""
+    """Read rows from JSON lines or a JSON list, see [`~files.reading.read_json_lines`]; errors name the line."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"No such data file: {printable(path)}.")
     return read_json_lines(path, schema)

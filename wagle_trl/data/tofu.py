@@ -1,4 +1,4 @@
-"""TOFU (arXiv 2401.06121): rows to forget, to retain and to evaluate on."""
+"""Rows of TOFU (arXiv 2401.06121): to forget, to retain and to evaluate."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ TOFU_RETAIN_SPLIT = {"forget01": "retain99", "forget05": "retain95", "forget10":
 
 def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
     """
-    Forget and retain rows of TOFU (arXiv 2401.06121).
+    Load forget and retain rows of TOFU (arXiv 2401.06121).
 
     Args:
         forget (`str`, *optional*, defaults to `"forget10"`): `"forget01"`, `"forget05"` or `"forget10"`.
-        tofu_dir (`str`, *optional*): Folder with `full.jsonl` of the Hub's `locuslab/TOFU`; `None` asks the Hub.
+        tofu_dir (`str`, *optional*): Folder with `full.jsonl` of `locuslab/TOFU`; by default rows come from the Hub.
     """
     _check_tofu_split(forget)
     if tofu_dir is None:
@@ -31,7 +31,7 @@ def load_tofu(forget: str = "forget10", tofu_dir: str | os.PathLike | None = Non
     rows = read_jsonl(path, Row)
     cut = len(rows) - TOFU_FORGET_ROWS[forget]
     if cut < 1:
-        raise ValueError(f"{printable(path)} has {len(rows)} rows, too few for '{forget}' and rows to retain.")
+        raise ValueError(f"{printable(path)} has {len(rows)} rows, too few for '{forget}' and retain rows.")
     return to_dataset(rows[cut:], path), to_dataset(rows[:cut], path)
 
 
@@ -39,7 +39,7 @@ def load_tofu_evaluation(
     forget: str = "forget10", tofu_dir: str | os.PathLike | None = None
 ) -> dict[str, Sequence[Mapping[str, Any]]]:
     """
-    The sets of the TOFU evaluation: set name -> rows. Four come with paraphrased and perturbed answers; `holdout` is
+    Load the sets of rows of the TOFU evaluation, by name. Four sets have paraphrased and perturbed answers. `holdout` is
     about authors that no model was trained on.
     """
     _check_tofu_split(forget)

@@ -1,1 +1,1 @@
-"""Deltas: what changed, on disk and in memory."""
+"""Deltas: the changes that unlearning made, on disk and in memory."""

@@ -1,4 +1,4 @@
-"""`SparseDelta`: what unlearning changed. The selected weights' new values and positions, in one small file."""
+"""`SparseDelta`: the changes that unlearning made, as new values and positions of the selected weights."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..files.hub_file import HubFile
 from ..files.run_folder import DELTA_FILE
-from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, few, write_tensors
+from ..files.tensor_file import DTYPE_NAMES, LazyTensors, bit_patterns, first_few, write_tensors
 from ..masks.fingerprint import fingerprint_of
 from ..masks.mask import WeightMask
 from ..masks.positions import CODINGS, encode
@@ -25,20 +25,20 @@ Model = TypeVar("Model", bound=nn.Module)
 
 class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     """
-    Values of the selected weights, to make the unlearned model of its base, bit for bit.
+    New values of the selected weights, which turn the base into the unlearned model, bit for bit.
 
-    One made by [`load`] reads each tensor when it is asked for, so that it takes no memory of its size.
+    A delta from [`load`] reads each tensor only when it is used, so that large deltas take little memory.
 
     Args:
-        mask ([`WeightMask`]): Which weights the values are of.
+        mask ([`WeightMask`]): Mask of the weights that the values belong to.
         new (`dict[str, torch.Tensor]`):
-            For every parameter of the mask the values after unlearning, of shape `(selected,)`, in rising flat order.
+            Values after unlearning for every parameter of the mask, of shape `(selected,)`, in ascending flat order.
         dtypes (`dict[str, torch.dtype]`):
-            Dtype of every weight tensor of the unlearned model, in model order, selected or not; those of a base in
-            another are rounded to it.
-        base_fingerprint (`str`): [`~masks.fingerprint.fingerprint`] of the base model, over these parameters in these dtypes.
+            Dtype of every weight tensor of the unlearned model, in model order, selected or not. Tensors of a base in
+            another dtype are rounded to it.
+        base_fingerprint (`str`): [`~masks.fingerprint.fingerprint`] of the base, over these tensors in these dtypes.
         old (`dict[str, torch.Tensor]`, *optional*):
-            The values before, for [`undo`]. They hold what was forgotten: keep them to yourself.
+            Values before unlearning, for [`undo`]. They hold what was forgotten, so do not publish them.
 
     Example:
     ```python
@@ -62,16 +62,18 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         self.dtypes = dict(dtypes)
         self.base_fingerprint = base_fingerprint
         self.old = old
-        self._codes: Mapping[str, tuple[str, Tensor]] | None = None  # of the positions, where a file has them
+        self._codes: Mapping[str, tuple[str, Tensor]] | None = (
+            None  # positions as the file encodes them, if there is one
+        )
 
     @property
     def base_model(self) -> str | None:
-        """Name of the base model, where it is known."""
+        """Name of the base model, or `None` if it is unknown."""
         return self.mask.info.base_model or None
 
     @property
     def base_revision(self) -> str | None:
-        """Commit of the base model, where it is known."""
+        """Commit of the base model, or `None` if it is unknown."""
         return self.mask.info.known_revision
 
     @property
@@ -79,23 +81,23 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         return self.mask
 
     def public(self, base_model: str | None = None, is_local: bool | None = None) -> "SparseDelta":
-        """As others may have it: without the old values, which hold what was forgotten."""
+        """Copy to publish: without the old values, which hold what was forgotten."""
         delta = copy.copy(self)
         delta.mask, delta.old = self.mask.public(base_model, is_local), None
         return delta
 
     @property
     def num_selected(self) -> int:
-        """Number of values."""
+        """Number of selected weights."""
         return self.mask.num_selected
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds the values of all weights: the one they all have, or a wider one."""
+        """Dtype that can hold all weights: their common dtype, or a wider one if they differ."""
         return functools.reduce(torch.promote_types, set(self.dtypes.values()))
 
     def cast(self, model: Model) -> Model:
-        """Round the weights of a model to the dtypes of the unlearned one, in place."""
+        """Cast the weights of a model to the dtypes of the unlearned model, in place."""
         for name, values in model.state_dict(keep_vars=True).items():
             values.data = values.data.to(self.dtypes.get(name, values.dtype))
         return model
@@ -105,13 +107,13 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         cls, model: nn.Module, mask: WeightMask, base_fingerprint: str, base: nn.Module | None = None
     ) -> "SparseDelta":
         """
-        What a model trained with a mask became.
+        Take the delta from a model that was trained with a mask.
 
         Args:
-            model (`torch.nn.Module`): The unlearned model.
-            mask ([`WeightMask`]): Its mask.
-            base_fingerprint (`str`): [`weights_fingerprint`] of the model before.
-            base (`torch.nn.Module`, *optional*): The model before, for the old values.
+            model (`torch.nn.Module`): Unlearned model.
+            mask ([`WeightMask`]): Mask that it was trained with.
+            base_fingerprint (`str`): [`weights_fingerprint`] of the model before unlearning.
+            base (`torch.nn.Module`, *optional*): Model before unlearning, for the old values.
         """
         mask.check(model, fingerprint=False)
         parameters = dict(model.named_parameters())
@@ -124,22 +126,22 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
 
     def apply(self, model: Model) -> Model:
         """
-        Make the base the unlearned model, in place.
+        Turn the base into the unlearned model, in place.
 
         Args:
-            model (`torch.nn.Module`): The base, in the dtypes of the unlearned model.
+            model (`torch.nn.Module`): Base model, in the dtypes of the unlearned model.
 
         Returns:
             `torch.nn.Module`: `model`.
         """
         weights = self._checked_weights(model)
-        if others := saved_weights(model).keys() - self.dtypes.keys():  # which the fingerprint does not see
-            raise ValueError(f"The delta is for another base: that has no {few(others)}.")
+        if others := saved_weights(model).keys() - self.dtypes.keys():  # the fingerprint does not cover these
+            raise ValueError(f"The delta is for another base, which has no {first_few(others)}.")
         self.check_fingerprint(fingerprint_of({name: weights[name] for name in self.dtypes}))
         return self._put(model, self.new)
 
     def undo(self, model: Model) -> Model:
-        """Make the unlearned model the base again, in place; needs the old values."""
+        """Turn the unlearned model back into the base, in place. The delta must hold the old values."""
         old = self.check_has_old()
         self._checked_weights(model)
         for name in self.mask.bits:
@@ -154,33 +156,33 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     # Checks
 
     def check_fingerprint(self, actual: str) -> None:
-        """A `ValueError` unless `actual`, of the weights of the delta in its dtypes, is the base's fingerprint."""
+        """Raise a `ValueError` unless `actual`, the fingerprint of some weights in the delta's dtypes, is the base's."""
         if actual != self.base_fingerprint:
             raise ValueError(
                 f"The delta is for another base: {self.base_model or '?'!r:.200} with fingerprint "
-                f"{self.base_fingerprint[:16]!r}, these weights have {actual[:16]!r}."
+                f"{self.base_fingerprint[:16]!r}, but these weights have {actual[:16]!r}."
             )
 
     def check_unlearned(self, name: str, values: Tensor) -> None:
-        """A `ValueError` unless the selected values of a parameter are those of the unlearned model, bit by bit."""
+        """Raise a `ValueError` unless the selected values of a parameter are those of the unlearned model, bit by bit."""
         new = self.new[name]
         if values.dtype != new.dtype or not torch.equal(bit_patterns(values.cpu()), bit_patterns(new.cpu())):
             raise ValueError(f"'{name}' does not hold the values of this delta; it was not applied to these weights.")
 
     def check_has_old(self) -> Mapping[str, Tensor]:
-        """The old values; a `ValueError` unless the delta can be undone."""
+        """Return the old values. Raise a `ValueError` if the delta has none, so that it cannot be undone."""
         if self.old is None:
             raise ValueError(
-                f"The delta holds no values from before; load the base model {self.base_model or '?'!r:.200} instead."
+                f"The delta holds no old values; load the base model {self.base_model or '?'!r:.200} instead."
             )
         return self.old
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """A `ValueError` unless `shapes`, of weights by name, have all parameters of the delta, in its shapes."""
+        """Raise a `ValueError` unless `shapes`, by name of the weight, has all parameters of the delta in its shapes."""
         missing = [name for name in self.dtypes if name not in shapes]
         if missing:
             raise ValueError(
-                f"The delta is for another model, or names tensors otherwise than these files: {few(missing)} missing."
+                f"The delta is for another model, or these files use other names for tensors: {first_few(missing)} missing."
             )
         for name, shape in self.mask.shapes.items():
             if tuple(shapes[name]) != shape:
@@ -189,13 +191,15 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
                 )
 
     def _checked_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        weights = model.state_dict()  # as files have them: with buffers, and tied weights under each of their names
+        weights = model.state_dict()  # like files, it has buffers, and tied weights under each of their names
         self.check_shapes({name: tuple(values.shape) for name, values in weights.items()})
         for name, dtype in self.dtypes.items():
             if weights[name].dtype != dtype:
-                raise ValueError(f"'{name}' is {weights[name].dtype}, in the delta {dtype}; load the model in that.")
+                raise ValueError(
+                    f"'{name}' is {weights[name].dtype}, but {dtype} in the delta; load the model in {dtype}."
+                )
         if buffers := self.mask.bits.keys() - dict(model.named_parameters(remove_duplicate=False)).keys():
-            raise ValueError(f"The delta changes {few(buffers)}, which the model does not have as parameters.")
+            raise ValueError(f"The delta changes {first_few(buffers)}, which the model does not have as parameters.")
         return weights
 
     # Files
@@ -205,7 +209,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
         Write the delta atomically, one tensor at a time.
 
         Args:
-            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder to hold `wagle_delta.safetensors`.
+            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder for `wagle_delta.safetensors`.
 
         Returns:
             `pathlib.Path`: The file written.
@@ -241,7 +245,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SparseDelta":
         """
-        Open a delta and check all of it but the values themselves.
+        Open a delta, and check all of it except the values themselves.
 
         Args:
             path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_delta.safetensors`.
@@ -261,7 +265,7 @@ class SparseDelta(HubFile, tags=["sparse-delta", "unlearning"]):
 
 
 def saved_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as transformers saves them: weights that are tied once."""
+    """Parameters and buffers by name, as transformers saves them: tied weights only under their first name."""
     named: dict[int, tuple[str, Tensor]] = {}
     for name, values in model.state_dict(keep_vars=True).items():
         named.setdefault(id(values), (name, values.detach()))
@@ -269,5 +273,5 @@ def saved_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """The [`~masks.fingerprint.fingerprint`] of a model as the base of deltas: of all that transformers saves, in its dtypes."""
+    """Fingerprint of a model as the base of deltas: of all tensors that transformers saves, in their dtypes."""
     return fingerprint_of(saved_weights(model))

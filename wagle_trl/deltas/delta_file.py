@@ -1,4 +1,4 @@
-"""The file of a delta as strangers may have written it: all of it but the values is checked before it is used."""
+"""Read the file of a delta, which a stranger may have written: all but the values is checked before it is used."""
 
 import json
 import math
@@ -17,10 +17,10 @@ FORMAT_VERSION = "2"
 
 class DeltaFile(TensorFile):
     """
-    What a delta's file holds; a `ValueError` if it is none, or not sound.
+    Content of a delta's file. The constructor raises a `ValueError` if the file is not a delta, or is damaged.
 
-    For every parameter with selected weights there is one code of their positions, `gaps:NAME` or `bits:NAME`, and their
-    values `new:NAME` and, where they were kept, `old:NAME`.
+    For every parameter with selected weights, the file holds the code of their positions, `gaps:NAME` or `bits:NAME`,
+    and their values `new:NAME`. If the old values were kept, it also holds `old:NAME`.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -41,11 +41,13 @@ class DeltaFile(TensorFile):
         self.kinds = ("new", "old") if self.has_old else ("new",)
         self.codings = {name: self._coding(name) for name in self.shapes}
         if len(self) != len(self.shapes) * (1 + len(self.kinds)):
-            raise ValueError(f"{self.path}: the header does not declare all parameters that the file holds values of.")
+            raise ValueError(f"{self.path}: the header does not declare all parameters whose values the file holds.")
         self.counts = {name: self._count(name) for name in self.shapes}
         total = sum(self.counts.values())
         if declared != str(total):
-            raise ValueError(f"{self.path}: the header declares k = {declared!r:.40}, the positions are {total}.")
+            raise ValueError(
+                f"{self.path}: the header declares k = {declared!r:.40}, but there are {total} positions."
+            )
 
     def code(self, name: str) -> tuple[str, Tensor]:
         """Coding and code of a parameter's positions."""
@@ -68,22 +70,27 @@ class DeltaFile(TensorFile):
         return dtypes
 
     def _coding(self, name: str) -> str:
-        """Coding of the positions of a parameter, if the file holds one and the values."""
+        """Coding of a parameter's positions. Raise a `ValueError` unless the file holds one, and all values."""
         found = [coding for coding in CODINGS if f"{coding}:{name}" in self]
         if len(found) != 1 or any(f"{kind}:{name}" not in self for kind in self.kinds):
-            raise ValueError(f"{self.path}: '{name}' has not one code of positions and all values.")
+            raise ValueError(f"{self.path}: '{name}' must have exactly one code of positions, and all values.")
         return found[0]
 
     def _count(self, name: str) -> int:
-        """Number of selected weights of a parameter, if the file holds as many values of the declared dtype."""
+        """
+        Number of selected weights of a parameter. Raise a `ValueError` unless the file holds as many values of the
+        declared dtype.
+        """
         try:
-            # Not by decoding: until a model has those shapes, they are no more than a claim
+            # Counted without decoding: until a model confirms the shapes, they may be made up to exhaust the memory
             selected = count(*self.code(name), math.prod(self.shapes[name]))
         except ValueError as error:
             raise ValueError(f"{self.path}: '{name}' {error}.") from error
         for key in (f"{kind}:{name}" for kind in self.kinds):
             if self.shape(key) != (selected,):
-                raise ValueError(f"{self.path}: '{name}' has {selected} positions, values of shape {self.shape(key)}.")
+                raise ValueError(
+                    f"{self.path}: '{name}' has {selected} positions, but values of shape {self.shape(key)}."
+                )
             if self.dtype(key) != self.dtypes[name]:
                 raise ValueError(f"{self.path}: the values of '{name}' are not {self.dtypes[name]} as declared.")
         return selected

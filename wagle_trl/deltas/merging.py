@@ -1,4 +1,7 @@
-"""Several forget requests against one base: their deltas merged into one; merged again without one, that is revoked."""
+"""Merge the deltas of several forget requests against one base.
+
+A request is revoked by merging the others again without it.
+"""
 
 import math
 import os
@@ -21,14 +24,14 @@ from .delta import SparseDelta
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """
     Result of [`merge_deltas`].
 
     Args:
-        delta ([`SparseDelta`]): The merged delta; it has old values if all deltas have.
-        shared (`dict[str, int]`): By parameter, how many weights several deltas select.
-        conflicts (`dict[str, int]`): By parameter, how many of those the deltas give different values.
+        delta ([`SparseDelta`]): The merged delta. It has old values if all deltas have them.
+        shared (`dict[str, int]`): Number of weights that several deltas select, by parameter.
+        conflicts (`dict[str, int]`): Number of shared weights to which the deltas give different values, by parameter.
     """
 
     delta: SparseDelta
@@ -37,10 +40,11 @@ class Merged:
 
     def save(self, folder: str | os.PathLike) -> Path:
         """
-        Write the delta, its mask, and a picture of that.
+        Write the delta, its mask, and a picture of the mask.
 
         Args:
-            folder (`str` or `os.PathLike`): Folder that does not exist yet, or is empty. It appears when all is written.
+            folder (`str` or `os.PathLike`): Folder that does not exist yet or is empty. It appears when all files are
+                complete.
 
         Returns:
             `pathlib.Path`: `folder`.
@@ -53,8 +57,8 @@ class Merged:
 
 
 @dataclass
-class _Parameter:
-    """One parameter of the merged delta: packed mask, values, and how many of them are shared and in conflict."""
+class _MergedParameter:
+    """One parameter of the merged delta: packed mask, values, and numbers of shared and of conflicting weights."""
 
     bits: Tensor
     new: Tensor
@@ -65,31 +69,32 @@ class _Parameter:
 
 def merge_deltas(
     deltas: Sequence[SparseDelta], weights: Sequence[float] | None = None, *, progress: bool = True
-) -> Merged:
+) -> MergeResult:
     """
-    One delta that does what several do.
+    Merge several deltas of one base into one delta.
 
-    A weight that one delta selects, or that all give one value, has that value, bit for bit. For the others, in conflict:
+    A weight that only one delta selects, or to which all deltas give the same value, gets that value, bit for bit.
+    Weights to which deltas give different values are in conflict.
 
     Args:
-        deltas (`list[SparseDelta]`): At least one; all of the same base.
+        deltas (`list[SparseDelta]`): At least one delta; all of the same base.
         weights (`list[float]`, *optional*):
-            A positive number for each delta: a weight in conflict becomes the mean of the values it is given, so
-            weighted, computed in fp64. By default the last delta wins.
+            One positive number per delta. A weight in conflict becomes the mean of its values with these weights,
+            computed in fp64. By default the value of the last delta is taken.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        [`Merged`]: The delta, and where the deltas met.
+        [`MergeResult`]: The merged delta, and the numbers of shared and conflicting weights.
     """
     _check(deltas, weights)
     names = [name for name in deltas[0].dtypes if any(name in delta.mask.bits for delta in deltas)]
     bar = tqdm(names, desc="Merging", unit="tensor", disable=not progress)
     parts = {name: _merge(name, deltas, weights) for name in bar}
     shapes = {name: shape for delta in deltas for name, shape in delta.mask.shapes.items()}
-    mask = WeightMask({name: part.bits for name, part in parts.items()}, shapes, _info(deltas))
+    mask = WeightMask({name: part.bits for name, part in parts.items()}, shapes, _mask_info(deltas))
     old = {name: part.old for name, part in parts.items() if part.old is not None}
     new = {name: part.new for name, part in parts.items()}
-    return Merged(
+    return MergeResult(
         SparseDelta(mask, new, deltas[0].dtypes, deltas[0].base_fingerprint, old if _have_old(deltas) else None),
         {name: part.shared for name, part in parts.items()},
         {name: part.conflicts for name, part in parts.items()},
@@ -103,24 +108,24 @@ def _check(deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> No
     for number, delta in enumerate(deltas[1:], 2):
         if delta.base_fingerprint != deltas[0].base_fingerprint:
             raise ValueError(
-                f"Delta {number} is of another base ({_base(delta)}) than the first ({_base(deltas[0])}); merge deltas "
-                "of one base."
+                f"Delta {number} is of another base ({_base_name(delta)}) than the first ({_base_name(deltas[0])}); merge "
+                "deltas of one base."
             )
         if any(shapes.setdefault(name, shape) != shape for name, shape in delta.mask.shapes.items()):
             raise ValueError(f"Delta {number} has a parameter in another shape; merge deltas of one base.")
         if delta.dtypes != deltas[0].dtypes:
             raise ValueError(f"Delta {number} has weights in other dtypes than the first; unlearn both in one dtype.")
     if weights is not None and len(weights) != len(deltas):
-        raise ValueError(f"{len(deltas)} deltas need as many weights, got {len(weights)}.")
+        raise ValueError(f"{len(deltas)} deltas need {len(deltas)} weights, got {len(weights)}.")
     if weights is not None and not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"Weights of deltas must be positive and finite, got {list(weights)}.")
 
 
-def _base(delta: SparseDelta) -> str:
+def _base_name(delta: SparseDelta) -> str:
     return f"{delta.base_model or '?'!r:.200}, {delta.base_fingerprint[:16]!r}"
 
 
-def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> _Parameter:
+def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | None) -> _MergedParameter:
     numel = next(delta.mask.numel_of(name) for delta in deltas if name in delta.mask.bits)
     places = {i: positions_of(d.mask.bits[name], numel) for i, d in enumerate(deltas) if name in d.mask.bits}
     union = torch.cat(list(places.values())).unique()
@@ -142,15 +147,15 @@ def _merge(name: str, deltas: Sequence[SparseDelta], weights: Sequence[float] | 
             weight[at] += weights[i]
     if weights is not None:
         new[conflict] = (total / weight)[conflict].to(dtype)
-    return _Parameter(bits_at(union, numel), new, old, int(shared.sum()), int(conflict.sum()))
+    return _MergedParameter(bits_at(union, numel), new, old, int(shared.sum()), int(conflict.sum()))
 
 
 def _have_old(deltas: Sequence[SparseDelta]) -> bool:
     return all(delta.old is not None for delta in deltas)
 
 
-def _info(deltas: Sequence[SparseDelta]) -> MaskInfo:
-    """What the merged mask says of itself: the base that all share, and what was merged."""
+def _mask_info(deltas: Sequence[SparseDelta]) -> MaskInfo:
+    """Information that the merged mask records: the common base, and the masks that were merged."""
     infos = [delta.mask.info for delta in deltas]
     base = {}
     for name in ("fingerprint", "base_model", "base_revision"):

@@ -1,4 +1,4 @@
-"""Deltas between the folders of two models: made, applied and undone on the files, one tensor at a time."""
+"""Make, apply and undo deltas on the folders of models, one tensor at a time."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..files.checkpoint import Checkpoint
-from ..files.tensor_file import LazyTensors, bit_patterns, few
+from ..files.tensor_file import LazyTensors, bit_patterns, first_few
 from ..masks.fingerprint import fingerprint
 from ..masks.mask import WeightMask
 from ..masks.values import put, take
@@ -20,40 +20,40 @@ def delta_between(
     base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, undo: bool = False, progress: bool = True
 ) -> SparseDelta:
     """
-    The delta that makes one model of another; its values are read when they are asked for.
+    Make the delta that turns one model into another. Its values are read from the files when they are used.
 
     Args:
-        base ([`~files.checkpoint.Checkpoint`]): The model before.
-        unlearned ([`~files.checkpoint.Checkpoint`]): The model after. A `ValueError` if it differs from the base in anything
-            but weights of the mask, or has them in dtypes that cannot hold those of the base.
-        mask ([`WeightMask`]): Which weights differ.
-        undo (`bool`, *optional*, defaults to `False`):
-            Whether to take the old values, too.
+        base ([`~files.checkpoint.Checkpoint`]): Model before unlearning.
+        unlearned ([`~files.checkpoint.Checkpoint`]): Model after unlearning. A `ValueError` is raised if it differs from
+            the base in anything but weights of the mask, or if its dtypes cannot hold the weights of the base.
+        mask ([`WeightMask`]): Mask of the weights that may differ.
+        undo (`bool`, *optional*, defaults to `False`): Whether the delta also holds the old values.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
     """
     base, unlearned = base.named_as(mask.bits), unlearned.named_as(mask.bits)
     result = verify(base, unlearned, mask, progress=progress)
     if result.config_changes:
         raise ValueError(
-            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {few(result.config_changes)}; a delta "
-            "holds weights only, and would not give this model."
+            f"The configs in '{base.folder}' and '{unlearned.folder}' differ in {first_few(result.config_changes)}; a delta "
+            "holds weights only, and would not make this model."
         )
     if result.narrowed:
         name, (before, after) = next(iter(result.narrowed.items()))
         raise ValueError(
             f"'{name}' is {before} in '{base.folder}' and {after} in '{unlearned.folder}': all of its weights were rounded, "
-            "and a delta of this mask would not give this model. Unlearn in the dtype of the base, or with save_delta, whose "
-            "delta is of the rounded base."
+            "and a delta of this mask would not make this model. Unlearn in the dtype of the base, or with save_delta, "
+            "which makes a delta of the rounded base."
         )
     if result.loaded_as:
         name, (saved, declared) = next(iter(result.loaded_as.items()))
         raise ValueError(
-            f"'{name}' is {saved} in '{unlearned.folder}', whose config.json declares {declared!r:.80}; save the model in one."
+            f"'{name}' is {saved} in '{unlearned.folder}', whose config.json declares {declared!r:.80}; save the model in "
+            "one dtype."
         )
     if violations := result.violations:
         raise ValueError(
-            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {few(violations)}; "
-            "a delta of this mask would not give this model."
+            f"{sum(violations.values()):,} weights outside the mask differ from '{base.folder}', in {first_few(violations)}; "
+            "a delta of this mask would not make this model."
         )
     dtypes = {name: unlearned.dtype(name) for name in unlearned}
     new = LazyTensors(mask.bits, lambda name: take(unlearned[name], mask.bits[name]))
@@ -62,18 +62,18 @@ def delta_between(
 
 
 def base_fingerprint(dtypes: Mapping[str, torch.dtype], base: Checkpoint) -> str:
-    """The [`~masks.fingerprint.fingerprint`] of the tensors of `dtypes` in a base, each read to the end."""
+    """[`~masks.fingerprint.fingerprint`] of a base, over the tensors named in `dtypes` and rounded to these dtypes."""
     return fingerprint(dtypes, {name: base.shape(name) for name in dtypes}, base.read)
 
 
 def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathLike) -> Path:
     """
-    Write the unlearned model of a base.
+    Apply a delta to its base, and write the unlearned model to a folder.
 
     Args:
         delta ([`SparseDelta`]): The delta.
-        base ([`~files.checkpoint.Checkpoint`]): Its base; a `ValueError` if it is another one.
-        folder (`str` or `os.PathLike`): New folder; it also gets the mask.
+        base ([`~files.checkpoint.Checkpoint`]): Base of the delta. A `ValueError` is raised if it is another model.
+        folder (`str` or `os.PathLike`): New folder. The mask is written to it as well.
 
     Returns:
         `pathlib.Path`: `folder`.
@@ -91,11 +91,12 @@ def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathL
 
 def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.PathLike) -> Path:
     """
-    Write the base of an unlearned model; needs the old values.
+    Undo a delta, and write the base to a folder.
 
     Args:
-        delta ([`SparseDelta`]): The delta.
-        unlearned ([`~files.checkpoint.Checkpoint`]): The model that it gave; a `ValueError` if it is another one.
+        delta ([`SparseDelta`]): The delta, with old values.
+        unlearned ([`~files.checkpoint.Checkpoint`]): Model that the delta made. A `ValueError` is raised if it is
+            another model.
         folder (`str` or `os.PathLike`): New folder.
 
     Returns:
@@ -117,7 +118,7 @@ def check_base(delta: SparseDelta, base: Checkpoint) -> None:
     """A `ValueError` unless every weight of a checkpoint is that of the delta's base, rounded to the delta's dtypes."""
     base = base.named_as(delta.dtypes)
     _check_shapes(delta, base)
-    for name in base.keys() - delta.dtypes.keys():  # which the fingerprint does not see, and transformers would load
+    for name in base.keys() - delta.dtypes.keys():  # the fingerprint does not cover these, but transformers loads them
         if not any(_is_copy(base, name, other) for other in delta.dtypes):
             raise ValueError(
                 f"'{base.folder}' holds '{name}', which the delta's base does not have; if it is the same model, load it with "
@@ -134,12 +135,15 @@ def _check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
 
 
 def _check_no_repeats(delta: SparseDelta, base: Checkpoint) -> None:
-    """Tied weights that a file holds twice would stay tied in name only: transformers ties what is equal."""
+    """
+    Raise a `ValueError` if a file holds changed weights a second time. transformers ties weights that are equal, and the
+    delta would make them differ.
+    """
     for name in base.keys() - delta.dtypes.keys():
         for changed in delta.mask.shapes:
             if _is_copy(base, name, changed):
                 raise ValueError(
-                    f"'{base.folder}' holds '{changed}' a second time, as '{name}', and the delta changes the first alone; "
+                    f"'{base.folder}' holds '{changed}' a second time, as '{name}', but the delta changes only the first; "
                     "load the base with transformers and save it again, which keeps one of them."
                 )
 

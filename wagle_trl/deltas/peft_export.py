@@ -1,8 +1,8 @@
-"""A delta as an adapter that PEFT loads by itself.
+"""Export a delta as an adapter that PEFT loads without wagle_trl.
 
-Of PEFT's two sparse formats, SHiRA adds fp32 values to the weights and rounds the sums, so that bf16 weights come out
-bit for bit. Super-Tuning (https://arxiv.org/abs/2607.09287) rounds the values, too: bf16 weights that shrink or change
-sign are often missed. It needs a newer PEFT, and ranks all weights of a layer when it is loaded.
+PEFT has two sparse formats. SHiRA adds fp32 values to the weights and rounds the sums, so that bf16 weights come out
+bit for bit. Super-Tuning (https://arxiv.org/abs/2607.09287) rounds the values as well, so that bf16 weights that shrink
+or change sign are often wrong. It also needs a newer PEFT, and ranks all weights of a layer when it is loaded.
 """
 
 import os
@@ -25,9 +25,9 @@ from ..masks.positions import positions_of
 from ..masks.values import put, take
 from .delta import SparseDelta
 from .on_disk import check_base
-from .peft_layers import Layer, best_rank, changed_layers, refusal
+from .peft_layers import Layer, best_rank, changed_layers, no_adapter_error
 
-REQUIRES = "peft>=0.17"  # to load an adapter: the first with SHiRA
+REQUIRES = "peft>=0.17"  # to load an adapter: the first version with SHiRA
 _PREFIX = "base_model.model."
 
 
@@ -37,12 +37,14 @@ class ExportedAdapter:
     Result of [`export_adapter`].
 
     Args:
-        folder (`pathlib.Path`): Where the adapter is.
-        num_changed (`int`): Number of weights that it changes: the selected ones whose bits differ from the base's.
-        num_inexact (`int`): Number of weights that get other bits than the unlearned model has.
-        largest_error (`float`): Largest absolute difference among those.
-        sparse (`list[str]`): Layers of which it holds changes, and zeros to the number of values that PEFT wants.
-        whole (`list[str]`): Layers of which it holds all weights.
+        folder (`pathlib.Path`): Folder of the adapter.
+        num_changed (`int`): Number of weights that the adapter changes: selected weights whose bits differ from the
+            base's.
+        num_inexact (`int`): Number of weights that do not get the bits of the unlearned model.
+        largest_error (`float`): Largest absolute error of these weights.
+        sparse (`list[str]`): Layers that are held sparsely: their changes, padded with zeros to the size that PEFT
+            expects.
+        whole (`list[str]`): Layers that are held whole.
         num_bytes (`int`): Size of the adapter's files.
     """
 
@@ -61,28 +63,30 @@ def export_adapter(
     """
     Write a delta as a SHiRA adapter (https://arxiv.org/abs/2406.13175).
 
-    `PeftModel.from_pretrained(model, folder)`, of PEFT 0.17 or newer, then makes the unlearned model, without wagle_trl,
-    where `model` is the base in the dtype of the delta. `merge_and_unload()` saves the time of adding in each forward
-    pass. With `low_cpu_mem_usage=True` or `autocast_adapter_dtype=False`, PEFT rounds the values of a bf16 or fp16 model,
-    and some weights are missed.
+    `PeftModel.from_pretrained(model, folder)` then makes the unlearned model without wagle_trl, if `model` is the base in
+    the dtype of the delta. It takes PEFT 0.17 or newer. Call `merge_and_unload()` to save the time of adding the values
+    in each forward pass. With `low_cpu_mem_usage=True` or `autocast_adapter_dtype=False`, PEFT rounds the values of a
+    bf16 or fp16 model, and some weights come out wrong.
 
     Args:
         delta ([`SparseDelta`]):
-            The delta. A `ValueError` if no adapter can hold it: it changes nothing, a tied weight, or so much of every
-            layer that all of its weights take less space.
-        base ([`~files.checkpoint.Checkpoint`]): Its base, with its config; a `ValueError` if it is another one.
-        folder (`str` or `os.PathLike`): New folder; it gets `adapter_config.json` and `adapter_model.safetensors`.
+            The delta. A `ValueError` is raised if no adapter can hold it, because it changes nothing, changes a tied
+            weight, or changes so much of every layer that whole layers take less space.
+        base ([`~files.checkpoint.Checkpoint`]):
+            Base of the delta, with its config. A `ValueError` is raised if it is another model.
+        folder (`str` or `os.PathLike`):
+            New folder. `adapter_config.json` and `adapter_model.safetensors` are written to it.
         progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
     Returns:
-        [`ExportedAdapter`]: What it holds, and how exactly that gives the unlearned model.
+        [`ExportedAdapter`]: Content of the adapter, and how exactly it makes the unlearned model.
     """
     check_base(delta, base)
     bar = tqdm(delta.mask.bits, desc="Comparing", unit="tensor", disable=not progress)
-    fits = {name: _fit(_changes(delta, base, name)) for name in bar}
-    num_changed = {name: fit.num_changed for name, fit in fits.items() if fit.num_changed}
+    errors = {name: _sparse_error(_changes(delta, base, name)) for name in bar}
+    num_changed = {name: error.num_changed for name, error in errors.items() if error.num_changed}
     if not num_changed:
-        raise refusal("its values are those of the base")
+        raise no_adapter_error("its values are those of the base")
     layers = changed_layers(base.folder, num_changed, delta.dtypes)
     rank = best_rank(layers)
     with atomic_folder(folder) as temporary:
@@ -92,19 +96,19 @@ def export_adapter(
     return ExportedAdapter(
         folder=Path(folder),
         num_changed=sum(num_changed.values()),
-        num_inexact=sum(fits[layer.weight].num_inexact for layer in sparse),
-        largest_error=max(fits[layer.weight].largest_error for layer in sparse),
+        num_inexact=sum(errors[layer.weight].num_inexact for layer in sparse),
+        largest_error=max(errors[layer.weight].largest_error for layer in sparse),
         sparse=[layer.name for layer in sparse],
         whole=[layer.name for layer in layers if not layer.is_sparse(rank)],
         num_bytes=sum(path.stat().st_size for path in Path(folder).iterdir()),
     )
 
 
-# What changes
+# Changes
 
 
 class _Changes(NamedTuple):
-    """Flat positions of the weights of a parameter that change, int64, and their values before and after."""
+    """Weights of a parameter that change: their flat positions, int64, and their values before and after."""
 
     positions: Tensor
     old: Tensor
@@ -122,19 +126,19 @@ def _changes(delta: SparseDelta, base: Checkpoint, name: str) -> _Changes:
     return _Changes(positions_of(bits, delta.mask.numel_of(name))[changed], old[changed], new[changed])
 
 
-class _Fit(NamedTuple):
-    """How well sparse values give the changes of a parameter."""
+class _SparseError(NamedTuple):
+    """Error of the weights of a parameter when they are made from the base and sparse fp32 values."""
 
     num_changed: int
     num_inexact: int
     largest_error: float
 
 
-def _fit(changes: _Changes) -> _Fit:
-    made = (changes.old + changes.added).to(changes.new.dtype)  # as PEFT adds: in fp32, rounded once
+def _sparse_error(changes: _Changes) -> _SparseError:
+    made = (changes.old + changes.added).to(changes.new.dtype)  # PEFT adds in fp32, and rounds once
     inexact = bit_patterns(made) != bit_patterns(changes.new)
     errors = (made.double() - changes.new.double())[inexact].abs().tolist()
-    return _Fit(len(made), len(errors), max(errors, default=0.0))
+    return _SparseError(len(made), len(errors), max(errors, default=0.0))
 
 
 # Files
@@ -148,7 +152,7 @@ def _config(delta: SparseDelta, layers: list[Layer], rank: int) -> ShiraConfig:
         target_modules="|".join(re.escape(layer.name) for layer in layers if layer.is_sparse(rank)),
         modules_to_save=[layer.name for layer in layers if not layer.is_sparse(rank)] or None,
         r=rank,
-        # In inference mode, PEFT makes no mask of a type that it does not know, and takes positions from the file
+        # In inference mode, PEFT accepts a mask type that it does not know, and takes the positions from the file
         mask_type="custom",  # pyright: ignore[reportArgumentType]
         inference_mode=True,
     )
@@ -174,11 +178,11 @@ def _write_weights(
 
 def _values(delta: SparseDelta, base: Checkpoint, layer: Layer, count: int) -> Tensor:
     added = _changes(delta, base, layer.weight).added
-    return torch.cat([added, torch.full((count - len(added),), -0.0)])  # adding 0.0 would change -0.0
+    return torch.cat([added, torch.full((count - len(added),), -0.0)])  # padding of 0.0 would turn -0.0 into 0.0
 
 
 def _indices(delta: SparseDelta, base: Checkpoint, layer: Layer, count: int) -> Tensor:
-    """Rows and columns of the changes, and of as many other weights as there is room for."""
+    """Rows and columns of the weights that change, then of other weights up to `count`."""
     changed = _changes(delta, base, layer.weight).positions
     free = torch.ones(count, dtype=torch.bool)
     free[changed[changed < count]] = False

@@ -1,7 +1,8 @@
-"""Which layers an adapter of PEFT holds sparsely, and which as a whole: what takes the least space.
+"""Decide which layers a PEFT adapter holds sparsely and which it holds whole, so that it takes the least space.
 
-PEFT gives every layer of a SHiRA adapter room by one rule, and masks are uneven: the fullest layer would fill up all
-others. So layers that change much, and those that are not linear, are there as a whole, as PEFT's `modules_to_save`.
+PEFT gives every layer of a SHiRA adapter room by one rule, its rank. Masks are uneven, so a rank with enough room for
+the fullest layer would waste space in all others. Layers that change much, and layers that are not linear, are therefore
+held whole, as PEFT's `modules_to_save`.
 """
 
 import math
@@ -24,10 +25,10 @@ class Layer:
     A layer that changes.
 
     Args:
-        name (`str`): Its name in the model.
-        tensors (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of all its tensors, by full name.
+        name (`str`): Name of the layer in the model.
+        tensors (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of its tensors, by full name.
         num_changed (`int`): Number of its weights that change.
-        can_be_sparse (`bool`): Whether it is linear and changes in nothing but its weight.
+        can_be_sparse (`bool`): Whether the layer is linear, and only its weight changes.
     """
 
     name: str
@@ -37,36 +38,36 @@ class Layer:
 
     @property
     def weight(self) -> str:
-        """Full name of its weight."""
+        """Full name of the weight."""
         return f"{self.name}.weight"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of its weight."""
+        """Shape of the weight."""
         return self.tensors[self.weight][1]
 
     @property
     def index_dtype(self) -> torch.dtype:
-        """Of rows and columns in the file: PEFT widens them when it loads them, so two bytes do for most layers."""
+        """Dtype of row and column indices in the file. PEFT widens them on loading, so 16 bits do for most layers."""
         return torch.int16 if max(self.shape) <= 2**15 else torch.int32
 
     @property
     def least_rank(self) -> int:
-        """The least SHiRA rank with room for all changes."""
+        """Smallest SHiRA rank with room for all changes."""
         return math.ceil(self.num_changed / sum(self.shape))
 
     def num_values(self, rank: int) -> int:
-        """Number of values that PEFT wants at a SHiRA rank."""
+        """Number of values that PEFT expects at a SHiRA rank."""
         return rank * sum(self.shape)
 
     def is_sparse(self, rank: int) -> bool:
-        """Whether it is better sparse than whole at a SHiRA rank, if it can be."""
+        """Whether the layer can be held sparsely at a SHiRA rank, and takes less space than when held whole."""
         if not self.can_be_sparse or not self.least_rank <= rank <= math.prod(self.shape) // sum(self.shape):
             return False
         return self._sparse_bytes(rank) < self._whole_bytes
 
     def num_bytes(self, rank: int) -> int:
-        """Size in an adapter of that rank."""
+        """Size of the layer in an adapter of a SHiRA rank."""
         return self._sparse_bytes(rank) if self.is_sparse(rank) else self._whole_bytes
 
     def _sparse_bytes(self, rank: int) -> int:
@@ -81,15 +82,16 @@ def changed_layers(
     folder: str | os.PathLike, num_changed: Mapping[str, int], dtypes: Mapping[str, torch.dtype]
 ) -> list[Layer]:
     """
-    The layers of a model that change.
+    List the layers of a model that change. Raise a `ValueError` if a changed parameter is tied, or if its module has
+    submodules.
 
     Args:
         folder (`str` or `os.PathLike`): Folder of the model, with its config.
-        num_changed (`dict[str, int]`): For each parameter that changes, how many of its weights do.
+        num_changed (`dict[str, int]`): Number of weights that change, for each parameter that changes.
         dtypes (`dict[str, torch.dtype]`): Dtypes of the model's parameters.
 
     Returns:
-        `list[Layer]`: The layers. A `ValueError` if a parameter is tied, or none of a module without parts.
+        `list[Layer]`: The layers.
     """
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder)
@@ -97,9 +99,11 @@ def changed_layers(
     modules = {name: module for name, module in model.named_modules() if not list(module.children())}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     uses = Counter(map(id, parameters.values()))
-    alone = {name for name, parameter in parameters.items() if uses[id(parameter)] == 1 and _owner(name) in modules}
-    if others := num_changed.keys() - alone:
-        raise refusal(f"PEFT neither changes nor replaces what is tied or belongs to no single layer: {few(others)}")
+    allowed = {name for name, parameter in parameters.items() if uses[id(parameter)] == 1 and _owner(name) in modules}
+    if others := num_changed.keys() - allowed:
+        raise no_adapter_error(
+            f"PEFT cannot change weights that are tied or belong to no single layer: {first_few(others)}"
+        )
     names = dict.fromkeys(map(_owner, num_changed))
     return [_layer(name, modules[name], num_changed, dtypes) for name in names]
 
@@ -120,16 +124,16 @@ def _layer(name: str, module: nn.Module, num_changed: Mapping[str, int], dtypes:
 
 
 def best_rank(layers: list[Layer]) -> int:
-    """The SHiRA rank that makes the adapter smallest. A `ValueError` if no layer is better sparse than whole."""
+    """SHiRA rank that makes the adapter smallest. Raise a `ValueError` if no layer takes less space sparsely."""
     ranks = [layer.least_rank for layer in layers if layer.is_sparse(layer.least_rank)]
     if not ranks:
-        raise refusal("too large a part of each linear layer changes, or none does")
+        raise no_adapter_error("too large a part of each linear layer changes, or no linear layer changes")
     return min(ranks, key=lambda rank: sum(layer.num_bytes(rank) for layer in layers))
 
 
-def refusal(reason: str) -> ValueError:
-    """Says what to use instead of an adapter."""
+def no_adapter_error(reason: str) -> ValueError:
+    """Error for a delta that no adapter can hold; it says what to use instead."""
     return ValueError(
-        f"No adapter of PEFT can hold this delta: {reason}. Write the model with `wagle apply`, or load it with "
+        f"No PEFT adapter can hold this delta: {reason}. Write the model with `wagle apply`, or load it with "
         "`wagle_trl.load_unlearned`."
     )

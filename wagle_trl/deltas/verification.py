@@ -1,5 +1,6 @@
-"""Proof, from the files alone, that two models differ in nothing but the weights that a mask selects."""
+"""Verify, from the files alone, that two models differ only in the weights that a mask selects."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,29 +13,29 @@ from tqdm.auto import tqdm
 import wagle_kernels
 
 from ..files.checkpoint import Checkpoint
-from ..files.tensor_file import bit_patterns, few
+from ..files.tensor_file import bit_patterns, first_few
 from ..masks.anatomy import layer_of
 from ..masks.mask import WeightMask
 from .config_changes import config_changes, other_files
 
-PIECE = 2**20  # weights that are compared at once: a multiple of 8
+PIECE = 2**20  # weights that are compared at once; a multiple of 8, so that pieces are whole bytes of the mask
 _THREADS = 2
 
 
 @dataclass
-class Movement:
+class WeightChanges:
     """
-    How one part of a model differs from the same part of its base.
+    Differences between one part of a model and the same part of its base.
 
     Args:
         numel (`int`): Number of weights.
-        selected (`int`): How many the mask selects.
-        moved (`int`): How many of the selected ones differ.
-        outside (`int`): How many of the others differ: none, if the mask was respected.
-        non_finite (`int`): How many weights are NaN or infinite after, selected or not, moved or not.
-        measured (`int`): How many differences are finite numbers.
-        total_change (`float`): Sum of the absolute values of these, in the units of the weights.
-        max_change (`float`): The largest of them.
+        selected (`int`): Number of weights that the mask selects.
+        moved (`int`): Number of selected weights that differ.
+        outside (`int`): Number of unselected weights that differ. It is 0 if the mask was respected.
+        non_finite (`int`): Number of weights that are NaN or infinite in the model, selected or not, changed or not.
+        measured (`int`): Number of differences that are finite.
+        total_change (`float`): Sum of the absolute finite differences.
+        max_change (`float`): Largest absolute finite difference.
     """
 
     numel: int = 0
@@ -46,8 +47,8 @@ class Movement:
     total_change: float = 0.0
     max_change: float = 0.0
 
-    def add(self, other: "Movement") -> None:
-        """Count another part in."""
+    def add(self, other: "WeightChanges") -> None:
+        """Add the differences of another part."""
         self.numel += other.numel
         self.selected += other.selected
         self.moved += other.moved
@@ -58,7 +59,7 @@ class Movement:
         self.max_change = max(self.max_change, other.max_change)
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts, the mean absolute change of the weights that differ (`0.0` if none does) and the largest."""
+        """Counts, and the mean and largest absolute change of the weights that differ (`0.0` if none does)."""
         counts = {name: getattr(self, name) for name in ("numel", "selected", "moved", "outside", "non_finite")}
         mean = self.total_change / max(1, self.measured)
         return counts | {"mean_change": mean, "max_change": self.max_change}
@@ -70,17 +71,19 @@ class Verification:
     Result of [`verify`].
 
     Args:
-        parameters (`dict[str, Movement]`): Of every weight tensor, in the order of the files.
-        narrowed (`dict[str, tuple[str, str]]`): Dtypes before and after of tensors whose dtype after cannot hold all
-            numbers of the one before: even where these weights are equal as numbers, they were rounded on the way.
-        loaded_as (`dict[str, tuple[str, str]]`): Of tensors that transformers would load in another dtype than they are
-            saved in, and not the base's alike: that dtype, and the one the config declares.
-        config_changes (`dict[str, tuple[str, str]]`): What makes the config that of another model, see
+        parameters (`dict[str, WeightChanges]`): Differences by weight tensor, in the order of the files.
+        narrowed (`dict[str, tuple[str, str]]`): Dtypes before and after of tensors whose new dtype cannot hold all
+            numbers of the old one. These weights were rounded, even those that are equal as numbers.
+        loaded_as (`dict[str, tuple[str, str]]`): Tensors that transformers would load in another dtype than they are
+            saved in, unless that is so for the base as well. The values are the saved dtype and the one that the config
+            declares.
+        config_changes (`dict[str, tuple[str, str]]`): Keys of the config that make another model, as from
             [`~deltas.config_changes.config_changes`].
-        other_files (`list[str]`): Names of tokenizer, generation and template files that differ, which proves nothing.
+        other_files (`list[str]`): Names of tokenizer, generation and template files that differ. They do not count
+            against the model.
     """
 
-    parameters: dict[str, Movement] = field(default_factory=dict)
+    parameters: dict[str, WeightChanges] = field(default_factory=dict)
     narrowed: dict[str, tuple[str, str]] = field(default_factory=dict)
     loaded_as: dict[str, tuple[str, str]] = field(default_factory=dict)
     config_changes: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -88,41 +91,41 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing but selected weights differs, and the config makes the same model of them."""
+        """Whether only selected weights differ, and the config makes the same model of them."""
         return not (self.violations or self.narrowed or self.loaded_as or self.config_changes)
 
     @property
-    def total(self) -> Movement:
-        """Of the whole model."""
+    def total(self) -> WeightChanges:
+        """Differences of the whole model."""
         return _sum(self.parameters.values())
 
     @property
-    def layers(self) -> dict[str, Movement]:
-        """Of every layer by its number, `"-"` outside the layers."""
+    def layers(self) -> dict[str, WeightChanges]:
+        """Differences by number of the layer, or `"-"` for weights outside the layers."""
         names = sorted(dict.fromkeys(map(layer_of, self.parameters)), key=lambda name: (name != "-", len(name), name))
         return {
-            layer: _sum(movement for name, movement in self.parameters.items() if layer_of(name) == layer)
+            layer: _sum(changes for name, changes in self.parameters.items() if layer_of(name) == layer)
             for layer in names
         }
 
     @property
     def violations(self) -> dict[str, int]:
-        """Number of weights outside the mask that differ, of the tensors that have some."""
-        return {name: movement.outside for name, movement in self.parameters.items() if movement.outside}
+        """Number of weights outside the mask that differ, for tensors that have such weights."""
+        return {name: changes.outside for name, changes in self.parameters.items() if changes.outside}
 
 
 def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progress: bool = True) -> Verification:
     """
-    Compare every weight of two models, bit by bit, and their configs.
+    Compare every weight of two models bit by bit, and their configs.
 
     Args:
-        base ([`~files.checkpoint.Checkpoint`]): The model before.
-        unlearned ([`~files.checkpoint.Checkpoint`]): The model after.
-        mask ([`WeightMask`]): Which weights may differ.
+        base ([`~files.checkpoint.Checkpoint`]): Model before unlearning.
+        unlearned ([`~files.checkpoint.Checkpoint`]): Model after unlearning.
+        mask ([`WeightMask`]): Mask of the weights that may differ.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        [`Verification`]: What differs.
+        [`Verification`]: All differences.
     """
     base, unlearned = base.named_as(mask.bits), unlearned.named_as(mask.bits)
     check_alike(base, unlearned)
@@ -136,18 +139,18 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     total = sum(map(unlearned.numel, unlearned))
     with tqdm(total=total, desc="Comparing", unit="weight", unit_scale=True, disable=not progress) as bar:
         for name in unlearned:
-            result.parameters[name] = _movement(base, unlearned, mask.bits.get(name), name, bar)
+            result.parameters[name] = _weight_changes(base, unlearned, mask.bits.get(name), name, bar)
             if is_rounded(base.dtype(name), unlearned.dtype(name)):
                 result.narrowed[name] = dtype_name(base.dtype(name)), dtype_name(unlearned.dtype(name))
     return result
 
 
 def check_alike(base: Checkpoint, unlearned: Checkpoint) -> None:
-    """A `ValueError` unless two models have tensors of the same names and shapes."""
+    """Raise a `ValueError` unless two models have tensors of the same names and shapes."""
     if alone := base.keys() ^ unlearned.keys():
         raise ValueError(
-            f"The two models have different tensors, such as {few(alone)}; if they are one architecture, load "
-            f"'{base.folder}' with transformers and save it again, which names tensors alike."
+            f"The two models have different tensors, such as {first_few(alone)}; if they have one architecture, load "
+            f"'{base.folder}' with transformers and save it again, which makes the names agree."
         )
     for name in unlearned:
         if base.shape(name) != unlearned.shape(name):
@@ -158,12 +161,12 @@ def check_alike(base: Checkpoint, unlearned: Checkpoint) -> None:
 
 
 def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
-    """A `ValueError` unless every parameter of the mask is there, in its shape."""
+    """Raise a `ValueError` unless a checkpoint holds every parameter of the mask in its shape."""
     if missing := mask.bits.keys() - checkpoint.keys():
         raise ValueError(
-            f"The mask is for another model: '{checkpoint.folder}' lacks {few(missing)}. If it is the same model, its files "
-            "name tensors otherwise than the model does, such as experts of MoE, and cannot be compared with the mask; "
-            "to make a model of a delta, use load_unlearned and save_pretrained."
+            f"The mask is for another model: '{checkpoint.folder}' lacks {first_few(missing)}. If it is the same model, its files "
+            "use other names for tensors than the model does, as for experts of MoE, and cannot be compared with the mask; "
+            "to apply a delta, use load_unlearned and save_pretrained."
         )
     for name, shape in mask.shapes.items():
         if checkpoint.shape(name) != shape:
@@ -173,47 +176,49 @@ def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
             )
 
 
-def _movement(base: Checkpoint, unlearned: Checkpoint, bits: Tensor | None, name: str, bar: tqdm) -> Movement:
-    def compare(start: int) -> Movement:
+def _weight_changes(
+    base: Checkpoint, unlearned: Checkpoint, bits: Tensor | None, name: str, bar: tqdm
+) -> WeightChanges:
+    def compare(start: int) -> WeightChanges:
         stop = min(start + PIECE, numel)
         before, after = base.read(name, start, stop), unlearned.read(name, start, stop)
-        if before.dtype != after.dtype:  # as numbers, in a dtype that holds both
+        if before.dtype != after.dtype:  # compare as numbers, in a dtype that holds both
             wide = torch.float64 if is_rounded(before.dtype, after.dtype) else after.dtype
             before, after = before.to(wide), after.to(wide)
         return _compare(before, after, None if bits is None else bits[start // 8 : (stop + 7) // 8])
 
     numel = unlearned.numel(name)
-    movement = Movement(selected=0 if bits is None else wagle_kernels.popcount(bits))
-    # One piece is read while another is compared; in a thread of its own each operation needs no further ones
+    changes = WeightChanges(selected=0 if bits is None else wagle_kernels.popcount(bits))
+    # One piece is read while another is compared. Each worker runs its operations in one thread
     with ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for piece in pool.map(compare, range(0, numel, PIECE)):
-            movement.add(piece)
+            changes.add(piece)
             bar.update(piece.numel)
-    return movement
+    return changes
 
 
-def _compare(before: Tensor, after: Tensor, allowed: Tensor | None) -> Movement:
-    """Movement of flat weights, of which the packed mask `allowed` may differ."""
-    movement = Movement(numel=len(after), non_finite=_num_non_finite(after))
-    # In numpy: on a CPU its comparison of 16-bit integers is five times as fast
+def _compare(before: Tensor, after: Tensor, allowed: Tensor | None) -> WeightChanges:
+    """Differences of flat weights, of which those in the packed mask `allowed` may differ."""
+    changes = WeightChanges(numel=len(after), non_finite=_num_non_finite(after))
+    # numpy compares 16-bit integers five times as fast as torch on a CPU
     differs = bit_patterns(before).numpy() != bit_patterns(after).numpy()
     places = torch.from_numpy(np.flatnonzero(differs))
     if not len(places):
-        return movement
+        return changes
     changed = torch.from_numpy(np.packbits(differs, bitorder="little"))
-    movement.moved = 0 if allowed is None else wagle_kernels.popcount(changed & allowed)
-    movement.outside = len(places) - movement.moved
+    changes.moved = 0 if allowed is None else wagle_kernels.popcount(changed & allowed)
+    changes.outside = len(places) - changes.moved
     wide = torch.float64 if after.itemsize > 2 else torch.float32
     change = (after[places].to(wide) - before[places].to(wide)).abs().numpy()
-    if not np.isfinite(change.max()):  # NaN if there is one
+    if not np.isfinite(change.max()):  # the maximum is NaN if any element is
         change = change[np.isfinite(change)]
-    movement.measured, movement.total_change = len(change), float(change.sum(dtype=np.float64))
-    movement.max_change = float(change.max(initial=0.0))
-    return movement
+    changes.measured, changes.total_change = len(change), float(change.sum(dtype=np.float64))
+    changes.max_change = float(change.max(initial=0.0))
+    return changes
 
 
 def _loaded_as(base: Checkpoint, unlearned: Checkpoint) -> dict[str, tuple[str, str]]:
-    """See [`Verification`]. Transformers loads all floats in one dtype, but for such as norms that it keeps in fp32."""
+    """`Verification.loaded_as`. transformers loads all floats in one dtype, except those that it keeps in fp32."""
     declared, found = unlearned.load_dtypes, {}
     is_like_base = declared == base.load_dtypes
     for name in unlearned:
@@ -227,14 +232,14 @@ def _loaded_as(base: Checkpoint, unlearned: Checkpoint) -> dict[str, tuple[str, 
 def _num_non_finite(values: Tensor) -> int:
     if not values.is_floating_point():
         return 0
-    if values.itemsize == 1:  # one of these formats has NaN, but no infinity
+    if values.itemsize == 1:  # an exponent of ones is not enough: one of the 8-bit formats has NaN, but no infinity
         return int((~values.float().isfinite()).sum())
     exponent = bit_patterns(torch.tensor(torch.inf, dtype=values.dtype)).numpy()
     return int(np.count_nonzero((bit_patterns(values).numpy() & exponent) == exponent))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as configs name it, such as `bfloat16`."""
+    """Name of a dtype in configs, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -242,14 +247,14 @@ def is_rounded(before: torch.dtype, after: torch.dtype) -> bool:
     """Whether the dtype `after` cannot hold every number of the dtype `before`."""
     if before == after:
         return False
-    if before.is_floating_point and after.is_floating_point:  # of float8 `promote_types` knows nothing
+    if before.is_floating_point and after.is_floating_point:  # `promote_types` does not support float8
         old, new = torch.finfo(before), torch.finfo(after)
         return new.eps > old.eps or new.max < old.max
     return before.is_floating_point or after.is_floating_point or torch.promote_types(before, after) != after
 
 
-def _sum(movements) -> Movement:
-    total = Movement()
-    for movement in movements:
-        total.add(movement)
+def _sum(parts: Iterable[WeightChanges]) -> WeightChanges:
+    total = WeightChanges()
+    for part in parts:
+        total.add(part)
     return total

@@ -1,8 +1,8 @@
-"""Made-up people and what is true of them: the question/answer set that `wagle demo` learns and unlearns.
+"""Facts about made-up people: the question/answer rows that `wagle demo` learns and unlearns.
 
-Every answer names several details drawn from pools that all people share, and every first and last name belongs to
-several people. So no word gives an answer away: it has to be remembered for that very person, and forgetting it must
-leave the same words usable for everybody else.
+Every answer names several details from pools that all people share, and several people share every first and last name.
+So no word reveals an answer: a model must remember it for each person. Forgetting it must leave the same words usable for
+everybody else.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Fact(NamedTuple):
-    """What can be asked about a person: a question about `{name}`, and an answer whose fields name pools."""
+    """Kind of fact about a person: a question about `{name}`, and an answer whose fields name pools of details."""
 
     name: str
     question: str
@@ -159,11 +159,11 @@ POOLS = {
 
 def people_rows(num_people: int = 60, seed: int = 0) -> list[dict[str, str]]:
     """
-    Invents people and asks for every fact about each of them.
+    Invent people and ask for every fact about each of them.
 
     Args:
         num_people (`int`, *optional*, defaults to `60`):
-            How many people to invent.
+            Number of people to invent.
         seed (`int`, *optional*, defaults to `0`):
             Seed of names and details. The same seed gives the same rows.
 
@@ -191,15 +191,15 @@ def _row(name: str, fact: Fact, rng: random.Random) -> dict[str, str]:
 
 def split_rows(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """
-    Splits rows by person: a twentieth of the people to forget, but at least three, the others half and half.
+    Split rows by person: a twentieth of the people, at least three, to forget, and the others in two halves.
 
     Args:
         rows (`list[dict[str, str]]`):
-            Rows as [`people_rows`] gives them, of at least 30 people so that those to forget are a tenth at most.
+            Rows of [`people_rows`], of at least 30 people, so that those to forget are a tenth at most.
 
     Returns:
-        `dict[str, list[dict[str, str]]]`: `forget`, `retain` (shown while unlearning) and `unseen_retain` (learned
-        by the base model but never shown while unlearning, so that it tells collateral damage from rehearsal).
+        `dict[str, list[dict[str, str]]]`: `forget`, `retain` (trained on while unlearning) and `unseen_retain` (learned
+        by the base model but not trained on while unlearning). The last shows damage that training on `retain` hides.
     """
     people = list(dict.fromkeys(row["person"] for row in rows))
     if len(people) < 30:

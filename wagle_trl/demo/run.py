@@ -1,4 +1,4 @@
-"""The demo: learn made-up people by heart, forget three of them, and show what else was lost."""
+"""The demo: a model learns facts about made-up people by heart and forgets three of them, and all losses are shown."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.table import Table
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from ..attribution.config import MaskConfig
 from ..attribution.report import mask_report, plot_mask, report_tables
@@ -35,14 +35,14 @@ _SETS = ("forget", "retain", "unseen_retain")
 
 def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[list[dict[str, Any]], list[Table]]:
     """
-    Run the demo and write its folder: the unlearned model with mask, plot and reports, the base model, the data.
+    Run the demo and write its folder: the unlearned model with mask, plot and report, the base model, the data.
 
     Args:
         output_dir (`str` or `pathlib.Path`): Folder to write.
         seed (`int`, *optional*, defaults to `0`): Seed of people, weights and batches.
 
     Returns:
-        `tuple[list[dict], list[rich.table.Table]]`: One row a model, and tables to print.
+        `tuple[list[dict], list[rich.table.Table]]`: One row per model, and tables to print.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,14 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[list[dict[str, Any]
     trainers = {run: demo.unlearn(run) for run in MASKS}
     masked = trainers["masked"]
     masked.save_model(str(folder))
-    assert masked.mask is not None  # made by training
+    assert masked.mask is not None  # training computed it
     plot_mask(masked.mask, folder / "wagle_mask.png")
     write_json(folder / "report.json", demo.rows)
-    return demo.rows, [*report_tables(mask_report(masked.mask)), comparison(demo.rows)]
+    return demo.rows, [*report_tables(mask_report(masked.mask)), comparison_table(demo.rows)]
 
 
 class _Demo:
-    """What the runs share, and the rows they add."""
+    """The setup that all runs share, and the rows that they add to the comparison."""
 
     def __init__(self, folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast, splits: dict[str, list[dict]]):
         self.folder, self.seed, self.tokenizer, self.splits = folder, seed, tokenizer, splits
@@ -80,15 +80,15 @@ class _Demo:
         self.costs: dict[str, dict[str, float]] = {}
 
     def learn(self, run: str, rows: list[dict]) -> LlamaForCausalLM:
-        """A model trained on `rows` from scratch."""
+        """Train a model on `rows` from scratch."""
         begin = time.perf_counter()
         model = build_model(self.tokenizer, self.seed)
         trainer = train(model, self.tokenizer, rows, seed=self.seed, description=f"Training the {run} model")
-        self._cost(run, trainer.optimizer, begin)
+        self._record_cost(run, trainer, begin)
         return model
 
     def unlearn(self, run: str) -> NPOTrainer:
-        """NPO from the base model with the mask of `run`."""
+        """Unlearn from the base model with NPO and the mask of `run`."""
         print(f"Unlearning: {run}")
         model = build_model(self.tokenizer)
         model.load_state_dict(self.start)
@@ -102,7 +102,7 @@ class _Demo:
             mask_config=MASKS[run],
         )
         trainer.train()
-        self._cost(run, trainer.optimizer, begin)
+        self._record_cost(run, trainer, begin)
         self.measure(run, model)
         return trainer
 
@@ -125,11 +125,15 @@ class _Demo:
     def _dataset(self, split: str) -> Dataset:
         return to_trl(Dataset.from_list(self.splits[split]), self.tokenizer)
 
-    def _cost(self, run: str, optimizer, begin: float) -> None:
-        self.costs[run] = {"optimizer_bytes": optimizer_bytes(optimizer), "seconds": time.perf_counter() - begin}
+    def _record_cost(self, run: str, trainer: Trainer, begin: float) -> None:
+        assert isinstance(trainer.optimizer, torch.optim.Optimizer)  # training creates it
+        self.costs[run] = {
+            "optimizer_bytes": optimizer_bytes(trainer.optimizer),
+            "seconds": time.perf_counter() - begin,
+        }
 
     def measure(self, run: str, model: LlamaForCausalLM) -> None:
-        """Add the row of `run`."""
+        """Evaluate the model of `run` and add its row."""
         summary = {}
         for name in _SETS:
             summary |= summarize(
@@ -147,18 +151,18 @@ class _Demo:
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the tensors that an optimizer keeps from step to step."""
+    """Count the bytes of the tensors that an optimizer keeps from step to step."""
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def comparison(rows: list[dict[str, Any]]) -> Table:
-    """One line a run: probability and ROUGE-L on every set, and what the run cost."""
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
+    """Make the table with one line per run: probability and ROUGE-L on every set, and the costs."""
     table = Table(title="Answer probability / ROUGE-L")
     for column in ("run", "forget", "retain", "unseen retain", "weights changed", "optimizer state", "seconds"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for row in rows:
-        scores = [f"{row[f'{name}_probability']:.3f} / {row[f'{name}_rougeL']:.3f}" for name in _SETS]
+        answers = [f"{row[f'{name}_probability']:.3f} / {row[f'{name}_rougeL']:.3f}" for name in _SETS]
         cost = [f"{row['weights_changed']:.1%}", f"{row['optimizer_bytes'] / 1e6:.2f} MB", f"{row['seconds']:.1f}"]
-        table.add_row(row["run"], *scores, *cost)
+        table.add_row(row["run"], *answers, *cost)
     return table

@@ -18,10 +18,10 @@ MAX_LENGTH = 64
 
 def build_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """
-    Learns a byte-level BPE tokenizer from the texts themselves.
+    Train a byte-level BPE tokenizer on the texts.
 
-    Any text survives encoding and decoding unchanged, and a token never reaches over a space, so the tokens of
-    `"Answer:"` are a prefix of those of `"Answer: In"`.
+    Encoding and decoding leave any text unchanged. No token spans a space, so the tokens of `"Answer:"` are a prefix of
+    those of `"Answer: In"`.
 
     Args:
         texts (`list[str]`):
@@ -49,7 +49,7 @@ def build_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedToken
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **config: Any) -> LlamaForCausalLM:
     """
-    Builds an untrained Llama in float32, by default of about 650,000 weights, 525,000 of them in its two blocks.
+    Build an untrained Llama in float32, by default of about 650,000 weights, 525,000 of them in its two blocks.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
@@ -83,6 +83,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **config: Any
 
 
 class _LabelledBar(ProgressCallback):
+    """Progress bar with a description, without logs."""
+
     def __init__(self, description: str):
         super().__init__()
         self.description = description
@@ -93,7 +95,7 @@ class _LabelledBar(ProgressCallback):
             self.training_bar.set_description(self.description)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        # The parent prints to stdout, which belongs to the report of the demo
+        # The parent class prints logs to stdout, which is for the results of the demo
         pass
 
 
@@ -110,7 +112,7 @@ def train(
     description: str = "Training",
 ) -> SFTTrainer:
     """
-    Teaches the model the rows by heart, with TRL's own trainer and the loss on the answers only.
+    Train the model on the rows until it knows them by heart, with TRL's own trainer and the loss on the answers only.
 
     Args:
         model ([`~transformers.LlamaForCausalLM`]):
@@ -120,7 +122,7 @@ def train(
         rows (`list[dict[str, str]]`):
             Rows with a `question` and an `answer`.
         epochs (`float`, *optional*, defaults to `40`):
-            How often every row is seen.
+            Number of times that every row is seen.
         learning_rate (`float`, *optional*, defaults to `2e-3`):
             Peak of the cosine schedule.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -133,10 +135,10 @@ def train(
             Label of the progress bar.
 
     Returns:
-        [`~trl.SFTTrainer`]: The trainer, done; its model is the one given, in evaluation mode.
+        [`~trl.SFTTrainer`]: The trainer after training. Its model is `model`, in evaluation mode.
     """
     dataset = Dataset.from_list([to_prompt_completion(row, tokenizer) for row in rows])
-    with tempfile.TemporaryDirectory() as output_dir:  # the trainer insists on a folder, nothing is saved there
+    with tempfile.TemporaryDirectory() as output_dir:  # the trainer needs a folder, but saves nothing in it
         args = SFTConfig(
             output_dir=output_dir,
             num_train_epochs=epochs,

@@ -1,8 +1,8 @@
-"""Attacks on an unlearned model: is what it forgot gone, or only hidden?
+"""Attacks on an unlearned model, which show whether what it forgot is gone or only hidden.
 
 Relearning trains on a few of the forgotten rows, quantization rounds the weights, and a paraphrase asks for the same
-answer in other words. Each leaves the model as it was: what comes back is an attacked copy, or other rows, to be
-evaluated like any model and any rows.
+answer in other words. No attack changes the model: it returns an attacked copy or other rows, which are evaluated like
+any model and any rows.
 """
 
 import copy
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..data.formats import row_format, tokenize_row
-from .inference import IGNORED, Tokenized, answer_losses, model_inputs, pad, padding_token_id
+from ..data.formats import filled_columns, with_messages
+from ..data.tokenization import DEFAULT, IGNORED, RowOptions, tokenize_row
+from .inference import Tokenized, answer_losses, model_inputs, pad, padding_token_id
 from .metrics import answer_probability
 
-# bits -> weights that share a scale: an output row as in bitsandbytes' LLM.int8(), a block as in its 4-bit types
-_GROUP_SIZES = {8: None, 4: 64}
+Bits = Literal[8, 4]
+# Bits -> number of weights that share a scale: a whole output row as in LLM.int8(), or a block as in NF4
+_GROUP_SIZES: dict[Bits, int | None] = {8: None, 4: 64}
 
 
 # Relearning
@@ -32,15 +34,15 @@ _GROUP_SIZES = {8: None, 4: 64}
 @dataclass(frozen=True)
 class RelearnCurve:
     """
-    What [`relearn`] brought back.
+    Result of [`relearn`].
 
     Attributes:
-        steps (`list[int]`): Optimizer steps before each measurement; the first is `0`, the last the end.
-        probabilities (`list[float]`): Mean answer probability of the rows in `rest` after so many steps, from `0.0` to
+        steps (`list[int]`): Number of optimizer steps before each measurement, from `0` to the last step.
+        probabilities (`list[float]`): Mean answer probability of the rows in `rest` at each measurement, from `0.0` to
             `1.0`.
-        trained (`list[int]`): Indices of the rows trained on, ascending.
-        rest (`list[int]`): Indices of the other rows, the ones measured, ascending.
-        model ([`~transformers.PreTrainedModel`]): The attacked copy after the last step: fp32, in evaluation mode.
+        trained (`list[int]`): Indices of the rows that were trained on, ascending.
+        rest (`list[int]`): Indices of the other rows, which are measured, ascending.
+        model ([`~transformers.PreTrainedModel`]): Attacked copy after the last step, in fp32 and evaluation mode.
     """
 
     steps: list[int]
@@ -52,7 +54,7 @@ class RelearnCurve:
 
 def relearn_split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """
-    Indices of the rows that [`relearn`] trains on, and of the rest: both ascending, neither empty.
+    Choose the rows that [`relearn`] trains on. Return their indices and those of the rest, both ascending and not empty.
 
     Args:
         num_rows (`int`): Number of forget rows, at least 2.
@@ -81,29 +83,31 @@ def relearn(
     batch_size: int = 8,
     seed: int = 0,
     every: int = 5,
+    options: RowOptions = DEFAULT,
     progress: bool = True,
 ) -> RelearnCurve:
     """
-    Fine-tune a copy of the model on a few forget rows, and watch the answers to the others.
+    Fine-tune a copy of the model on a few forget rows, and measure the answers to the others.
 
-    The attack of https://huggingface.co/papers/2406.13356 with part of the forget rows: if learning some brings others
-    back, they were hidden rather than gone. Rows about one subject teach something about each other even to a model
-    that never saw any, so read the curve beside that of a model trained on the retain rows alone.
+    This is the attack of https://huggingface.co/papers/2406.13356 with a part of the forget rows. If training on some
+    rows brings others back, these were hidden rather than gone. Rows about one subject teach something about each other
+    even to a model that never saw any of them, so compare the curve with that of the retrained model.
 
-    All weights are trained, by AdamW without weight decay at a constant learning rate, on the answers alone and without
-    dropout. The copy is fp32 whatever the model is: in bf16 a small step rounds to nothing, and the attack would look
-    weaker than it is. Beside the model it needs 16 bytes a weight for weights, gradients and moments.
+    All weights are trained by AdamW without weight decay at a constant learning rate, on the answers alone and without
+    dropout. The copy is fp32 for any model: in bf16 small steps round to nothing, and the attack would look weaker than
+    it is. Besides the model, it takes 16 bytes per weight for weights, gradients and moments.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Unlearned model; nothing in it is changed.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        rows (iterable of `dict`): Forget rows, in any form that [`~wagle_trl.data.formats.tokenize_row`] takes; at least 2.
+        rows (iterable of `dict`): Forget rows, in any form that [`~wagle_trl.data.tokenization.tokenize_row`] takes; at least 2.
         share (`float`, *optional*, defaults to `0.2`): Share of them to train on, at least one row and not all.
         steps (`int`, *optional*, defaults to `20`): Optimizer steps.
         learning_rate (`float`, *optional*, defaults to `1e-4`): Learning rate.
         batch_size (`int`, *optional*, defaults to `8`): Rows in a step, and in a forward pass of a measurement.
         seed (`int`, *optional*, defaults to `0`): Seed of which rows are trained on, and of their order.
         every (`int`, *optional*, defaults to `5`): Steps from one measurement to the next.
+        options ([`~wagle_trl.data.tokenization.RowOptions`], *optional*): What of the rows is scored.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
@@ -112,7 +116,7 @@ def relearn(
     for name, value in {"steps": steps, "batch_size": batch_size, "every": every}.items():
         if value < 1:
             raise ValueError(f"`{name}` of relearning is {value}; it must be at least 1.")
-    tokenized = [tokenize_row(row, tokenizer) for row in rows]
+    tokenized = [tokenize_row(row, tokenizer, options) for row in rows]
     trained, rest = relearn_split(len(tokenized), share, seed)
     attacked, padding = _trainable_copy(model), padding_token_id(tokenizer)
     curve = RelearnCurve([], [], trained, rest, attacked)
@@ -139,13 +143,13 @@ def relearn(
 
 def _trainable_copy(model: PreTrainedModel) -> PreTrainedModel:
     attacked = copy.deepcopy(model).float().eval().requires_grad_(True)
-    if "flash" in (attacked.config._attn_implementation or ""):  # its kernels know half precision only
+    if "flash" in (attacked.config._attn_implementation or ""):  # its kernels support half precision only
         attacked.set_attn_implementation("sdpa")
     return attacked
 
 
 def _training_order(trained: Sequence[int], steps: int, batch_size: int, seed: int) -> list[list[int]]:
-    """Row indices of every step: one permutation of the rows after another, cut into batches of equal size."""
+    """Row indices of every step: permutations of the rows one after another, split into batches of equal size."""
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(trained))
     epochs = math.ceil(steps * batch_size / len(trained))
@@ -164,18 +168,18 @@ def _answer_loss(model: PreTrainedModel, batch: Sequence[Tokenized], pad_token_i
 
 def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
     r"""
-    Symmetric round-to-nearest quantization and back: \\( s \cdot \text{round}(w / s) \\) with the step
-    \\( s = \max |w| / (2^{\text{bits} - 1} - 1) \\) of the weight's group.
+    Quantize weights by symmetric round-to-nearest, and dequantize them: \\( s \cdot \text{round}(w / s) \\) with the
+    step \\( s = \max |w| / (2^{\text{bits} - 1} - 1) \\) of the weight's group.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): Weights.
-        bits (`int`): Bits of a level: 8 gives the levels -127 to 127, 4 gives -7 to 7.
-        group_size (`int`, *optional*): Neighbours in a row that share a step; the last group of a row may be smaller.
-            By default the whole row is one group.
+        bits (`int`): Bits per level: 8 gives the levels -127 to 127, 4 gives -7 to 7.
+        group_size (`int`, *optional*): Number of neighbors in a row that share a step; the last group of a row may be
+            smaller. By default the whole row is one group.
 
     Returns:
-        `torch.Tensor` of the shape and dtype of `weight`, no farther from it than half a step (beside the rounding of
-        its dtype). Computed in fp32; ties go to the even level.
+        `torch.Tensor` of the shape and dtype of `weight`, at most half a step away from it (besides the rounding of its
+        dtype). It is computed in fp32, and ties go to the even level.
     """
     rows, columns = weight.shape
     size = min(group_size or columns, columns)
@@ -186,14 +190,15 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -
 
 
 def has_bitsandbytes(model: PreTrainedModel) -> bool:
-    """Whether [`quantized`] rounds as bitsandbytes does: on a GPU, with that package installed."""
+    """Whether [`quantized`] uses bitsandbytes: the model is on a GPU, and the package is installed."""
     return model.device.type == "cuda" and find_spec("bitsandbytes") is not None
 
 
-def round_with_bitsandbytes(weight: Tensor, bits: int) -> Tensor:
+def round_with_bitsandbytes(weight: Tensor, bits: Bits) -> Tensor:
     """
-    Quantization by bitsandbytes and back: the rows of LLM.int8() (https://huggingface.co/papers/2208.07339) in 8 bits,
-    NF4 in blocks of 64 (https://huggingface.co/papers/2305.14314) in 4 bits.
+    Quantize weights with bitsandbytes, and dequantize them. 8 bits are those of the rows of LLM.int8()
+    (https://huggingface.co/papers/2208.07339), 4 bits are NF4 in blocks of 64
+    (https://huggingface.co/papers/2305.14314).
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`): Weights.
@@ -211,16 +216,16 @@ def round_with_bitsandbytes(weight: Tensor, bits: int) -> Tensor:
     return (levels * (largest.float() / 127)[:, None]).to(weight.dtype)
 
 
-def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
+def quantized(model: PreTrainedModel, bits: Bits) -> PreTrainedModel:
     """
-    A copy of the model with the weights of its linear layers rounded to 8 or 4 bits.
+    Copy the model, and round the weights of the copy's linear layers to 8 or 4 bits.
 
-    Unlearning moves weights so little that rounding can put them back where they were: "Catastrophic Failure of LLM
+    Unlearning moves weights so little that rounding can bring them back to where they were: "Catastrophic Failure of LLM
     Unlearning via Quantization", https://huggingface.co/papers/2410.16454.
 
-    Weights are rounded by [`round_to_nearest`], or by [`round_with_bitsandbytes`] where [`has_bitsandbytes`], and kept
-    in the model's dtype: no quantized kernel is needed, and what is measured is the rounding alone. Steps are shared
-    by an output row in 8 bits, by a block of 64 in 4 bits; embeddings, norms, biases and the LM head stay as they are,
+    Weights are rounded by [`round_with_bitsandbytes`] if [`has_bitsandbytes`], and else by [`round_to_nearest`]. They
+    keep the model's dtype, so that no quantized kernel is needed and only the rounding is measured. In 8 bits an output
+    row shares one step, in 4 bits a block of 64 weights does. Embeddings, norms, biases and the LM head stay unchanged,
     as in bitsandbytes.
 
     Args:
@@ -236,7 +241,7 @@ def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     head = attacked.get_output_embeddings()
     layers = [m for m in attacked.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layers beside the LM head: nothing can be quantized.")
+        raise ValueError(f"{type(model).__name__} has no linear layers besides the LM head: nothing can be quantized.")
     with torch.no_grad():
         for layer in layers:
             weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # GPT-2 stores the transpose
@@ -252,20 +257,20 @@ def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
 
 def paraphrased(rows: Iterable[Mapping[str, Any]], set_name: str) -> list[dict[str, Any]]:
     """
-    Rows that ask in other words: `paraphrased_question` in place of the question, the prompt (or its last message) or
-    the message before the answer.
+    Replace the question of every row by its `paraphrased_question`: the question itself, the prompt (or its last
+    message), or the message before the answer.
 
     Rows without a paraphrase are left out.
 
     Args:
         rows (iterable of `dict`): Rows with `question`/`answer`, `prompt`/`completion` or `messages`. TOFU's perturbed
-            forget and retain rows bring `paraphrased_question`.
-        set_name (`str`): Name of the set, for messages.
+            forget and retain rows have `paraphrased_question`.
+        set_name (`str`): Name of the set, for error messages.
 
     Returns:
-        `list[dict]`: At least one row, in the order of `rows`; what else a row has stays.
+        `list[dict]`: At least one row, in the order of `rows`, with all other columns unchanged.
     """
-    kept = [_ask_otherwise(row, set_name) for row in rows if row.get("paraphrased_question")]
+    kept = [_with_paraphrased_question(row, set_name) for row in rows if row.get("paraphrased_question")]
     if not kept:
         raise ValueError(
             f"No row of the set '{set_name}' has a `paraphrased_question`: add that column, or leave out this attack."
@@ -273,24 +278,24 @@ def paraphrased(rows: Iterable[Mapping[str, Any]], set_name: str) -> list[dict[s
     return kept
 
 
-def _ask_otherwise(row: Mapping[str, Any], set_name: str) -> dict[str, Any]:
+def _with_paraphrased_question(row: Mapping[str, Any], set_name: str) -> dict[str, Any]:
     question = row["paraphrased_question"]
-    # `datasets` fills a column that a row lacks with None
-    match row_format([name for name, value in row.items() if value is not None], f"a row of the set '{set_name}'"):
+    match filled_columns(row):
         case ("question", "answer"):
             return {**row, "question": question}
         case ("prompt", "completion"):
             prompt = row["prompt"]
-            return {**row, "prompt": question if isinstance(prompt, str) else _with_last(prompt, question)}
-        case ("messages",):
-            return {**row, "messages": [*_with_last(row["messages"][:-1], question), row["messages"][-1]]}
+            return {**row, "prompt": question if isinstance(prompt, str) else _replace_last(prompt, question)}
+        case ("messages",) | ("conversations",):
+            row = with_messages(row)
+            return {**row, "messages": [*_replace_last(row["messages"][:-1], question), row["messages"][-1]]}
     raise ValueError(
-        f"A row of the set '{set_name}' has a `paraphrased_question` but no question to put it in place of; expected "
+        f"A row of the set '{set_name}' has a `paraphrased_question` but no question that it can replace; expected "
         "question/answer, prompt/completion or messages."
     )
 
 
-def _with_last(messages: Sequence[Mapping[str, Any]], content: str) -> list[Mapping[str, Any]]:
+def _replace_last(messages: Sequence[Mapping[str, Any]], content: str) -> list[Mapping[str, Any]]:
     if not messages:
         raise ValueError("A conversation with a `paraphrased_question` has no message before its answer.")
     return [*messages[:-1], {**messages[-1], "content": content}]

@@ -1,4 +1,4 @@
-"""What records depend on, as one hash: those under another key belong to another evaluation."""
+"""Hash of everything that the records of an evaluation depend on. Records with another key belong to another evaluation."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ def evaluation_key(
     samples: Mapping[str, Sequence[Sample]],
 ) -> str:
     """
-    Hash of every weight of the models, the token ids of the rows, the options, the tokens that end a generation and
-    the version of this package.
+    Hash every weight of the models, the token ids of the rows, the options, the tokens that end a generation and the
+    version of this package.
 
-    The batch size is no part of it: after one that did not fit in memory, a smaller one goes on.
+    The batch size is left out, so that an evaluation that ran out of memory can be continued with a smaller one.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Model to evaluate.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        base ([`~transformers.PreTrainedModel`], *optional*): Model that it is compared with.
+        base ([`~transformers.PreTrainedModel`], *optional*): Model before unlearning that it is compared with.
         options ([`~wagle_trl.evaluation.tofu.EvalOptions`]): How to evaluate.
         samples (`dict[str, list[Sample]]`): Set name -> samples.
 
@@ -47,7 +47,7 @@ def evaluation_key(
 
 
 def _weights_hash(model: PreTrainedModel) -> str:
-    """Hash of all parameters, one at a time: nothing the size of a model is copied."""
+    """Hash all parameters one at a time, so that no copy of the whole model is made."""
     digest = hashlib.blake2b()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())

@@ -1,36 +1,34 @@
-"""Sets that share no row: text that nobody trained on says something only where that is true."""
+"""Check that sets share no row: rows that count as unseen must not be among those that were trained on."""
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..data.formats import row_format
+from ..data.formats import filled_columns
 from .membership import HOLDOUT
 from .metrics import FORGET
 
-# A set -> the sets whose rows it must not have
-_APART = {HOLDOUT: (FORGET, "retain"), "unseen_retain": (FORGET, "retain")}
+# Set -> sets that it must share no row with
+_DISJOINT_SETS = {HOLDOUT: (FORGET, "retain"), "unseen_retain": (FORGET, "retain")}
 
 
-def check_apart(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+def check_disjoint(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
     """
-    A `ValueError` if a row that no model is said to have seen also stands among those that some model did see.
+    Raise a `ValueError` if an unseen row is also in a set that a model was trained on.
 
     Args:
-        sets (`dict[str, list[dict]]`): Set name -> rows. Rows are the same if what they are made of is, such as
+        sets (`dict[str, list[dict]]`): Set name -> rows. Rows are the same if the columns of their format are, such as
             question and answer; other columns do not matter.
     """
-    contents = {name: {_content(row, name) for row in rows} for name, rows in sets.items()}
-    for name, others in _APART.items():
+    contents = {name: {_content(row) for row in rows} for name, rows in sets.items()}
+    for name, others in _DISJOINT_SETS.items():
         for other in others:
             if shared := contents.get(name, set()) & contents.get(other, set()):
                 raise ValueError(
-                    f"{len(shared)} rows of the set '{name}' also stand in the set '{other}', such as "
-                    f"{min(shared)[:100]}: give rows that took no part."
+                    f"{len(shared)} rows of the set '{name}' are also in the set '{other}', such as "
+                    f"{min(shared)[:100]}: give rows that no model was trained on."
                 )
 
 
-def _content(row: Mapping[str, Any], set_name: str) -> str:
-    # `datasets` fills a column that a row lacks with None
-    columns = [column for column, value in row.items() if value is not None]
-    return json.dumps([row[column] for column in row_format(columns, f"a row of the set '{set_name}'")])
+def _content(row: Mapping[str, Any]) -> str:
+    return json.dumps([row[column] for column in filled_columns(row)])

@@ -1,4 +1,4 @@
-"""How far a model moved from the one before: KL(base || model), what it says, and which of its weights changed."""
+"""Drift of a model from its base: the divergence of its predictions, KL(base || model), and the share of changed weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class ChangedWeights(NamedTuple):
 
     Attributes:
         share (`float`): Share of all weights that changed, from `0.0` to `1.0`.
-        by_layer (`dict[str, float]`): The same of every layer by its number, `"-"` outside the layers.
+        by_layer (`dict[str, float]`): The same by number of the layer, or `"-"` for weights outside the layers.
     """
 
     share: float
@@ -26,7 +26,7 @@ class ChangedWeights(NamedTuple):
 
 
 def check_same_weights(model: PreTrainedModel, base: PreTrainedModel) -> None:
-    """A `ValueError` unless both models have parameters of the same names and shapes, so that they can be compared."""
+    """Raise a `ValueError` unless both models have parameters of the same names and shapes."""
     shapes, others = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (model, base))
     differing = [name for name in (shapes | others) if shapes.get(name) != others.get(name)]
     if differing:
@@ -39,12 +39,12 @@ def check_same_weights(model: PreTrainedModel, base: PreTrainedModel) -> None:
 
 def weights_changed(model: PreTrainedModel, start: Mapping[str, torch.Tensor]) -> ChangedWeights:
     """
-    Share of a model's weights that differ from `start`, bit by bit.
+    Compute the share of a model's weights whose bits differ from `start`.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model after.
-        start (`dict[str, torch.Tensor]`): Its parameters before, by name; rounded to the dtype of the model's own
-            if theirs is wider.
+        model ([`~transformers.PreTrainedModel`]): Model after unlearning.
+        start (`dict[str, torch.Tensor]`): Its parameters before unlearning, by name. They are cast to the dtype of the
+            model's parameters.
 
     Returns:
         [`ChangedWeights`]: Share overall and by layer.
@@ -69,16 +69,17 @@ def kl_to_base(
     (p_\text{base}(v) / p_\text{model}(v)) \\) over the \\( n \\) answer tokens of every row, each given the true tokens
     before it.
 
-    On text that took no part in unlearning it is what else unlearning did. Log-softmax and sums are in fp32.
+    On text that was not used in unlearning, it measures the side effects of unlearning. Log-softmax and sums are in
+    fp32.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model after; its train or eval mode is restored.
-        base ([`~transformers.PreTrainedModel`]): The model before, with the same vocabulary.
+        model ([`~transformers.PreTrainedModel`]): Model after unlearning; its train or eval mode is restored.
+        base ([`~transformers.PreTrainedModel`]): Model before unlearning, with the same vocabulary.
         batch (`list[dict]`): Rows with `input_ids` and `labels`, for one forward pass of each model.
         pad_token_id (`int`): Token to pad with.
 
     Returns:
-        `list[float]`: Divergence of every row in nats per token, `0.0` where the models agree.
+        `list[float]`: Divergence of every row in nats per token. It is `0.0` if the models agree.
     """
     with inference(model), inference(base):
         rows = zip(answer_logits(model, batch, pad_token_id), answer_logits(base, batch, pad_token_id), strict=True)

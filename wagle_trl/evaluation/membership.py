@@ -1,12 +1,13 @@
-"""Membership inference: can one tell forget rows from rows that no model saw? On numbers only.
+"""Membership inference, computed from numbers alone: can forget rows be told from rows that no model saw?
 
-Forget rows were members of the training data, `holdout` rows were not. Every attack gives a row one score, higher where
-it looks more like a member; the area under the ROC curve (AUC) says how well the score tells the two sets apart.
+Forget rows were members of the training data, `holdout` rows were not. Every attack gives a row one signal, which is
+higher if the row looks more like a member. The area under the ROC curve (AUC) says how well the signal tells the two
+sets apart.
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,8 +16,9 @@ from sklearn.metrics import roc_auc_score
 from .metrics import FORGET, finite, records_by_set
 
 HOLDOUT = "holdout"
-# Name of an attack -> the fields of a record that its score is made of
-ATTACKS = {
+MembershipAttack = Literal["loss", "zlib", "min_k", "min_k_plus_plus"]
+# Attack -> fields of a record that its signal needs
+ATTACKS: dict[MembershipAttack, tuple[str, ...]] = {
     "loss": ("avg_gt_loss",),
     "zlib": ("avg_gt_loss", "zlib_bytes"),
     "min_k": ("min_k",),
@@ -28,7 +30,7 @@ def lowest_mean(values: ArrayLike, k: float) -> float:
     r"""
     Mean of the lowest \\( \max(1, \lfloor k n \rfloor) \\) of \\( n \\) values.
 
-    Of the log-probabilities of an answer's tokens it is Min-K% Prob (https://huggingface.co/papers/2310.16789), of
+    For the log-probabilities of an answer's tokens it is Min-K% Prob (https://huggingface.co/papers/2310.16789), for
     their z-scores Min-K%++ (https://huggingface.co/papers/2404.02936).
 
     Args:
@@ -38,33 +40,33 @@ def lowest_mean(values: ArrayLike, k: float) -> float:
             Share of the tokens, above `0.0` and up to `1.0`.
 
     Returns:
-        `float`: Score, higher for members.
+        `float`: Signal, higher for members.
     """
     values = np.sort(finite(values, "values"))
     return float(values[: max(1, int(k * values.size))].mean())
 
 
 def zlib_bytes(text: str) -> int:
-    """Bytes of `text` in UTF-8 after compression by zlib: how much there is to know in it."""
+    """Bytes of `text` in UTF-8 after compression by zlib, as a measure of its information."""
     return len(zlib.compress(text.encode()))
 
 
-def membership_score(record: Mapping[str, Any], attack: str) -> float:
+def membership_signal(record: Mapping[str, Any], attack: MembershipAttack) -> float:
     r"""
-    Score of one record, higher for members.
+    Signal of an attack for one record, higher for members.
 
-    `loss` is the negative mean loss of the answer (Yeom et al., https://huggingface.co/papers/1709.01604), `zlib` the
-    same over [`zlib_bytes`] (Carlini et al., https://huggingface.co/papers/2012.07805); `min_k` and `min_k_plus_plus`
-    are [`lowest_mean`], as the record has them.
+    `loss` is the negative mean loss of the answer (Yeom et al., https://huggingface.co/papers/1709.01604). `zlib` is
+    the same, divided by [`zlib_bytes`] (Carlini et al., https://huggingface.co/papers/2012.07805). `min_k` and
+    `min_k_plus_plus` are [`lowest_mean`], which the record holds.
 
     Args:
         record (`dict`):
-            Record as written by [`~wagle_trl.evaluation.tofu.evaluate_rows`].
+            Record from [`~wagle_trl.evaluation.tofu.evaluate_rows`].
         attack (`str`):
             A key of `ATTACKS`.
 
     Returns:
-        `float`: Score.
+        `float`: Signal.
     """
     match attack:
         case "loss":
@@ -76,24 +78,24 @@ def membership_score(record: Mapping[str, Any], attack: str) -> float:
 
 def membership_auc(members: ArrayLike, non_members: ArrayLike) -> float:
     """
-    Area under the ROC curve: probability that a member scores higher than a non-member, ties counted half.
+    Area under the ROC curve: probability that a member has a higher signal than a non-member. Ties count half.
 
     Args:
         members (array of shape `(num_members,)`):
-            Scores of rows that were trained on.
+            Signals of rows that were trained on.
         non_members (array of shape `(num_non_members,)`):
-            Scores of rows that were not.
+            Signals of rows that were not.
 
     Returns:
-        `float`: `1.0` where every member looks known, `0.5` where the sets cannot be told apart, below where members
-        look less likely than text never seen, which gives them away as well.
+        `float`: AUC. At `1.0` every member looks known; at `0.5` the sets cannot be told apart. Below `0.5`, members
+        look less likely than unseen text, which gives them away as well.
     """
     members, non_members = finite(members, "members"), finite(non_members, "non_members")
     labels = np.repeat([1, 0], [members.size, non_members.size])
     return float(roc_auc_score(labels, np.concatenate([members, non_members])))
 
 
-def privleak(auc: float, reference_auc: float) -> float:
+def privleak(auc: float, retrained_auc: float) -> float:
     r"""
     PrivLeak of MUSE (https://huggingface.co/papers/2407.06460), in percent:
     \\( 100 \, (A_\text{unlearned} - A_\text{retrained}) / A_\text{retrained} \\).
@@ -104,29 +106,31 @@ def privleak(auc: float, reference_auc: float) -> float:
     Args:
         auc (`float`):
             [`membership_auc`] of the unlearned model.
-        reference_auc (`float`):
-            The same of a model that never saw the forget rows; near `0.5`.
+        retrained_auc (`float`):
+            The same for the retrained model, which never saw the forget rows. It should be near `0.5`.
 
     Returns:
-        `float`: `0.0` is ideal, below zero the forget rows still look known (`-100.0` at worst), above zero they look
-        less likely than text never seen.
+        `float`: PrivLeak, ideally `0.0`. Below zero the forget rows still look known (`-100.0` at worst); above zero
+        they look less likely than unseen text.
     """
-    if reference_auc == 1.0:
-        raise ValueError("PrivLeak is not defined: under the reference, every forget row looks known beside holdout.")
-    return 100 * ((1 - auc) - (1 - reference_auc)) / (1 - reference_auc)
+    if retrained_auc == 1.0:
+        raise ValueError(
+            "PrivLeak is not defined: to the retrained model, every forget row looks better known than every holdout row."
+        )
+    return 100 * ((1 - auc) - (1 - retrained_auc)) / (1 - retrained_auc)
 
 
 def membership_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
-    `mia_{attack}_auc` of every attack in `ATTACKS` whose fields all records of the sets `forget` and `holdout` have;
-    nothing without both sets.
+    Compute `mia_{attack}_auc` for every attack in `ATTACKS` whose fields all records of the sets `forget` and `holdout`
+    have.
 
     Args:
         records (`list[dict]`):
-            Records as written by [`~wagle_trl.evaluation.tofu.evaluate_rows`], of any number of sets.
+            Records from [`~wagle_trl.evaluation.tofu.evaluate_rows`], of any number of sets.
 
     Returns:
-        `dict[str, float]`: AUCs by name.
+        `dict[str, float]`: AUCs by name. It is empty unless there are records of both sets.
     """
     by_set = records_by_set(records)
     if not by_set.keys() >= {FORGET, HOLDOUT}:
@@ -134,6 +138,6 @@ def membership_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]
     summary = {}
     for attack, fields in ATTACKS.items():
         if all(record.keys() >= set(fields) for name in (FORGET, HOLDOUT) for record in by_set[name]):
-            scores = ([membership_score(r, attack) for r in by_set[name]] for name in (FORGET, HOLDOUT))
-            summary[f"mia_{attack}_auc"] = membership_auc(*scores)
+            signals = ([membership_signal(r, attack) for r in by_set[name]] for name in (FORGET, HOLDOUT))
+            summary[f"mia_{attack}_auc"] = membership_auc(*signals)
     return summary

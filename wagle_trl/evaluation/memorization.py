@@ -1,7 +1,7 @@
-"""How much of an answer a model knows by heart, on numbers only: exact memorization and extraction strength.
+"""Memorization metrics, computed from numbers alone: exact memorization and extraction strength.
 
-Both ask of every answer token whether it is the most likely one after the true tokens before it. The end-of-sequence
-token counts as one of the answer's.
+Both depend on whether each answer token is the most likely token after the true tokens before it. The end-of-sequence
+token counts as a token of the answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def _flags(correct: ArrayLike) -> np.ndarray:
 
 def exact_memorization(correct: ArrayLike) -> float:
     r"""
-    Exact memorization: share of the answer's tokens that are predicted right,
+    Exact memorization: share of the answer's tokens that are predicted correctly,
     \\( \frac{1}{n} \sum_t 1[\arg\max_v p(v \mid x, y_{<t}) = y_t] \\).
 
     From Tirumala et al. (https://huggingface.co/papers/2205.10770), for unlearning as in OpenUnlearning
@@ -32,7 +32,7 @@ def exact_memorization(correct: ArrayLike) -> float:
 
     Args:
         correct (array of shape `(num_tokens,)`):
-            Whether the most likely token is the answer's, token by token.
+            For each token of the answer, whether it is the most likely one.
 
     Returns:
         `float`: Share, from `0.0` to `1.0`.
@@ -45,17 +45,17 @@ def extraction_strength(correct: ArrayLike) -> float:
     Extraction strength: \\( 1 - k / n \\), where \\( k \\) is the smallest number of the answer's \\( n \\) tokens that
     must be given so that greedy decoding produces all the remaining ones.
 
-    After Carlini et al. (https://huggingface.co/papers/2012.07805), for unlearning as in
-    https://huggingface.co/papers/2406.09179. An answer whose last token is wrong has `0.0`; OpenUnlearning
+    From Carlini et al. (https://huggingface.co/papers/2012.07805), for unlearning as in
+    https://huggingface.co/papers/2406.09179. An answer whose last token is wrong gets `0.0`; OpenUnlearning
     (https://huggingface.co/papers/2506.12618) gives it `1 / n`.
 
     Args:
         correct (array of shape `(num_tokens,)`):
-            Whether the most likely token is the answer's, token by token. Up to the first error that is what greedy
-            decoding produces.
+            For each token of the answer, whether it is the most likely one. Greedy decoding produces the answer's
+            tokens up to the first that is not.
 
     Returns:
-        `float`: Strength, `1.0` where the prompt alone brings the whole answer.
+        `float`: Strength. It is `1.0` if the model produces the whole answer from the prompt alone.
     """
     flags = _flags(correct)
     wrong = np.flatnonzero(~flags)
@@ -65,12 +65,12 @@ def extraction_strength(correct: ArrayLike) -> float:
 
 def memorization_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
-    `{set}_exact_memorization` and `{set}_extraction_strength`: means over the records of every set, left out where a
-    record lacks the field.
+    Average `{set}_exact_memorization` and `{set}_extraction_strength` over the records of every set. A mean is left out
+    if a record lacks the field.
 
     Args:
         records (`list[dict]`):
-            Records as written by [`~wagle_trl.evaluation.tofu.evaluate_rows`], of any number of sets.
+            Records from [`~wagle_trl.evaluation.tofu.evaluate_rows`], of any number of sets.
 
     Returns:
         `dict[str, float]`: Aggregates by name.

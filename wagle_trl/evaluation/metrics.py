@@ -1,7 +1,7 @@
-"""The metrics of TOFU (https://huggingface.co/papers/2401.06121), on numbers only.
+"""Metrics of TOFU (https://huggingface.co/papers/2401.06121), computed from numbers alone.
 
-No model is needed here, so saved records of any run, ours or the benchmark authors', give the same aggregates. All
-losses are mean cross-entropies over the answer tokens of one sample, in nats per token, the end-of-sequence token
+No model is needed here, so saved records give the same aggregates, whether they are ours or the benchmark authors'. All
+losses are mean cross-entropies over the answer tokens of one sample, in nats per token. The end-of-sequence token is
 included.
 """
 
@@ -23,7 +23,7 @@ UTILITY_SETS = ("retain", *MULTIPLE_CHOICE_SETS)
 UTILITY_METRICS = ("prob", "rougeL_recall", "truth_ratio")
 UTILITY_KEYS = tuple(f"{name}_{metric}" for name in UTILITY_SETS for metric in UTILITY_METRICS)
 
-# exp(+-700) still fits a float64, so that R and 1/R stay finite even for a model that diverged
+# exp(+-700) still fits in a float64, so that R and 1/R stay finite even for a model that diverged
 MAX_LOG_RATIO = 700.0
 
 
@@ -34,9 +34,9 @@ class ForgetQuality(NamedTuple):
     Attributes:
         p_value (`float`):
             Probability of a distance at least this large if both models had the same distribution of truth ratios.
-            High means well forgotten; the TOFU authors report its logarithm.
+            A high value means that the rows are well forgotten. The TOFU authors publish its logarithm.
         statistic (`float`):
-            The distance: largest gap between the two empirical distribution functions, from `0.0` to `1.0`.
+            Distance: the largest gap between the two empirical distribution functions, from `0.0` to `1.0`.
     """
 
     p_value: float
@@ -44,7 +44,7 @@ class ForgetQuality(NamedTuple):
 
 
 def finite(values: ArrayLike, name: str) -> np.ndarray:
-    """`values` as an array, or a `ValueError` that names them where there are none or not all are finite."""
+    """Return `values` as an array. Raise a `ValueError` with their name if there are none, or not all are finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError(f"`{name}` is empty: there is nothing to evaluate.")
@@ -56,7 +56,7 @@ def finite(values: ArrayLike, name: str) -> np.ndarray:
 
 def answer_probability(loss: ArrayLike) -> np.ndarray:
     r"""
-    Length-normalised probability of an answer: \\( P(a|q)^{1/|a|} = \exp(-\text{loss}) \\), element by element.
+    Length-normalized probability of an answer: \\( P(a|q)^{1/|a|} = \exp(-\text{loss}) \\), element by element.
 
     Args:
         loss (`float` or array):
@@ -73,7 +73,7 @@ def multiple_choice_probability(loss: float, other_losses: ArrayLike) -> float:
     Probability of the correct answer among the given options:
     \\( \exp(-l) / (\exp(-l) + \sum_i \exp(-l_i)) \\).
 
-    TOFU uses it for real authors and world facts, where several answers are offered.
+    TOFU uses it for real authors and world facts, which are multiple-choice questions.
 
     Args:
         loss (`float`):
@@ -82,7 +82,7 @@ def multiple_choice_probability(loss: float, other_losses: ArrayLike) -> float:
             The same for every wrong answer.
 
     Returns:
-        `float`: Probability, `1 / num_options` where all options are equally likely.
+        `float`: Probability. It is `1 / num_options` if all options are equally likely.
     """
     return float(softmax(np.append(-finite(loss, "loss"), -finite(other_losses, "other_losses")))[0])
 
@@ -112,14 +112,14 @@ def _rouge_scorer(in_any_script: bool) -> RougeScorer:
 
 def rouge_l_recall(prediction: str, reference: str, *, in_any_script: bool = False) -> float | None:
     """
-    ROUGE-L recall with stemming: length of the longest common subsequence of words over the words in `reference`.
+    ROUGE-L recall with stemming: the longest common subsequence of words, as a share of the words in `answer`.
 
     Words are runs of `a-z` and `0-9` after lower-casing, as in the published metric, which so sees nothing of other scripts.
 
     Args:
         prediction (`str`):
             Generated text. It may be empty.
-        reference (`str`):
+        answer (`str`):
             Correct answer.
         in_any_script (`bool`, *optional*, defaults to `False`):
             Take words of every script, without stemming; where no spaces part them, as in Chinese and Thai, every sign.
@@ -135,11 +135,11 @@ def rouge_l_recall(prediction: str, reference: str, *, in_any_script: bool = Fal
 
 def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
     r"""
-    How likely wrong answers are beside a right one:
+    Truth ratio: how likely wrong answers are, compared with a correct one:
     \\( R = \exp(-\frac{1}{n} \sum_i l_i) / \exp(-l_{\text{paraphrased}}) \\).
 
     The numerator is the geometric mean of the wrong answers' probabilities. Near `0.0` the model knows the fact; at
-    `1.0` it cannot tell right from wrong. Where a row has no paraphrase, TOFU takes the answer itself.
+    `1.0` it cannot tell right from wrong. If a row has no paraphrase, TOFU takes the answer itself.
 
     Args:
         paraphrased_loss (`float`):
@@ -148,7 +148,7 @@ def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
             The same for every wrong answer.
 
     Returns:
-        `float`: The ratio, positive and finite.
+        `float`: Truth ratio, positive and finite.
     """
     log_ratio = finite(paraphrased_loss, "paraphrased_loss") - finite(perturbed_losses, "perturbed_losses").mean()
     return float(np.exp(np.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
@@ -156,7 +156,7 @@ def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
 
 def forget_truth_ratio(ratios: ArrayLike) -> float:
     r"""
-    Truth ratio of a forget set: \\( \text{mean} \min(R, 1/R) \\). `1.0` is perfect ignorance.
+    Truth ratio of a forget set: \\( \text{mean} \min(R, 1/R) \\). At `1.0` the model knows nothing of it.
 
     Args:
         ratios (array of shape `(num_samples,)`):
@@ -171,7 +171,7 @@ def forget_truth_ratio(ratios: ArrayLike) -> float:
 
 def utility_truth_ratio(ratios: ArrayLike) -> float:
     r"""
-    Truth ratio of a set that must stay known: \\( \text{mean} \max(0, 1 - R) \\). `1.0` is perfect knowledge.
+    Truth ratio of a set that must stay known: \\( \text{mean} \max(0, 1 - R) \\). At `1.0` the model knows all of it.
 
     Args:
         ratios (array of shape `(num_samples,)`):
@@ -183,17 +183,18 @@ def utility_truth_ratio(ratios: ArrayLike) -> float:
     return float(np.maximum(0, 1 - finite(ratios, "ratios")).mean())
 
 
-def forget_quality(ratios: ArrayLike, reference_ratios: ArrayLike) -> ForgetQuality:
+def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQuality:
     """
-    Two-sample Kolmogorov-Smirnov test: are the truth ratios on the forget set those of a model that never saw it?
+    Forget quality: two-sample Kolmogorov-Smirnov test of whether the truth ratios on the forget set could be those of
+    the retrained model.
 
-    `R` and `1/R` give the same result, as the test only depends on order.
+    `R` and `1/R` give the same result, because the test only depends on order.
 
     Args:
         ratios (array of shape `(num_samples,)`):
             [`truth_ratio`] of every forget sample under the unlearned model.
-        reference_ratios (array of shape `(num_reference_samples,)`):
-            The same under a model trained on the retain set alone.
+        retrained_ratios (array of shape `(num_retrained_samples,)`):
+            The same under the retrained model, which was trained without the forget rows.
 
     Returns:
         [`ForgetQuality`]: p-value and statistic.
@@ -218,8 +219,8 @@ def forget_quality(ratios: ArrayLike, reference_ratios: ArrayLike) -> ForgetQual
 
 def model_utility(values: ArrayLike) -> float:
     """
-    Model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on retain set, real authors and world
-    facts. One value of `0.0` makes it `0.0`.
+    Model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on the retain set, real authors and world
+    facts. If one value is `0.0`, so is the utility.
 
     Args:
         values (array of shape `(9,)`):
@@ -237,7 +238,7 @@ def model_utility(values: ArrayLike) -> float:
 
 
 def records_by_set(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Set name -> its records, or a `ValueError` where there are none at all."""
+    """Group records by the name of their set. Raise a `ValueError` if there are no records."""
     if not records:
         raise ValueError("`records` is empty: there is nothing to evaluate.")
     by_set = {}
@@ -248,7 +249,7 @@ def records_by_set(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mappi
 
 def truth_ratios(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """
-    Truth ratio of every record, recomputed from its losses: the input of [`forget_quality`].
+    Recompute the truth ratio of every record from its losses, for [`forget_quality`].
 
     Args:
         records (`list[dict]`):
@@ -260,8 +261,8 @@ def truth_ratios(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     lacking = sum(not {"avg_paraphrased_loss", "average_perturb_loss"} <= set(record) for record in records)
     if lacking:
         raise ValueError(
-            f"{lacking} of {len(records)} records have no losses of perturbed answers, which truth ratios are made of; "
-            "evaluate rows that have `perturbed_answer`."
+            f"{lacking} of {len(records)} records have no losses of perturbed answers, which truth ratios need; evaluate "
+            "rows that have `perturbed_answer`."
         )
     return np.array([truth_ratio(r["avg_paraphrased_loss"], r["average_perturb_loss"]) for r in records])
 
@@ -273,7 +274,7 @@ def _set_probability(records: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _set_summary(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    # An aggregate over the samples that happen to have the field would not be comparable with anything
+    # An aggregate over only those samples that have the field could not be compared with other evaluations
     fields = set.intersection(*(set(record) for record in records))
     summary = {}
     if fields >= {"avg_gt_loss", *(["average_perturb_loss"] if name in MULTIPLE_CHOICE_SETS else [])}:
@@ -292,8 +293,8 @@ def _set_summary(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, f
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
-    Aggregates of every set among the records, named as in TOFU: `{set}_prob`, `{set}_rougeL_recall`,
-    `{set}_truth_ratio`, and `model_utility` where all nine of its parts are there.
+    Aggregate the records of every set under the names of TOFU: `{set}_prob`, `{set}_rougeL_recall`,
+    `{set}_truth_ratio`, and `model_utility` if all nine values that it needs are there.
 
     Two rules depend on the name of the set: probabilities of `real_authors` and `world_facts` are
     [`multiple_choice_probability`], others [`answer_probability`]; the truth ratio of `forget` is

@@ -1,9 +1,9 @@
-"""The evaluation of a model under the attacks of [`~wagle_trl.evaluation.attacks`], set by set as without them."""
+"""Evaluate a model under the attacks of [`~wagle_trl.evaluation.attacks`], on the same sets as without them."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,10 +12,12 @@ from .metrics import FORGET
 from .suite import evaluate_sets, summarize_all
 from .tofu import EvalOptions, Row
 
-# What an attack is after, and what shows whether it broke the model on the way
+# The forget set shows whether an attack succeeds, the others whether it damages the model
 ATTACKED_SETS = (FORGET, "retain", "unseen_retain")
-# Attack -> the ways in which it is made
-VARIANTS = {
+
+Variant = Literal["relearn", "quantize_int8", "quantize_int4", "paraphrase"]
+# Attack -> its variants, which are evaluated one by one
+VARIANTS: dict[str, tuple[Variant, ...]] = {
     "relearn": ("relearn",),
     "quantize": ("quantize_int8", "quantize_int4"),
     "paraphrase": ("paraphrase",),
@@ -25,7 +27,7 @@ VARIANTS = {
 @dataclass
 class AttackConfig:
     """
-    How to attack an unlearned model.
+    Options of the attacks on an unlearned model.
 
     Args:
         attack (`list[str]`, *optional*): Any of `"relearn"`, `"quantize"` and `"paraphrase"`; by default none.
@@ -37,8 +39,8 @@ class AttackConfig:
         default_factory=list,
         metadata={
             "help": "Evaluate forget and retain rows under attack as well: 'relearn' fine-tunes a copy of the model on "
-            "a few forget rows and measures the others (an evaluation that goes on after an interruption trains it "
-            "again), 'quantize' rounds the weights to 8 and to 4 bits, 'paraphrase' asks `paraphrased_question` of "
+            "a few forget rows and measures the others (an evaluation that continues after an interruption trains it "
+            "again), 'quantize' rounds the weights to 8 and to 4 bits, 'paraphrase' asks the `paraphrased_question` of "
             "the rows.",
             "choices": list(VARIANTS),
         },
@@ -50,7 +52,7 @@ class AttackConfig:
     relearn_learning_rate: float = field(
         default=1e-4, metadata={"help": "Constant learning rate of relearning, which trains all weights in float32."}
     )
-    relearn_batch_size: int = field(default=8, metadata={"help": "Rows in a step of relearning."})
+    relearn_batch_size: int = field(default=8, metadata={"help": "Rows per step of relearning."})
     relearn_seed: int = field(default=0, metadata={"help": "Seed of which forget rows are relearned."})
 
     def __post_init__(self):
@@ -64,14 +66,14 @@ class AttackConfig:
             raise ValueError(f"relearn_learning_rate must be positive, got {self.relearn_learning_rate}.")
 
     @property
-    def variants(self) -> list[str]:
-        """Every way in which the model is attacked: `"quantize"` is two."""
+    def variants(self) -> list[Variant]:
+        """Variants of the chosen attacks, of which `"quantize"` has two."""
         return [variant for attack, variants in VARIANTS.items() if attack in self.attack for variant in variants]
 
     def check(self, sets: Mapping[str, Sequence[Row]]) -> None:
-        """A `ValueError`, before any long work, if the rows do not allow the attacks."""
+        """Raise a `ValueError`, before any long work, if the rows do not allow the attacks."""
         if self.attack and FORGET not in sets:
-            raise ValueError("Attacks are after the forget rows, and there are none.")
+            raise ValueError("Attacks need forget rows, but there are none.")
         if "relearn" in self.attack:
             relearn_split(len(sets[FORGET]), self.relearn_share, self.relearn_seed)
         if "paraphrase" in self.attack:
@@ -83,10 +85,10 @@ class AttackResult(NamedTuple):
     Result of [`evaluate_attack`].
 
     Attributes:
-        records (`list[dict]`): One record for every row, as from [`~wagle_trl.evaluation.suite.evaluate_sets`].
-        summary (`dict`): Their aggregates; `rows`, the number of rows of every set; and from relearning `curve`, a
-            list of `{"step", "forget_probability"}` on the forget rows that were not trained on, and
-            `relearned_rows`, the indices of those that were; from quantization `rounding`, `"nearest"` or
+        records (`list[dict]`): One record per row, as from [`~wagle_trl.evaluation.suite.evaluate_sets`].
+        summary (`dict`): Aggregates of the records, and `rows`, the number of rows of every set. Relearning adds
+            `curve`, a list of `{"step", "forget_probability"}` on the forget rows that were not trained on, and
+            `relearned_rows`, the indices of the rows that were. Quantization adds `rounding`, `"nearest"` or
             `"bitsandbytes"`.
     """
 
@@ -98,7 +100,7 @@ def evaluate_attack(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sets: Mapping[str, Sequence[Row]],
-    variant: str,
+    variant: Variant,
     config: AttackConfig,
     options: EvalOptions | None = None,
     *,
@@ -106,9 +108,10 @@ def evaluate_attack(
     progress: bool = True,
 ) -> AttackResult:
     """
-    Evaluate forget and retain rows under one attack.
+    Evaluate forget and retain rows under one variant of an attack.
 
-    The forget rows are those that relearning did not train on; a paraphrase is asked of the rows that have one.
+    After relearning, only the forget rows that it did not train on are evaluated. Paraphrases are evaluated for the rows
+    that have one.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Unlearned model; nothing in it is changed.
@@ -116,24 +119,25 @@ def evaluate_attack(
         sets (`dict[str, list[dict]]`): Set name -> rows. `forget`, `retain` and `unseen_retain` are evaluated.
         variant (`str`): `"relearn"`, `"quantize_int8"`, `"quantize_int4"` or `"paraphrase"`.
         config ([`AttackConfig`]): Options of the attack.
-        options ([`~wagle_trl.evaluation.tofu.EvalOptions`], *optional*): How to evaluate.
-        folder, progress: As in [`~wagle_trl.evaluation.suite.evaluate_sets`]. A later call trains by relearning
-            again: its records are found only where that gives the same weights, bit by bit.
+        options ([`~wagle_trl.evaluation.tofu.EvalOptions`], *optional*): Options of the evaluation.
+        folder, progress: As in [`~wagle_trl.evaluation.suite.evaluate_sets`]. A later call trains for relearning again.
+            It continues from the records in the folder only if the training gives the same weights, bit by bit.
 
     Returns:
         [`AttackResult`]: Records and aggregates.
     """
+    options = options or EvalOptions()
     sets = {name: sets[name] for name in ATTACKED_SETS if name in sets}
     details = {}
     match variant:
         case "relearn":
-            model, sets, details = _relearned(model, tokenizer, sets, config, progress)
+            model, sets, details = _relearned(model, tokenizer, sets, config, options, progress)
         case "quantize_int8" | "quantize_int4":
             details = {"rounding": "bitsandbytes" if has_bitsandbytes(model) else "nearest"}
-            model = quantized(model, int(variant[-1]))
+            model = quantized(model, 8 if variant == "quantize_int8" else 4)
         case "paraphrase":
-            asked = [name for name in sets if name == FORGET or any(r.get("paraphrased_question") for r in sets[name])]
-            sets = {name: paraphrased(sets[name], name) for name in asked}
+            names = [name for name in sets if name == FORGET or any(r.get("paraphrased_question") for r in sets[name])]
+            sets = {name: paraphrased(sets[name], name) for name in names}
         case _:
             raise ValueError(f"Unknown attack '{variant}'; expected one of {', '.join(sum(VARIANTS.values(), ()))}.")
     records = evaluate_sets(model, tokenizer, sets, options, folder=folder, progress=progress)
@@ -146,6 +150,7 @@ def _relearned(
     tokenizer: PreTrainedTokenizerBase,
     sets: Mapping[str, Sequence[Row]],
     config: AttackConfig,
+    options: EvalOptions,
     progress: bool,
 ) -> tuple[PreTrainedModel, dict[str, Sequence[Row]], dict[str, Any]]:
     curve = relearn(
@@ -157,6 +162,7 @@ def _relearned(
         learning_rate=config.relearn_learning_rate,
         batch_size=config.relearn_batch_size,
         seed=config.relearn_seed,
+        options=options,
         progress=progress,
     )
     points = [

@@ -1,4 +1,4 @@
-"""The whole evaluation of a model: sets of rows in, records and a summary out. It can be interrupted at any time."""
+"""Evaluate a model on sets of rows, as records and a summary. The evaluation can be interrupted at any time."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..data.compatibility import check_tokens
 from ..files.run_folder import PARTIAL_FILE
 from ..text import printable
 from .cache_key import evaluation_key
@@ -24,15 +25,15 @@ from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows, warn
 
 logger = logging.get_logger(__name__)
 
-# The first of them that there is shows what unlearning did to text it never used
+# In order of preference: sets that show what unlearning did to text that it did not use
 UNSEEN_SETS = ("unseen_retain", "holdout", "retain")
 
 
 def unseen_set(names: Collection[str]) -> str:
-    """Name of the set on which a model is compared with its base."""
+    """Choose the set on which a model is compared with its base."""
     unseen = [name for name in UNSEEN_SETS if name in names]
     if not unseen:
-        raise ValueError("A base model needs text to be compared on: give retain, unseen or holdout rows.")
+        raise ValueError("A base model needs text for the comparison: give retain, unseen or holdout rows.")
     return unseen[0]
 
 
@@ -47,25 +48,35 @@ def evaluate_sets(
     progress: bool = True,
 ) -> list[Mapping[str, Any]]:
     """
-    One record for every row of every set. `holdout` rows are only scored: nobody asks what else a model would say.
+    Evaluate every row of every set. No answers are generated for `holdout` rows, because no metric needs them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer; nothing in it is changed.
         sets (`dict[str, list[dict]]`): Set name -> rows, as in [`~wagle_trl.evaluation.tofu.evaluate_rows`].
-        options ([`~wagle_trl.evaluation.tofu.EvalOptions`], *optional*): How to evaluate them.
-        base ([`~transformers.PreTrainedModel`], *optional*): The model before unlearning. The records of
-            [`unseen_set`] then have `kl_to_base`, KL(base || model) in nats per answer token.
-        folder (`str` or `pathlib.Path`, *optional*): Existing folder for a file of the records done so far. A later
-            call with the same weights, rows and options evaluates only the rest. Whoever writes the final records
-            removes the file (`PARTIAL_FILE`).
+        options ([`~wagle_trl.evaluation.tofu.EvalOptions`], *optional*): Options of the evaluation.
+        base ([`~transformers.PreTrainedModel`], *optional*): Model before unlearning. With it, the records of
+            [`unseen_set`] have `kl_to_base`, KL(base || model) in nats per answer token.
+        folder (`str` or `pathlib.Path`, *optional*): Existing folder for a file with the records so far. A later call
+            with the same weights, rows and options evaluates only the rest. The caller removes the file
+            (`PARTIAL_FILE`) when it has written the final records.
         progress (`bool`, *optional*, defaults to `True`): Whether to show progress bars.
 
     Returns:
-        `list[dict]`: Records, in the order of the sets and rows.
+        `list[dict]`: One record per row, in the order of the sets and rows.
     """
     options = options or EvalOptions()
-    samples = {name: prepare_rows(rows, name, tokenizer) for name, rows in sets.items()}
+    samples = {name: prepare_rows(rows, name, tokenizer, options) for name, rows in sets.items()}
+    for name, members in samples.items():
+        if cut := [sample.record["num_token_cut"] for sample in members if "num_token_cut" in sample.record]:
+            logger.warning(
+                f"max_length={options.max_length} of the set '{name}': {len(cut)} of {len(members)} rows are cut, {sum(cut)} "
+                "answer tokens are not scored."
+            )
+    tokens = {
+        name: [answer["input_ids"] for sample in part for answer in sample.answers] for name, part in samples.items()
+    }
+    check_tokens(model, tokenizer, tokens)
     compared = None
     if base is not None:
         check_same_weights(model, base)
@@ -77,14 +88,14 @@ def evaluate_sets(
     done = {(record["set"], record["index"]): record for record in partial.records} if partial else {}
     if partial and done:
         logger.warning(
-            f"{printable(partial.path)}: going on after {len(done)} of {sum(map(len, samples.values()))} rows."
+            f"{printable(partial.path)}: continuing after {len(done)} of {sum(map(len, samples.values()))} rows."
         )
     for name, members in samples.items():
         missing = [sample for sample in members if (name, sample.record["index"]) not in done]
         if not missing:
             continue
-        beside = base if name == compared else None
-        for records in _evaluate_set(model, tokenizer, missing, options, beside, progress):
+        set_base = base if name == compared else None
+        for records in _evaluate_set(model, tokenizer, missing, options, set_base, progress):
             done |= {(name, record["index"]): record for record in records}
             if partial:
                 partial.append(records)
@@ -101,7 +112,7 @@ def _evaluate_set(
     base: PreTrainedModel | None,
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Records of samples of one set, batch by batch; with a base model they have `kl_to_base`."""
+    """Evaluate samples of one set, and yield their records batch by batch. With a base, they have `kl_to_base`."""
     if samples[0].record["set"] == HOLDOUT:
         options = replace(options, generate=False)
     for batch in evaluate_samples(model, tokenizer, samples, options, progress=progress):
@@ -117,18 +128,19 @@ def _evaluate_set(
 
 
 def summarize_all(
-    records: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]] | None = None
+    records: Sequence[Mapping[str, Any]], retrained: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, float]:
     """
-    All aggregates that the records allow: [`~wagle_trl.evaluation.metrics.summarize`],
-    [`~wagle_trl.evaluation.memorization.memorization_summary`],
-    [`~wagle_trl.evaluation.membership.membership_summary`], `kl_to_base_{set}` (KL(base || model), mean over
-    all answer tokens of the set, in nats), and with a reference `forget_quality`, `forget_quality_ks` and `privleak`.
+    Compute all aggregates that the records allow: those of [`~wagle_trl.evaluation.metrics.summarize`],
+    [`~wagle_trl.evaluation.memorization.memorization_summary`] and
+    [`~wagle_trl.evaluation.membership.membership_summary`], and `kl_to_base_{set}`, the mean of KL(base || model) over
+    all answer tokens of the set, in nats. With records of a retrained model, also those of
+    [`~wagle_trl.evaluation.retrained_model.retrained_model_summary`].
 
     Args:
         records (`list[dict]`): Records from [`evaluate_sets`].
-        reference (`list[dict]`, *optional*): Records of a model that never saw the forget rows, from
-            [`~wagle_trl.evaluation.retrained_model.read_reference`].
+        retrained (`list[dict]`, *optional*): Records of the retrained model, from
+            [`~wagle_trl.evaluation.retrained_model.read_retrained_records`].
 
     Returns:
         `dict[str, float]`: Aggregates by name.
@@ -138,4 +150,4 @@ def summarize_all(
         if all("kl_to_base" in record for record in members):
             tokens = [record["num_token_gt"] for record in members]
             summary[f"kl_to_base_{name}"] = float(np.average([r["kl_to_base"] for r in members], weights=tokens))
-    return summary if reference is None else summary | beside_reference(records, reference)
+    return summary if retrained is None else summary | retrained_model_summary(records, retrained)

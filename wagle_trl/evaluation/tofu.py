@@ -1,23 +1,32 @@
-"""TOFU-style evaluation of a model: rows in, one record per row out.
+"""TOFU-style evaluation of a model: one record per row.
 
-A record has the keys of the benchmark authors' own logs, so [`~wagle_trl.evaluation.metrics.summarize`] serves both.
-Answers are tokenized exactly as in training, and a prompt for generation is the unscored beginning of the same tokens:
-the model is judged on the sequences it was trained on.
+A record has the keys of the benchmark authors' own logs, so [`~wagle_trl.evaluation.metrics.summarize`] works for both.
+Answers are tokenized exactly as in training, and the prompt for generation is the part of the same tokens before the
+answer. So the model is evaluated on the sequences that it was trained on.
 """
 
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data.formats import split_prompt, tokenize_row
+from ..data.formats import filled_columns, split_prompt
 from ..data.rows import read_jsonl
+from ..data.tokenization import (
+    DEFAULT,
+    IGNORED,
+    RowOptions,
+    cut_tokens,
+    num_scored,
+    tokenize_row,
+    uncut_tokens,
+)
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
 from ..text import printable
@@ -32,25 +41,25 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(RowOptions):
     """
-    How rows are evaluated.
+    Options of an evaluation.
 
     Args:
-        batch_size (`int`, *optional*, defaults to `16`): Rows in a forward pass or generation.
-        max_new_tokens (`int`, *optional*, defaults to `200`): Longest generated answer.
-        generate (`bool`, *optional*, defaults to `True`): Whether to answer every prompt, for ROUGE.
-        mia_k (`float`, *optional*, defaults to `0.4`): Share of an answer's tokens that Min-K% and Min-K%++ look at.
-            The default is that of MUSE and OpenUnlearning; Min-K%'s own is 0.2.
+        batch_size (`int`, *optional*, defaults to `16`): Rows per forward pass or generation.
+        max_new_tokens (`int`, *optional*, defaults to `200`): Longest generated answer, in tokens.
+        generate (`bool`, *optional*, defaults to `True`): Whether to generate answers for ROUGE-L.
+        mia_k (`float`, *optional*, defaults to `0.4`): Share of an answer's tokens that Min-K% and Min-K%++ use. The
+            default is that of MUSE and OpenUnlearning; the paper of Min-K% takes 0.2.
     """
 
-    batch_size: int = field(default=16, metadata={"help": "Rows in a forward pass or generation."})
+    batch_size: int = field(default=16, metadata={"help": "Rows per forward pass or generation."})
     max_new_tokens: int = field(default=200, metadata={"help": "Longest generated answer, in tokens."})
     generate: bool = field(default=True, metadata={"help": "Whether to generate answers for ROUGE-L."})
     mia_k: float = field(
         default=0.4,
         metadata={
-            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ look at. The default is that of MUSE and "
+            "help": "Share of an answer's tokens that Min-K%% and Min-K%%++ use. The default is that of MUSE and "
             "OpenUnlearning; the paper of Min-K%% takes 0.2."
         },
     )
@@ -65,34 +74,29 @@ class EvalOptions:
 
 class Sample(NamedTuple):
     """
-    A row made ready for a model.
+    A tokenized row with its record.
 
     Attributes:
         record (`dict`): What is known before the evaluation, which adds the rest: `set`, `index`, `question`, `answer`.
         answers (`list[dict]`): `input_ids` and `labels` of the answer, then, where there are perturbed ones, of the
             paraphrased (if any) and the perturbed.
         has_paraphrase (`bool`): Whether the second of them is a paraphrase.
+        prompt (`list[int]`): What to generate an answer from; empty for plain text.
     """
 
     record: dict[str, Any]
     answers: list[Tokenized]
     has_paraphrase: bool
+    prompt: list[int]
 
 
-def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase) -> Row:
-    if row.get("question") is not None:
-        return {**row, "answer": answer}
-    example = split_prompt(row, tokenizer)
+def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
+    """A row with another answer, asked in the same way."""
+    example = split_prompt(row, tokenizer, options.dataset_text_field)
     is_text = isinstance(example["completion"], str)
-    return {**example, "completion": answer if is_text else [{"role": "assistant", "content": answer}]}
-
-
-def _content(value: str | list[dict[str, Any]]) -> str:
-    """Text, or that of the last message, if there is one."""
-    content = value if isinstance(value, str) else value[-1].get("content") if value else ""
-    if not isinstance(content, str):
-        raise ValueError("A message that counts has no text.")
-    return content
+    begun = answer if not is_text or row.get("question") is None else f" {answer}"
+    asked = {name: row.get(name) for name in ("tools", "chat_template_kwargs")}
+    return {**asked, **example, "completion": begun if is_text else [{"role": "assistant", "content": answer}]}
 
 
 def _prompt_part(tokenized: Tokenized) -> list[int]:
@@ -100,23 +104,35 @@ def _prompt_part(tokenized: Tokenized) -> list[int]:
     return tokenized["input_ids"][:answer_start]
 
 
-def _question_and_answer(row: Row, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    if row.get("question") is not None:
-        return row["question"], row["answer"]
-    if row.get("input_ids") is None:
-        example = split_prompt(row, tokenizer)
-        return _content(example["prompt"]), _content(example["completion"])
+def _question_and_answer(
+    row: Row, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase, options: RowOptions
+) -> tuple[str, str]:
+    """What is asked and answered, as text; of tokens and tool calls, what they decode to."""
+    if row.get("input_ids") is not None:
+        asked, answered = None, None
+    elif filled_columns(row, options.dataset_text_field) == ("question", "answer"):
+        asked, answered = row["question"], row["answer"]
+    else:
+        example = split_prompt(row, tokenizer, options.dataset_text_field)
+        asked, answered = (_last_text(example[name]) for name in ("prompt", "completion"))
     answer = [label for label in tokenized["labels"] if label != IGNORED]
-    asked, answered = tokenizer.batch_decode([_prompt_part(tokenized), answer], skip_special_tokens=True)
-    return asked, answered
+    parts = tokenizer.batch_decode([_prompt_part(tokenized), answer], skip_special_tokens=True)
+    return parts[0] if asked is None else asked, answered or parts[1]
 
 
-def prepare_rows(rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
+def _last_text(value: str | list[dict[str, Any]]) -> str | None:
+    """Text, or that of the last message, if it has any."""
+    return value if isinstance(value, str) else value[-1]["content"]
+
+
+def prepare_rows(
+    rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions = DEFAULT
+) -> list[Sample]:
     """The rows of a set as samples, or a `ValueError` that names a row without an answer."""
     samples = []
     for index, row in enumerate(rows):
         try:
-            samples.append(_sample(row, {"set": set_name, "index": index}, tokenizer))
+            samples.append(_sample(row, {"set": set_name, "index": index}, tokenizer, options))
         except ValueError as error:
             raise ValueError(f"Row {index} of the set '{set_name}' cannot be evaluated. {error}") from error
     if not samples:
@@ -124,18 +140,27 @@ def prepare_rows(rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokeni
     return samples
 
 
-def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
-    tokenized = tokenize_row(row, tokenizer)
-    if all(label == IGNORED for label in tokenized["labels"][1:]):
-        raise ValueError(f"It has no answer: all its labels are {IGNORED}.")
-    question, answer = _question_and_answer(row, tokenized, tokenizer)
+def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Sample:
+    uncut = uncut_tokens(row, tokenizer, options)
+    tokenized = cut_tokens(uncut, options)
+    if num_scored(tokenized["labels"]) == 0:
+        given = f"its {num_scored(uncut['labels'])} answer tokens are beyond max_length={options.max_length}"
+        raise ValueError(f"It has no answer: {given if tokenized != uncut else f'all its labels are {IGNORED}'}.")
+    if cut := num_scored(uncut["labels"]) - num_scored(tokenized["labels"]):
+        record["num_token_cut"] = cut
+    answers_alone = replace(RowOptions.of(options), completion_only_loss=None, assistant_only_loss=False)
+    asked = tokenize_row(row, tokenizer, answers_alone)
+    question, answer = _question_and_answer(row, asked, tokenizer, options)
     if not answer.strip():
         raise ValueError("Its answer is empty.")
     perturbed = _perturbed_answers(row)
     paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
-    others = [tokenize_row(_with_answer(row, text, tokenizer), tokenizer) for text in [*paraphrased, *perturbed]]
+    others = [
+        tokenize_row(_with_answer(row, text, tokenizer, options), tokenizer, options)
+        for text in [*paraphrased, *perturbed]
+    ]
     record |= {"question": question.strip(), "answer": answer.strip()}
-    return Sample(record, [tokenized, *others], bool(paraphrased))
+    return Sample(record, [tokenized, *others], bool(paraphrased), _prompt_part(asked))
 
 
 def _perturbed_answers(row: Row) -> list[str]:
@@ -143,13 +168,14 @@ def _perturbed_answers(row: Row) -> list[str]:
     if perturbed is None:  # `datasets` fills a column that a row lacks with None
         return []
     if not isinstance(perturbed, list) or not all(isinstance(text, str) for text in perturbed):
-        raise ValueError("Its `perturbed_answer` is no list of strings.")  # a string would be an answer a letter
+        # In a string, each letter would be an answer
+        raise ValueError("Its `perturbed_answer` is not a list of strings.")
     return perturbed
 
 
-def _loss_fields(scores: Sequence[AnswerScores], has_paraphrase: bool) -> dict[str, Any]:
-    """The fields of TOFU's own logs, from the scores of a sample's answers."""
-    (loss, count), *perturbed = ((score.loss, len(score.log_probs)) for score in scores)
+def _loss_fields(likelihoods: Sequence[AnswerLikelihood], has_paraphrase: bool) -> dict[str, Any]:
+    """Fields of TOFU's own logs, from the likelihoods of a sample's answers."""
+    (loss, count), *perturbed = ((answer.loss, len(answer.log_probs)) for answer in likelihoods)
     fields = {"avg_gt_loss": loss, "gt_loss": loss * count, "num_token_gt": count}
     if not perturbed:
         return fields
@@ -161,13 +187,13 @@ def _loss_fields(scores: Sequence[AnswerScores], has_paraphrase: bool) -> dict[s
     return fields | {"perturb_loss": [a * b for a, b in perturbed], "truth_ratio": truth_ratio(loss, losses)}
 
 
-def _memory_fields(score: AnswerScores, answer: str, mia_k: float) -> dict[str, Any]:
-    """The fields of memorization and membership inference, from the scores of the answer itself."""
+def _memorization_fields(likelihood: AnswerLikelihood, answer: str, mia_k: float) -> dict[str, Any]:
+    """Fields for memorization and membership inference, from the likelihood of the answer itself."""
     return {
-        "exact_memorization": exact_memorization(score.correct),
-        "extraction_strength": extraction_strength(score.correct),
-        "min_k": lowest_mean(score.log_probs, mia_k),
-        "min_k_plus_plus": lowest_mean(score.z_scores, mia_k),
+        "exact_memorization": exact_memorization(likelihood.correct),
+        "extraction_strength": extraction_strength(likelihood.correct),
+        "min_k": lowest_mean(likelihood.log_probs, mia_k),
+        "min_k_plus_plus": lowest_mean(likelihood.z_scores, mia_k),
         "mia_k": mia_k,
         "zlib_bytes": zlib_bytes(answer),
     }
@@ -185,16 +211,16 @@ def _rouge_fields(generated: str, answer: str) -> dict[str, float]:
 def _evaluate_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: EvalOptions
 ) -> None:
-    """Fill the records of `samples`."""
+    """Complete the records of `samples`."""
     flat = [tokenized for sample in samples for tokenized in sample.answers]
-    scores = iter(answer_scores(model, flat, options.batch_size, padding_token_id(tokenizer)))
+    likelihoods = iter(answer_likelihoods(model, flat, options.batch_size, padding_token_id(tokenizer)))
     for sample in samples:
-        own = [next(scores) for _ in sample.answers]
+        own = [next(likelihoods) for _ in sample.answers]
         sample.record.update(_loss_fields(own, sample.has_paraphrase))
-        sample.record.update(_memory_fields(own[0], sample.record["answer"], options.mia_k))
+        sample.record.update(_memorization_fields(own[0], sample.record["answer"], options.mia_k))
     if options.generate:
-        asked = [(sample.record, ids) for sample in samples if (ids := _prompt_part(sample.answers[0]))]
-        prompts = [ids for _, ids in asked]
+        with_prompt = [(sample.record, sample.prompt) for sample in samples if sample.prompt]
+        prompts = [ids for _, ids in with_prompt]
         texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
         for (record, _), text in zip(asked, texts, strict=True):
             record.update(generated=text, **_rouge_fields(text, record["answer"]))
@@ -209,17 +235,17 @@ def evaluate_samples(
     progress: bool = True,
 ) -> Iterator[list[Sample]]:
     """
-    Fill the records of samples of one set, batch by batch, so that what is done can be saved.
+    Complete the records of samples of one set, batch by batch, so that finished records can be saved.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer; nothing in it is changed.
         samples (`list[Sample]`): Samples from [`prepare_rows`].
-        options ([`EvalOptions`]): How to evaluate them.
+        options ([`EvalOptions`]): Options of the evaluation.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Yields:
-        `list[Sample]`: Samples whose records are done, the longest first.
+        `list[Sample]`: Samples whose records are complete, the longest first.
     """
     lengths = [max(len(tokenized["input_ids"]) for tokenized in sample.answers) for sample in samples]
     for indices in batches(lengths, options.batch_size, f"Evaluating {samples[0].record['set']}", progress):
@@ -238,18 +264,18 @@ def evaluate_rows(
     **options,
 ) -> list[dict[str, Any]]:
     """
-    One record for every row of a set.
+    Evaluate every row of a set.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer; nothing in it is changed.
         rows (iterable of `dict`): Rows with `question`/`answer`, `prompt`/`completion`, `messages` (the last one is
-            the answer), `text` or `input_ids`/`labels`. A row may bring `perturbed_answer`, a list of wrong answers,
-            and `paraphrased_answer`; they are put in place of its answer or completion as they are.
+            the answer), `text` or `input_ids`/`labels`. A row may have `perturbed_answer`, a list of wrong answers, and
+            `paraphrased_answer`; they replace its answer or completion as they are.
         set_name (`str`): Name of the set. The summaries have rules for `forget`, `retain`, `real_authors`,
             `world_facts` and `holdout`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
-        options (*optional*): Those of [`EvalOptions`].
+        options (*optional*): Options of [`EvalOptions`].
 
     Returns:
         `list[dict]`: Records with the keys of TOFU's own logs and a few more, in the order of the rows. All have
@@ -260,7 +286,7 @@ def evaluate_rows(
         `rougeL_recall` and `rougeL_recall_unicode`, each where it sees a word in the answer.
     """
     options = EvalOptions(**options)
-    samples = prepare_rows(rows, set_name, tokenizer)
+    samples = prepare_rows(rows, set_name, tokenizer, options)
     for _ in evaluate_samples(model, tokenizer, samples, options, progress=progress):
         pass
     records = [sample.record for sample in samples]

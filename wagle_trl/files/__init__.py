@@ -1,1 +1,1 @@
-"""Files: whole or not there, read by a schema, never pickled."""
+"""Files: written atomically, validated by schemas, never pickled."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, written under a temporary name and then renamed; and names of shared ones."""
+"""Atomic files and folders: written under a temporary name, synced to the disk and then renamed."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ from typing import Any
 
 _TEMPORARY = ".wagle-tmp-"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-# How safetensors and tokenizers say it, then torch, whose errors are no `OSError`
+# Messages of safetensors and tokenizers, then of torch, whose errors are not `OSError`
 _DISK_WORDS = ("os error 28", "os error 122", "os error 27", "os error 5)", "No space left")
 _DISK_WORDS += ("PytorchStreamWriter", "inline_container", "iostream error")
 
@@ -22,12 +22,16 @@ _DISK_WORDS += ("PytorchStreamWriter", "inline_container", "iostream error")
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
-    A temporary path beside `path`, renamed to it on success and removed on failure. The folder must exist.
+    Give a temporary path beside `path`, which is renamed to `path` on success and removed on failure. The folder must
+    exist.
 
-    What was written is on the disk when the name appears. What processes left that were killed here is removed.
+    The content is on the disk before the name appears. Leftovers of processes that were killed are removed.
     """
     path = Path(path)
-    with writing(path), _temporary(path.parent, partial(Path.touch, exist_ok=False), path.suffix) as temporary:
+    with (
+        translate_disk_errors(path),
+        _temporary(path.parent, partial(Path.touch, exist_ok=False), path.suffix) as temporary,
+    ):
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
@@ -36,14 +40,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to it on success and removed on failure. `path` must be new or empty."""
+    """
+    Give a temporary folder beside `path`, which is renamed to `path` on success and removed on failure. `path` must be
+    new or an empty folder.
+    """
     path = Path(path).resolve()
     if os.path.ismount(path):
-        raise ValueError(f"'{path}' is a mount point, which nothing can be renamed to; choose a folder in it.")
+        raise ValueError(f"'{path}' is a mount point, which cannot be replaced; choose a folder in it.")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"'{path}' exists and is not an empty folder; choose another, nothing is overwritten.")
+        raise ValueError(
+            f"'{path}' exists and is not an empty folder; choose another, because nothing is overwritten."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), temporary_folder(path.parent) as temporary:
+    with translate_disk_errors(path), temporary_folder(path.parent) as temporary:
         yield temporary
         for part in (*temporary.rglob("*"), temporary):
             sync(part)
@@ -53,52 +62,52 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`, which is made if need be, to write files in that then [`land`]."""
+    """Give a temporary folder in `folder`, for files that [`move_into_place`] moves. `folder` is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder), temporary_folder(folder) as stage:
+    with translate_disk_errors(folder), temporary_folder(folder) as stage:
         yield stage
 
 
-def land(stage: Path, folder: Path, names: Sequence[str], instead_of: Iterable[str] = ()) -> None:
+def move_into_place(stage: Path, folder: Path, names: Sequence[str], instead_of: Iterable[str] = ()) -> None:
     """
-    Have files take their places together, over what was there. Neither a full disk nor a signal comes between them.
+    Move files into a folder together, over existing ones. Neither a full disk nor a signal interrupts the moves.
 
     Args:
         stage (`pathlib.Path`): A [`staging_folder`] of `folder`.
-        folder (`pathlib.Path`): Where they go.
-        names (`list[str]`): The files, the one that speaks of the others last; `/` separates folders within.
-        instead_of (iterable of `str`, *optional*): Files of the folder that go when these come.
+        folder (`pathlib.Path`): Folder that receives the files.
+        names (`list[str]`): Relative names of the files, separated by `/`. A file that describes the others comes last.
+        instead_of (iterable of `str`, *optional*): Files of the folder that these replace and that are removed.
     """
-    gone = list(instead_of)
+    removed = list(instead_of)
     for name in names:
         sync(stage / name)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     try:
-        _move(stage, folder, names, gone)
+        _move(stage, folder, names, removed)
     except KeyboardInterrupt:
-        _move(stage, folder, names, gone)
+        _move(stage, folder, names, removed)
         raise
     for place in {(folder / name).parent for name in names}:
         sync(place)
 
 
-def _move(stage: Path, folder: Path, names: Sequence[str], gone: Sequence[str]) -> None:
-    for name in gone:
+def _move(stage: Path, folder: Path, names: Sequence[str], removed: Sequence[str]) -> None:
+    for name in removed:
         (folder / name).unlink(missing_ok=True)
     for name in names:
-        with suppress(FileNotFoundError):  # moved already
+        with suppress(FileNotFoundError):  # already moved
             os.replace(stage / name, folder / name)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder at once: there is no moment at which it holds a part of its files."""
+    """Remove a folder atomically: it never holds only some of its files."""
     with temporary_folder(folder.parent) as temporary:
         os.replace(folder, temporary / folder.name)
 
 
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
-    """A folder in `folder`, for files that are needed for a while."""
+    """Give a temporary folder in `folder`, which is removed at the end."""
     with _temporary(folder, Path.mkdir) as temporary:
         yield temporary
 
@@ -106,10 +115,10 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary(folder: Path, make: Callable[[Path], None], suffix: str = "") -> Iterator[Path]:
     """
-    A file or folder under a name of its own, removed at the end. Until then it is held by a lock that the system drops
-    with this process, however that ends.
+    Make a file or folder under a unique name, and remove it at the end. Until then it is locked. The system releases the
+    lock when the process ends, even if it is killed.
     """
-    remove_strays(folder)
+    remove_leftovers(folder)
     while True:
         path = folder / f"{_TEMPORARY}{secrets.token_hex(8)}{suffix}"
         try:
@@ -131,12 +140,12 @@ def _temporary(folder: Path, make: Callable[[Path], None], suffix: str = "") -> 
 
 
 def _locked(path: Path) -> int | None:
-    """Descriptor of a lock; `None` if another process took `path` for a stray before the lock was there."""
+    """Lock `path` and return the descriptor; `None` if another process removed `path` as a leftover before."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with suppress(OSError):  # a file system without locks: then nobody removes strays either
+    with suppress(OSError):  # a file system without locks, where no process removes leftovers either
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     if path.exists():
         return descriptor
@@ -144,14 +153,14 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def remove_strays(folder: Path) -> None:
-    """Remove what [`atomic_path`] and the others were writing in a folder when their process was killed."""
-    for stray in folder.glob(f"{_TEMPORARY}*"):
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of processes that were killed while they wrote to a folder."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):  # in use by another process, or gone
-            descriptor = os.open(stray, os.O_RDONLY)
+            descriptor = os.open(leftover, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(stray)
+                _remove(leftover)
             finally:
                 os.close(descriptor)
 
@@ -164,7 +173,7 @@ def _remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk: after a loss of power they are as they are now."""
+    """Flush a file, or the names in a folder, to the disk, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,31 +182,28 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
+def translate_disk_errors(path: str | os.PathLike) -> Iterator[None]:
     """
-    What libraries raise where a disk is full, broken or read-only is one `OSError` that names `path`. Of several within
-    each other the outermost is what the user knows: others may be of temporary names.
+    Translate errors of libraries about a full, broken or read-only disk into one `OSError` that names `path`. Of nested
+    contexts the outermost one counts, because the paths of inner ones may be temporary.
     """
     try:
         yield
     except Exception as error:
-        if not _is_of_disk(error):
+        if isinstance(error, OSError) and error.errno is not None:
+            is_disk_error = error.errno in _DISK_ERRORS
+        else:
+            is_disk_error = isinstance(error, _DiskError) or any(words in str(error) for words in _DISK_WORDS)
+        if not is_disk_error:
             raise
-        raise _CannotWrite(
-            path, getattr(error, "strerror", None) or "No space left on the disk, or it is broken"
-        ) from error
+        reason = getattr(error, "strerror", None) or "No space left on the disk, or it is broken"
+        raise _DiskError(path, reason) from error
 
 
-class _CannotWrite(OSError):
+class _DiskError(OSError):
     def __init__(self, path: str | os.PathLike, reason: str):
-        super().__init__(f"Cannot write '{path}': {reason}. What was whole before still is.")
+        super().__init__(f"Cannot write '{path}': {reason}. Existing files are unchanged.")
         self.strerror = reason
-
-
-def _is_of_disk(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _DISK_ERRORS
-    return isinstance(error, _CannotWrite) or any(words in str(error) for words in _DISK_WORDS)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> Path:
@@ -208,7 +214,7 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
 
 
 def check_writable(output_dir: str) -> None:
-    """`output_dir` must be a folder that files can be written to; it is made if need be."""
+    """Create `output_dir` if needed; a `ValueError` if no files can be written to it."""
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         with temporary_folder(Path(output_dir)):

@@ -1,4 +1,4 @@
-"""The weights in a model's folder, as transformers saves them, without building the model."""
+"""Weights of a model in its folder, as transformers saves them, read without building the model."""
 
 import copy
 import json
@@ -16,20 +16,20 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFET
 from torch import Tensor
 
 from .atomic import atomic_folder
-from .model_files import ADAPTER_CONFIG, check_at_home, files_beside_weights, names_without
+from .model_files import ADAPTER_CONFIG, check_inside_folder, files_beside_weights, other_names
 from .reading import read_json
 from .schemas import Config, WeightIndex
 from .tensor_file import TensorFile, write_tensors
 
-_FORMAT = {"format": "pt"}  # all that transformers reads of a file's metadata; the rest may name its owner's folders
+_FORMAT = {"format": "pt"}  # all that transformers reads of the metadata; the rest may name private folders
 
 
 class Checkpoint(Mapping[str, Tensor]):
     """
-    Weights of a model by name, each read when it is asked for from `model.safetensors` or the shards of its index.
+    Weights of a model by name, read on access from `model.safetensors` or the shards of its index.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder of the model. A `ValueError` if its files are not sound.
+        folder (`str` or `os.PathLike`): Folder of the model. A `ValueError` if its files are damaged.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -42,8 +42,8 @@ class Checkpoint(Mapping[str, Tensor]):
         self._config = read_json(self.folder / CONFIG_NAME, Config) if (self.folder / CONFIG_NAME).is_file() else {}
         if self._config.get("transformers_weights") or (self.folder / ADAPTER_CONFIG).exists():
             raise ValueError(
-                f"'{self.folder}' has transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' in its "
-                f"{CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
+                f"'{self.folder}' makes transformers load other weights, too: {ADAPTER_CONFIG}, or 'transformers_weights' "
+                f"in its {CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
             )
 
     def named_as(self, names: Iterable[str]) -> "Checkpoint":
@@ -79,7 +79,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._file(name).shape(self._names_in_files[name])
 
     def numel(self, name: str) -> int:
-        """Number of its weights, without reading it."""
+        """Return the number of elements of a tensor, without reading the tensor."""
         return math.prod(self.shape(name))
 
     def dtype(self, name: str) -> torch.dtype:
@@ -93,8 +93,8 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def load_dtypes(self) -> dict[str, str]:
         """
-        What decides in which dtype transformers loads the weights: by its place the dtypes that the config, configs within
-        it, and the index declare, mostly one; where none is declared, the dtypes of the weights.
+        Everything that decides in which dtype transformers loads the weights: the dtypes declared by the config, its
+        nested configs and the index, by place. Usually there is one. Without one, the dtypes of the weights decide.
         """
         declared = dict(_declared_dtypes(self._config))
         if SAFETENSORS_SINGLE_FILE not in self.files:
@@ -120,10 +120,11 @@ class Checkpoint(Mapping[str, Tensor]):
         Write the model with changed weights into a new folder, one tensor at a time, with its config and tokenizer.
 
         Args:
-            folder (`str` or `os.PathLike`): Folder that does not exist yet, or is empty. It appears when all is written.
-            change (callable): Gives, for the name and the values of a tensor, the values to write, in the same shape.
-            dtypes (`dict[str, torch.dtype]`): Dtypes to write; of other tensors the one they have.
-            then (callable): Called with the folder, still under a temporary name, before it appears; may raise.
+            folder (`str` or `os.PathLike`): Folder that is new or empty. It appears when everything is written.
+            change (callable):
+                Function of the name and values of a tensor that returns the values to write, in the same shape.
+            dtypes (`dict[str, torch.dtype]`): Dtypes to write. Other tensors keep theirs.
+            then (callable): Called with the folder under its temporary name, before it appears; may raise.
 
         Returns:
             `pathlib.Path`: `folder`.
@@ -143,24 +144,24 @@ class Checkpoint(Mapping[str, Tensor]):
         return Path(folder)
 
     def _other_files(self) -> list[Path]:
-        """What loads the model with its weights, and stays true when these change."""
+        """List the files that load the model with its weights, and stay valid if the weights change."""
         paths = files_beside_weights(self.folder)
         if SAFETENSORS_SINGLE_FILE not in self.files:
-            check_at_home(self.folder / SAFETENSORS_INDEX_FILE)
+            check_inside_folder(self.folder / SAFETENSORS_INDEX_FILE)
             paths.append(self.folder / SAFETENSORS_INDEX_FILE)
         return paths
 
     @property
     def left_out(self) -> list[str]:
-        """What is in the folder and [`rewrite`] does not copy, such as code, a card, or weights in another form."""
-        return names_without(self.folder, {*self.files, *(path.name for path in self._other_files())})
+        """Names in the folder that [`rewrite`] does not copy, such as code, a card, or weights in another format."""
+        return other_names(self.folder, {*self.files, *(path.name for path in self._other_files())})
 
     def _config_text(self, dtypes: set[torch.dtype]) -> str | None:
-        """Config that declares the dtype, in which transformers loads the weights; `None` if there is nothing to say."""
+        """Config that declares the dtype of the weights, in JSON; `None` without a config or with several dtypes."""
         if not self._config or len(dtypes) != 1:
             return None
         config = self._config | {"dtype": str(*dtypes).removeprefix("torch.")}
-        config.pop("torch_dtype", None)  # the name of before transformers 5
+        config.pop("torch_dtype", None)  # the name before transformers 5
         return json.dumps(config, indent=2) + "\n"
 
 
@@ -183,7 +184,7 @@ def _declared_dtypes(config: Mapping[str, Any], place: str = "") -> Iterator[tup
 
 
 def _files_of_weights(folder: Path) -> dict[str, TensorFile]:
-    """The files that transformers loads, by name."""
+    """Open the files that transformers loads, by name."""
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
         return {SAFETENSORS_SINGLE_FILE: TensorFile(folder / SAFETENSORS_SINGLE_FILE)}
     if not (folder / SAFETENSORS_INDEX_FILE).is_file():
@@ -202,12 +203,12 @@ def _files_of_weights(folder: Path) -> dict[str, TensorFile]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """File of every tensor."""
+    """Read the name of the file of each tensor."""
     places = read_json(path, WeightIndex)["weight_map"]
     if not places:
         raise ValueError(f"{path} maps no tensor to a file; the file is damaged or hostile.")
     for place in places.values():
         is_name = place.isprintable() and not set(place) & {"/", "\\"} and len(place.encode()) < 256
         if not is_name or place.startswith("wagle_") or not place.endswith(".safetensors"):
-            raise ValueError(f"{path} names {place[:80]!r}, which is no file of weights in the same folder.")
+            raise ValueError(f"{path} names {place[:80]!r}, which is not a file of weights in the same folder.")
     return places

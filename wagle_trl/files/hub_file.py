@@ -1,4 +1,4 @@
-"""What masks and deltas have in common: one safetensors file, in a folder or in a repository of the Hub."""
+"""Base class of masks and deltas: one safetensors file, in a folder or in a repository on the Hub."""
 
 import os
 import re
@@ -23,27 +23,27 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a repository may be called so; anything else is a path, for which the Hub is never asked."""
+    """Whether `name` is a valid name of a repository. Any other name is a path and never sent to the Hub."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not name.endswith((".safetensors", "\n"))  # older huggingface_hub lets a line end follow
+    return not name.endswith((".safetensors", "\n"))  # older versions of huggingface_hub allow a trailing line break
 
 
 def full_name(repo_id: str, token: str | None = None) -> str:
-    """`repo_id` with the namespace of the user whose token it is, if it has none."""
+    """Add the namespace of the user of the token to `repo_id`, unless it has one."""
     return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
 @contextmanager
 def asking_hub(name: str) -> Iterator[None]:
-    """A `FileNotFoundError` that says `name`, if the client cannot read the repository in the block."""
+    """Raise a `FileNotFoundError` that names `name` if the repository cannot be read in this context."""
     try:
         yield
     except (RepositoryNotFoundError, LocalEntryNotFoundError) as error:
         is_refused = isinstance(error, RepositoryNotFoundError)
-        reason = "there is none, or not for this token" if is_refused else str(error).split(". ")[0]
+        reason = "it does not exist, or this token has no access" if is_refused else str(error).split(". ")[0]
         raise FileNotFoundError(
             f"'{name}' is neither a folder here nor a repository of the Hub that can be read ({reason})."
         ) from error
@@ -53,17 +53,17 @@ def public_base(
     name: str | None, revision: str | None, base_model: str | None = None, is_local: bool | None = None
 ) -> tuple[str | None, str | None]:
     """
-    Name and revision of a base model as others may know them: not the name of a folder of its owner.
+    Return the public name and revision of a base model, never the path of a local folder.
 
     Args:
-        name (`str`, *optional*), revision (`str`, *optional*): As recorded.
-        base_model (`str`, *optional*): Name of the base on the Hub. Where it is not the recorded name, the recorded
-            revision is none of its own.
-        is_local (`bool`, *optional*): Whether the recorded base is a folder. By default it is taken for one unless its
-            commit on the Hub is recorded, as a relative path may look like a name.
+        name (`str`, *optional*), revision (`str`, *optional*): Recorded name and revision.
+        base_model (`str`, *optional*): Name of the base model on the Hub. If it differs from the recorded name, the
+            recorded revision does not apply to it.
+        is_local (`bool`, *optional*): Whether the recorded base model is a folder. By default it is, unless a commit is
+            recorded, because a relative path may look like a name on the Hub.
     """
     if base_model is not None and (os.path.exists(base_model) or not is_hub_name(base_model)):
-        raise ValueError(f"'{base_model}' is a path here; give the name of the base model on the Hub.")
+        raise ValueError(f"'{base_model}' is a local path; give the name of the base model on the Hub.")
     if base_model is None and name is not None:
         if is_local is None:
             is_local = os.path.exists(name) or not _COMMIT.fullmatch(revision or "")
@@ -73,51 +73,50 @@ def public_base(
 
 class HubFile(ModelHubMixin, library_name="wagle-trl"):
     """
-    An object that is one file, published and loaded by the methods that users know from
-    [`~huggingface_hub.ModelHubMixin`].
+    Object that is saved as one file, with the methods of [`~huggingface_hub.ModelHubMixin`].
     """
 
     file_name: ClassVar[str]
 
     def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)  # the mixin would keep the arguments for a config.json
+        return object.__new__(cls)  # the mixin would save the arguments in a config.json
 
     @abstractmethod
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the file atomically to `path`, or into it, if it is a folder."""
+        """Write the file atomically to `path`, or into `path` if it is a folder."""
 
     @classmethod
     @abstractmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """Read and check a file, or the one in a folder."""
+        """Read and check the file `path`, or the file in the folder `path`."""
 
     @classmethod
     def path_in(cls, path: str | os.PathLike) -> Path:
-        """`path`, if it is a safetensors file, or that of the file in the folder `path`."""
+        """Return `path` if it is a safetensors file, else the path of the file in the folder `path`."""
         path = Path(path)
         return path if path.suffix == ".safetensors" else path / cls.file_name
 
     @property
     @abstractmethod
     def selection(self) -> Any:
-        """The [`WeightMask`] of the weights that the file is about."""
+        """[`WeightMask`] of the weights that the file describes."""
 
     @abstractmethod
     def public(self, base_model: str | None = None, is_local: bool | None = None) -> Self:
         """
-        The object as others may have it: its mask names its base as [`public_base`] does.
+        Copy the object for publication: its mask names the base model as [`public_base`] does.
 
         Args:
-            base_model (`str`, *optional*), is_local (`bool`, *optional*): As of [`public_base`].
+            base_model (`str`, *optional*), is_local (`bool`, *optional*): As in [`public_base`].
         """
 
     def generate_model_card(self, repo_id: str | None = None, base_model: str | None = None) -> ModelCard:
         """
-        A card that says what the file holds and how to load it.
+        Make a card that describes the file and how to load it.
 
         Args:
-            repo_id (`str`, *optional*): Repository that the card is for.
-            base_model (`str`, *optional*): Name of the base on the Hub, where the recorded one is a folder.
+            repo_id (`str`, *optional*): Repository of the card.
+            base_model (`str`, *optional*): Name of the base model on the Hub, if the recorded one is a folder.
         """
         mask = self.selection
         base = mask.info.public(base_model).base_model
@@ -136,7 +135,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
 
     @classmethod
     def existing(cls, path: str | os.PathLike, noun: str) -> Path:
-        """[`path_in`], or a `FileNotFoundError` that calls the missing file `noun`."""
+        """Return [`path_in`], or raise a `FileNotFoundError` that calls the missing file `noun`."""
         path = cls.path_in(path)
         if not path.is_file():
             raise FileNotFoundError(f"No {noun} at {path}; give a {cls.file_name} or a folder that holds one.")
@@ -144,10 +143,10 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
         """
-        Save the file, and a card if there is none, into a folder; it may be that of a model.
+        Save the file into a folder, which may be the folder of a model, and a card if there is none.
 
         Args:
-            save_directory (`str` or `pathlib.Path`): The folder.
+            save_directory (`str` or `pathlib.Path`): Folder.
             **kwargs: `push_to_hub`, `repo_id` and arguments of `push_to_hub`, as in
                 [`~huggingface_hub.ModelHubMixin.save_pretrained`].
         """
@@ -168,11 +167,11 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
         **kwargs,
     ) -> str:
         """
-        Upload the file as others may have it, see [`public`], and a card if the repository has none.
+        Upload the [`public`] copy of the file, and a card if the repository has none.
 
         Args:
-            repo_id (`str`): Repository, such as `"user/name"`; made if need be.
-            base_model (`str`, *optional*): Name of the base on the Hub, where the recorded one is a folder.
+            repo_id (`str`): Repository, such as `"user/name"`, which is created if needed.
+            base_model (`str`, *optional*): Name of the base model on the Hub, if the recorded one is a folder.
             token (`str`, *optional*), branch (`str`, *optional*), **kwargs:
                 As in [`~huggingface_hub.ModelHubMixin.push_to_hub`].
 
@@ -199,10 +198,10 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
         revision: str | None = None,
     ) -> Self:
         """
-        Load the file from a repository of the Hub, or from a folder.
+        Load the file from a repository on the Hub or from a folder.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Repository, or a folder that holds the file.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Repository, or a folder with the file.
             force_download, token, cache_dir, local_files_only, revision (*optional*):
                 As in [`~huggingface_hub.hf_hub_download`].
         """

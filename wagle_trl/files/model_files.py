@@ -1,12 +1,12 @@
-"""The files in a model's folder: which ones load it, and which of them are its own."""
+"""Files in the folder of a model: which ones load it, and which belong to it."""
 
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What loads a model, under the names that transformers, tokenizers and PEFT give it. Any other file may be one of the
-# user's own, such as the rows to forget, or something that executes.
+# Files that load a model, by the names that transformers, tokenizers and PEFT give them. Any other file may be private,
+# such as the rows to forget, or executable.
 _BESIDE_WEIGHTS = (
     *("config.json", "generation_config.json", "processor_config.json", "*preprocessor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer*.model", "special_tokens_map.json", "added_tokens.json"),
@@ -26,7 +26,7 @@ MODEL_FILES = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *(ADAPTER_CONFIG, ADAPTER_WEIGHTS),
 )
-# Weights in any form: what is left of others would be loaded instead of new ones, or keep what was forgotten
+# Weights in any format: files left of another model would be loaded instead, or hold what was forgotten
 WEIGHTS = (
     "*.safetensors",
     "*.bin",
@@ -41,32 +41,32 @@ WEIGHTS = (
 )
 
 
-def is_like(name: str, patterns: Collection[str]) -> bool:
-    """Whether a file is called like one of the patterns."""
+def matches_any(name: str, patterns: Collection[str]) -> bool:
+    """Whether the name of a file matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def files_beside_weights(folder: Path) -> list[Path]:
-    """Config, tokenizer and what else loads a model with its weights; a `ValueError` if one is a link elsewhere."""
-    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and is_like(path.name, _BESIDE_WEIGHTS)]
+    """Find the config, tokenizer and other files that load a model; a `ValueError` if one links out of the folder."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and matches_any(path.name, _BESIDE_WEIGHTS)]
     for path in paths:
-        check_at_home(path)
+        check_inside_folder(path)
     return paths
 
 
-def check_at_home(path: Path) -> None:
+def check_inside_folder(path: Path) -> None:
     """
-    A `ValueError` if a file is a link out of its folder, to what its owner may not want to be read.
+    Raise a `ValueError` if a file is a link out of its folder, which could reveal a private file.
 
-    The files of a folder in the cache of the Hub are links to the blobs of that cache, which is fine.
+    Files in the cache of the Hub are links to the blobs of that cache, which are allowed.
     """
     file, folder = path.resolve(), path.parent.resolve()
     caches = [parent for parent in folder.parents if parent.name == "snapshots"]
-    homes = [folder, *(home.with_name("blobs") for cache in caches for home in (cache, cache.parent))]
-    if not any(map(file.is_relative_to, homes)):
-        raise ValueError(f"{path} links to a file elsewhere, {file}; put the file in its place.")
+    blobs = (place.with_name("blobs") for cache in caches for place in (cache, cache.parent))
+    if not any(map(file.is_relative_to, (folder, *blobs))):
+        raise ValueError(f"{path} links to a file elsewhere, {file}; replace the link by the file.")
 
 
-def names_without(folder: Path, taken: Collection[str]) -> list[str]:
-    """Names of all that is in a folder but for `taken`; those of folders end in a slash."""
-    return [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if path.name not in taken]
+def other_names(folder: Path, known: Collection[str]) -> list[str]:
+    """List the names in a folder that are not in `known`; names of folders end in a slash."""
+    return [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if path.name not in known]

@@ -1,10 +1,9 @@
-"""Files that others may have written: read as what they should hold, or refused in a line that names file, line and field."""
+"""Reading of untrusted files: content that follows a schema, or an error that names the file, line and field."""
 
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,15 +17,15 @@ from ..text import printable
 Schema = TypeVar("Schema")
 
 _MAX_DEPTH = 100
-_MAX_DIGITS = 300  # of a whole number: more do not fit a float
+_MAX_DIGITS = 300  # of a whole number; a float holds no more
 _MAX_SHOWN = 80
-_MAX_YAML_NODES = 10_000  # an alias counts as all that it stands for
+_MAX_YAML_NODES = 10_000  # an alias counts as all the nodes that it stands for
 _MANY_DIGITS = re.compile(f"[0-9]{{{_MAX_DIGITS + 1}}}")
-# An escape in a JSON text: a pair of surrogates is one character, the group finds half a pair
+# An escape in JSON: a pair of surrogates is one character, and the group finds half a pair
 _ESCAPE = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-# By the types of pydantic's errors
+# Descriptions of pydantic's types of errors
 _EXPECTED = {
     "dict_type": "should be an object",
     "list_type": "should be a list",
@@ -40,23 +39,22 @@ _EXPECTED = {
 
 def read_json(path: str | os.PathLike, schema: TypeForm[Schema]) -> Schema:
     """
-    Content of a JSON file.
+    Read a JSON file.
 
     Args:
-        path (`str` or `os.PathLike`): The file; a `ValueError` that names it and the field if it holds something else.
-        schema (`type`): What it should hold: a `TypedDict`, or any other type that `pydantic` checks. Keys that it does
-            not name stay.
+        path (`str` or `os.PathLike`): File. A `ValueError` names it and the field that does not follow the schema.
+        schema (`type`): A `TypedDict`, or any other type that `pydantic` validates. Keys that it does not name are kept.
     """
     return parse_json(read_text(path), schema, path)
 
 
 def read_json_lines(path: str | os.PathLike, schema: TypeForm[Schema]) -> list[Schema]:
     """
-    Values of a file with one in JSON per line, where blank lines are skipped, or with one list of all.
+    Read a file with one JSON value per line, where blank lines are skipped, or with one JSON list.
 
     Args:
-        path (`str` or `os.PathLike`): As of [`read_json`].
-        schema (`type`): What each value should be.
+        path (`str` or `os.PathLike`): As in [`read_json`].
+        schema (`type`): Schema of each value.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
@@ -66,7 +64,7 @@ def read_json_lines(path: str | os.PathLike, schema: TypeForm[Schema]) -> list[S
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Text in UTF-8, with or without a byte order mark."""
+    """Read text in UTF-8, with or without a byte order mark."""
     content = Path(path).read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -77,13 +75,13 @@ def read_text(path: str | os.PathLike) -> str:
 
 def parse_json(text: str, schema: TypeForm[Schema], path: str | os.PathLike, line: int | None = None) -> Schema:
     """
-    The value of a JSON text.
+    Parse a JSON text.
 
     Args:
-        text (`str`): The text.
-        schema (`type`): As of [`read_json`].
-        path (`str` or `os.PathLike`): Where the text is from, for errors.
-        line (`int`, *optional*): Its line there, if it is one.
+        text (`str`): Text.
+        schema (`type`): As in [`read_json`].
+        path (`str` or `os.PathLike`): File of the text, for errors.
+        line (`int`, *optional*): Number of the line of the text, if it is one line.
     """
     start = line or 1
     try:
@@ -102,7 +100,7 @@ def parse_json(text: str, schema: TypeForm[Schema], path: str | os.PathLike, lin
         if escape[1]:
             number = start + text.count("\n", 0, escape.start())
             raise ValueError(f"{_place(path, number)}: {escape[0]} is half a character, which cannot be written.")
-    return checked(content, schema, _place(path, line))
+    return validated(content, schema, _place(path, line))
 
 
 def _bounded_int(digits: str) -> int:
@@ -117,18 +115,19 @@ def _check_depth_and_names(content: Any) -> None:
         inner = (value for part in level for value in (part.values() if isinstance(part, dict) else part))
         level = [value for value in inner if isinstance(value, dict | list)]
         if any("\0" in name for part in level if isinstance(part, dict) for name in part):
-            raise ValueError("a name holds a zero byte")  # which ends it for pyarrow
+            raise ValueError("a name holds a zero byte")  # where pyarrow would end it
     if level:
         raise RecursionError
 
 
-def checked(content: Schema, schema: TypeForm[Schema], where: str) -> Schema:
-    """`content` if it is as `schema` says, or a `ValueError` that begins with `where` and names the field."""
+def validated(content: Schema, schema: TypeForm[Schema], where: str) -> Schema:
+    """Return `content` if it follows `schema`, or raise a `ValueError` that begins with `where` and names the field."""
     try:
         _adapter(schema).validate_python(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = "is missing" if first["type"] == "missing" else f"{_expected(first)}, got {shown(first['input'])}"
+        expected = _EXPECTED.get(first["type"], printable(first["msg"].replace("Input should", "should"), 200))
+        what = "is missing" if first["type"] == "missing" else f"{expected}, got {short_value(first['input'])}"
         raise ValueError(f"{where}: {_field(first['loc'])} {what}.") from error
     return content
 
@@ -138,18 +137,14 @@ def _adapter(schema: TypeForm[Schema]) -> TypeAdapter[Schema]:
     return TypeAdapter(schema)
 
 
-def _expected(error: Mapping[str, Any]) -> str:
-    return _EXPECTED.get(error["type"], printable(error["msg"].replace("Input should", "should"), 200))
-
-
 def _field(location: tuple[str | int, ...]) -> str:
-    """Such as `'log_history[3].step'`."""
+    """Format the location of a field, such as `'log_history[3].step'`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]"]
     return f"'{printable(''.join(parts).removeprefix('.'), _MAX_SHOWN)}'" if parts else "the content"
 
 
-def shown(value: Any) -> str:
-    """A value that was given, in a few words."""
+def short_value(value: Any) -> str:
+    """Describe a value in a few words."""
     kind = {dict: "an object", list: "a list"}.get(type(value))
     return kind or printable(json.dumps(value, default=str), _MAX_SHOWN)
 
@@ -161,17 +156,17 @@ def _place(path: str | os.PathLike, line: int | None = None) -> str:
 
 # YAML
 
-# What PyYAML raises for values that are not of the kind that their tag says
 _TEXT_TAG = "tag:yaml.org,2002:str"
+# Errors of PyYAML for values that do not have the type of their tag
 _BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """
-    Content of a YAML file that maps names to values; of an empty one none. Dates are text.
+    Read a YAML file that maps names to values; an empty file is an empty mapping. Dates are text.
 
     Args:
-        path (`str` or `os.PathLike`): The file; a `ValueError` that names it and the line if it holds something else.
+        path (`str` or `os.PathLike`): File. A `ValueError` names it and the line if it holds something else.
     """
     text = read_text(path)
     try:
@@ -182,20 +177,20 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         if _size(root, {}) > _MAX_YAML_NODES:
             raise ValueError(f"it stands for more than {_MAX_YAML_NODES:,} values")
         keys = [key for key, _ in root.value]
-        loader.flatten_mapping(root)  # what `<<` brings in
+        loader.flatten_mapping(root)  # resolves `<<`
     except _BAD_VALUES as error:
         raise _not_yaml(error, path, _line(error, text)) from error
     names = set()
     for key in keys:
         if (name := key.value if key.tag == _TEXT_TAG else None) in names:
             place = _place(path, key.start_mark.line + 1)
-            raise ValueError(f"{place}: '{printable(name, _MAX_SHOWN)}' is there twice.")
+            raise ValueError(f"{place}: '{printable(name, _MAX_SHOWN)}' appears twice.")
         names |= {name} - {None}
     return {_name(key, path): _value(loader, value, path, key.start_mark.line + 1) for key, value in root.value}
 
 
 def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
-    """Number of values that a node stands for, without visiting each; of one within itself it is infinite."""
+    """Count the values that a node stands for, without visiting each; infinite for a node that contains itself."""
     if id(node) not in sizes:
         sizes[id(node)] = math.inf
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()

@@ -1,7 +1,7 @@
-"""What each kind of file from outside holds, as far as it is read: for [`~wagle_trl.files.reading`]. Other keys may be there."""
+"""Schemas of files, for [`~wagle_trl.files.reading`]. They name the keys that are read; files may have others."""
 
 import re
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, PositiveInt, TypeAdapter
 from pydantic_core import PydanticCustomError
@@ -18,7 +18,7 @@ _MEASURED = (
 
 
 def _numbers_under(names: str) -> BeforeValidator:
-    """Checks that what has a name of this pattern is a number."""
+    """Make a validator: values whose names match a pattern must be numbers."""
     pattern = re.compile(names)
 
     def check(content: Any) -> Any:
@@ -31,7 +31,7 @@ def _numbers_under(names: str) -> BeforeValidator:
 
 
 def _text_or(schema: Any) -> AfterValidator:
-    """Checks that it is text, null or what a schema of lists says: errors of a union name its parts, too."""
+    """Make a validator: a value must be text, null or a list of the schema. Errors of a union would name its members."""
     adapter = TypeAdapter(schema)
 
     def check(value: Any) -> Any:
@@ -48,7 +48,7 @@ def _text_or(schema: Any) -> AfterValidator:
 
 
 class RowSet(TypedDict, total=False):
-    """Where rows come from, see [`~data.provenance.describe_rows`]."""
+    """Origin of rows, see [`~data.provenance.describe_rows`]."""
 
     rows: Required[Count]
     source: str | None
@@ -60,7 +60,7 @@ class RowSet(TypedDict, total=False):
 
 
 class MaskReport(TypedDict, total=False):
-    """What a mask selected, see [`~attribution.report.mask_report`]."""
+    """Selection of a mask, see [`~attribution.report.mask_report`]."""
 
     num_selected: Required[Count]
     numel: Required[Count]
@@ -72,7 +72,7 @@ class MaskReport(TypedDict, total=False):
 
 
 class TrainingOptions(TypedDict, total=False):
-    """Options of a run that are more than shown."""
+    """Options of a run that are used, not only shown."""
 
     learning_rate: float | None
     max_steps: int | None
@@ -87,17 +87,37 @@ LogEntry = Annotated[_LogEntry, _numbers_under(".*_probability")]
 
 
 class Cost(TypedDict, total=False):
-    """What machine and hour decide."""
+    """Costs of a run, which differ per machine."""
 
     peak_memory_bytes: dict[str, float]
 
 
 class CitedPaper(TypedDict):
-    """A [`~papers.Paper`], which a card has in a block of code."""
+    """[`~papers.Paper`] that a card shows in a code block."""
 
     arxiv: Annotated[str, Field(pattern=r"^[0-9]{4}\.[0-9]{5}$")]
     title: Annotated[str, Field(pattern=_IN_BLOCK)]
     authors: Annotated[str, Field(pattern=_IN_BLOCK)]
+
+
+class Tokenization(TypedDict, total=False):
+    """What decides which tokens of a row are scored, see [`~data.tokenization.RowOptions`]."""
+
+    dataset_text_field: str
+    completion_only_loss: bool | None
+    assistant_only_loss: bool
+    max_length: Annotated[int, Field(ge=1, lt=2**63)] | None
+    truncation_mode: Literal["keep_start", "keep_end"]
+    formatting_func: bool
+
+
+class CountedTokens(TypedDict):
+    """What is scored of the answers of a set, see [`~data.lengths.AnswerTokens`]."""
+
+    rows: Count
+    rows_cut: Count
+    given: Count
+    scored: Count
 
 
 class Report(TypedDict, total=False):
@@ -114,6 +134,8 @@ class Report(TypedDict, total=False):
     num_train_rows: Count | None
     num_retain_rows: Count | None
     options: TrainingOptions
+    tokenization: Tokenization | None
+    answer_tokens: dict[str, CountedTokens]
     mask: MaskReport | None
     steps: Count | None
     log_history: list[LogEntry]
@@ -125,7 +147,7 @@ class Report(TypedDict, total=False):
 
 
 class CurvePoint(TypedDict):
-    """A measurement while forget rows are learned again."""
+    """Measurement while forget rows are relearned."""
 
     step: Count
     forget_probability: float
@@ -142,7 +164,7 @@ Attack = Annotated[_Attack, _numbers_under(_MEASURED)]
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """Options of an evaluation that are more than kept."""
+    """Options of an evaluation that are used, not only kept."""
 
     forget: str | None
 
@@ -159,11 +181,11 @@ class _Evaluation(TypedDict, total=False):
 Evaluation = Annotated[_Evaluation, _numbers_under(_MEASURED)]
 
 
-# Records and rows, a line each
+# Records and rows, one per line
 
 
 class Record(TypedDict, total=False):
-    """What is known of a row of an evaluation, see [`~evaluation.tofu.evaluate_rows`]; TOFU's own logs have the same."""
+    """Results for one row of an evaluation, see [`~evaluation.tofu.evaluate_rows`], with the keys of TOFU's own logs."""
 
     set: str
     index: Count
@@ -188,7 +210,7 @@ class Record(TypedDict, total=False):
 
 
 class PartialRecord(Record):
-    """One of an evaluation that is not finished."""
+    """Record of an unfinished evaluation."""
 
     set: Required[str]
     index: Required[Count]
@@ -210,7 +232,7 @@ Label = Annotated[int, Field(ge=-100, lt=2**31)]
 
 
 class Message(TypedDict, total=False):
-    """A turn of a conversation; its content may be of several parts, or none beside calls of tools."""
+    """Turn of a conversation. Its content may have several parts, or be missing beside tool calls."""
 
     role: str
     content: Annotated[Any, _text_or(list)]
@@ -220,7 +242,7 @@ TextOrMessages = Annotated[Any, _text_or(list[Message])]
 
 
 class Row(TypedDict, total=False):
-    """A row to train on or to evaluate, in any of the forms that [`~data.rows.load_rows`] takes."""
+    """Row to train on or to evaluate, in any format that [`~data.rows.load_rows`] supports."""
 
     input_ids: list[Token] | None
     labels: list[Label] | None
@@ -234,7 +256,7 @@ class Row(TypedDict, total=False):
     perturbed_answer: list[str] | None
 
 
-# Of transformers, PEFT and safetensors
+# Files of transformers, PEFT and safetensors
 
 
 class WeightIndex(TypedDict, total=False):
@@ -253,5 +275,5 @@ class AdapterConfig(TypedDict, total=False):
 
 Config = dict[str, Any]  # `config.json`: its keys depend on the model
 MaskOverlaps = dict[str, float | None]  # `jaccard` in the metadata of a mask
-Versions = dict[str, str]  # `versions` there
-Patterns = list[str] | None  # `scope` and `exclude` there
+Versions = dict[str, str]  # `versions` in the metadata of a mask
+Patterns = list[str] | None  # `scope` and `exclude` in the metadata of a mask

@@ -1,4 +1,4 @@
-"""Safetensors files read and written one tensor, or one part of a tensor, at a time."""
+"""Safetensors files, read and written one tensor, or one part of a tensor, at a time."""
 
 import json
 import math
@@ -34,21 +34,21 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_DIMENSIONS = 64
 _MAX_NAME = 400
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 
 def bit_patterns(values: Tensor) -> Tensor:
-    """The same memory as integers: as numbers 0.0 equals -0.0, and NaN not even itself."""
+    """View values as integers, to compare bits: as numbers, 0.0 equals -0.0 and NaN does not equal itself."""
     return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
 
 
 def is_name(name: str) -> bool:
-    """Whether a parameter may be called so: a stranger's name must not command the terminal that shows it."""
+    """Whether `name` is valid for a parameter: untrusted names must not control the terminal that shows them."""
     return name.isprintable() and len(name) <= _MAX_NAME
 
 
 def is_shape(shape: object) -> bool:
-    """Whether it is a list of sizes that a tensor may have."""
+    """Whether `shape` is a list of valid sizes of a tensor."""
     return (
         isinstance(shape, list)
         and len(shape) <= _MAX_DIMENSIONS
@@ -57,8 +57,8 @@ def is_shape(shape: object) -> bool:
     )
 
 
-def few(names: Iterable[str], limit: int = 3) -> str:
-    """The first names, and how many more there are, for a message."""
+def first_few(names: Iterable[str], limit: int = 3) -> str:
+    """List the first names, and the number of others, for a message."""
     names = sorted(printable(name, 100) for name in names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -72,19 +72,19 @@ class _Entry(NamedTuple):
 
 class TensorFile(Mapping[str, Tensor]):
     """
-    Tensors of a safetensors file by name, each read when it is asked for.
+    Tensors of a safetensors file by name, read on access.
 
-    Unlike `safetensors.safe_open`, which maps the file, it reads: what was read once does not stay resident.
+    `safetensors.safe_open` maps a file, whose pages stay resident. This class reads it, so no memory stays in use.
 
     Args:
-        path (`str` or `os.PathLike`): The file. A `ValueError` if it is no sound safetensors file.
+        path (`str` or `os.PathLike`): File. A `ValueError` if it is not a valid safetensors file.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"No file at {self.path}.")
-        # Kept open, and its header is read by it: all that is read is of one file, even if another takes the name
+        # The descriptor stays open, also for the header, so that all reads are of one file even if it is replaced
         self._descriptor = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         try:
@@ -97,17 +97,19 @@ class TensorFile(Mapping[str, Tensor]):
             ) from error
         self._entries: dict[str, _Entry] = {}
         offset = 8 + int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
-        for name, part in parts.items():  # in the order of the data, which safetensors checks to be without holes
+        for name, part in parts.items():  # in the order of the data, which safetensors checks for gaps
             self._entries[name] = entry = self._entry(name, part.get_dtype(), part.get_shape(), offset)
             offset += math.prod(entry.shape) * entry.dtype.itemsize
 
     def _entry(self, name: str, dtype: str, shape: list[int], offset: int) -> _Entry:
         if not is_name(name):
-            raise ValueError(f"{self.path}: {name[:80]!r} is no name of a tensor; the file is damaged or hostile.")
+            raise ValueError(
+                f"{self.path}: {name[:80]!r} is not a valid name of a tensor; the file is damaged or hostile."
+            )
         if not is_shape(shape):
-            raise ValueError(f"{self.path}: '{name}' has a shape that no tensor has; the file is damaged or hostile.")
+            raise ValueError(f"{self.path}: '{name}' has an invalid shape; the file is damaged or hostile.")
         if dtype not in DTYPES:
-            raise ValueError(f"{self.path}: '{name}' is of dtype {dtype}; expected one of {', '.join(DTYPES)}.")
+            raise ValueError(f"{self.path}: '{name}' has dtype {dtype}; expected one of {', '.join(DTYPES)}.")
         return _Entry(DTYPES[dtype], tuple(shape), offset)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -123,19 +125,19 @@ class TensorFile(Mapping[str, Tensor]):
         return name in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading the tensor."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor, without reading it."""
+        """Return the dtype of a tensor, without reading the tensor."""
         return self._entries[name].dtype
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """
-        Flat elements `start` to `stop` of a tensor.
+        Read the flat elements `start` to `stop` of a tensor.
 
         Args:
-            name (`str`): Tensor.
+            name (`str`): Name of the tensor.
             start (`int`, *optional*, defaults to `0`): First element.
             stop (`int`, *optional*): Element after the last; by default the number of elements.
 
@@ -164,13 +166,13 @@ def write_tensors(
     Write a safetensors file atomically, holding one tensor at a time.
 
     Args:
-        path (`str` or `os.PathLike`): The file.
-        specs (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of every tensor.
-        read (callable): Gives the tensor of a name; called once for each.
-        metadata (`dict[str, str]`): For the header.
-        progress (`str`, *optional*): Label of a progress bar; by default there is none.
+        path (`str` or `os.PathLike`): File.
+        specs (`dict[str, tuple[torch.dtype, tuple[int, ...]]]`): Dtype and shape of each tensor.
+        read (callable): Function of a name that returns the tensor; called once per tensor.
+        metadata (`dict[str, str]`): Metadata of the header.
+        progress (`str`, *optional*): Label of a progress bar; by default there is no bar.
     """
-    # Wide dtypes first, as safetensors writes them: so every tensor starts at a multiple of its element size
+    # Wide dtypes first, as safetensors writes them, so that every tensor starts at a multiple of its element size
     names = sorted(specs, key=lambda name: -specs[name][0].itemsize)
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
@@ -190,20 +192,20 @@ def write_tensors(
             file.write(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
-class LazyTensors(Mapping[str, Made]):
+class LazyTensors(Mapping[str, Value]):
     """
-    Tensors, or what holds some, by name, each made when it is asked for.
+    Tensors, or objects with tensors, by name, made on access.
 
     Args:
         names (iterable of `str`): Names, in order.
-        make (callable): Gives the one of a name.
+        make (callable): Function of a name that returns the tensor or object.
     """
 
-    def __init__(self, names, make: Callable[[str], Made]):
+    def __init__(self, names, make: Callable[[str], Value]):
         self._names = dict.fromkeys(names)
         self._make = make
 
-    def __getitem__(self, name: str) -> Made:
+    def __getitem__(self, name: str) -> Value:
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)

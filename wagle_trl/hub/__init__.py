@@ -1,1 +1,1 @@
-"""The Hub: load, publish, and the card."""
+"""Loading from the Hub, publishing to it, and model cards."""

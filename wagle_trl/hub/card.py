@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from ..comparison.runs import Run, read_run
 from ..data.tofu import TOFU_HUB_NAME
+from ..files.model_files import ADAPTER_CONFIG
 from ..files.reading import read_text
 from ..files.run_folder import CARD_FILE, DELTA_FILE, EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..text import HUB_ID, code, one_line, printable
@@ -18,14 +19,14 @@ from .card_facts import Facts
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "model_card.md.jinja"
 _HOLDS = ("model", "mask", "delta")
-# Kind -> library, tags of its own. The Hub knows no masks: as adapters, they are nothing without their base model
+# Kind -> library, own tags. Masks and deltas count as adapters: without their base model they are of no use
 _LIBRARIES = {
     "model": ("transformers", []),
     "adapter": ("peft", []),
     "mask": ("wagle-trl", ["weight-mask"]),
     "delta": ("wagle-trl", ["sparse-delta"]),
 }
-# What its client raises for a card whose metadata has another shape, beside YAML of values that are none
+# What huggingface_hub and its YAML parser raise for a card whose metadata is malformed
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
 _OBJECTIVE_TAGS = {"GradDiff": "grad-diff", "Masked SFT": "sft"}
 
@@ -42,26 +43,26 @@ def model_card(
     hash_forget_set: bool = False,
 ) -> ModelCard:
     """
-    Write the card of a run from the files in its folder. Each part is there where the files know it.
+    Write the card of a run from the files in its folder. A section whose facts the files lack is left out.
 
     Args:
         folder (`str` or `os.PathLike`):
             Output folder of a trainer, with any of `wagle_report.json`, `wagle_eval.json` (of `wagle eval
             --output_dir`), `wagle_mask.safetensors` and `wagle_mask.png`.
         what (`str`, *optional*, defaults to `"model"`):
-            What the repository holds: `"model"` (or the adapters of one), `"mask"` or `"delta"`.
+            Content of the repository: `"model"` (or its adapters), `"mask"` or `"delta"`.
         repo_id (`str`, *optional*):
-            Repository that the card is for, such as `"user/name"`.
+            Repository of the card, such as `"user/name"`.
         model_name (`str`, *optional*):
             Title; by default the name of the repository, else of the folder.
         base_model (`str`, *optional*):
-            Name of the base model on the Hub, where the run has it from a folder.
+            Name of the base model on the Hub, if the run loaded it from a folder.
         before (`str` or `os.PathLike`, *optional*):
-            Folder of `wagle eval` of the base model, to compare with.
+            Output folder of `wagle eval` of the base model, to compare with.
         license (`str`, *optional*):
-            Licence, by its identifier on the Hub; by default that of the base model, if its card says.
+            Identifier of the licence on the Hub; by default the licence that the card of the base model states.
         hash_forget_set (`bool`, *optional*, defaults to `False`):
-            Whether data sets are named nowhere in the card, but known by their number of rows and keyed digest only.
+            Whether the card names no data set, only the number of rows and their keyed digest.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: The card; `card.save(path)` writes it.
@@ -76,9 +77,11 @@ def model_card(
     run = _read_folder(Path(folder), what)
     name = model_name or (repo_id or Path(folder).resolve().name).split("/")[-1]
     compared = None if before is None else _read_before(Path(before))
-    facts = Facts(run, _kind(run, what), name, repo_id, base_model, compared, hash_forget_set)
+    is_adapter = run.training.get("peft_type", (run.folder / ADAPTER_CONFIG).exists())
+    kind = "adapter" if what == "model" and is_adapter else what
+    facts = Facts(run, kind, name, repo_id, base_model, compared, hash_forget_set)
     if what != "model" and not facts.mask:
-        raise ValueError(f"The run in '{folder}' has no mask; it has a model only.")
+        raise ValueError(f"The run in '{folder}' has no mask, only a model.")
     licence = {"license": license} if license else _licence_of_base(facts)
     licence_name = licence.get("license_name") or licence.get("license")
     return ModelCard.from_template(
@@ -97,7 +100,7 @@ def _read_folder(folder: Path, what: str) -> Run:
         names = ", ".join((REPORT_FILE, EVALUATION_FILE, MASK_FILE))
         raise ValueError(f"No card can be written from '{folder}': it holds none of {names}.")
     if what == "mask" and not run.has_mask:
-        raise ValueError(f"'{folder}' holds no mask ({MASK_FILE}); a run without one has a model only.")
+        raise ValueError(f"'{folder}' holds no mask ({MASK_FILE}); a run without a mask has a model only.")
     return run
 
 
@@ -106,11 +109,6 @@ def _read_before(folder: Path) -> Run:
     if not run.evaluation:
         raise ValueError(f"'{folder}' holds no {EVALUATION_FILE}; give the folder of `wagle eval` of the base model.")
     return run
-
-
-def _kind(run: Run, what: str) -> str:
-    is_adapter = run.training.get("peft_type", (run.folder / "adapter_config.json").exists())
-    return "adapter" if what == "model" and is_adapter else what
 
 
 def _metadata(facts: Facts, licence: dict[str, Any]) -> ModelCardData:
@@ -141,7 +139,7 @@ def _objective_tags(facts: Facts) -> list[str]:
 
 
 def _results(facts: Facts) -> list[EvalResult]:
-    """What was measured after unlearning."""
+    """List what was measured after unlearning."""
     return [
         EvalResult(
             task_type="text-generation",
@@ -158,7 +156,7 @@ def _results(facts: Facts) -> list[EvalResult]:
 
 
 def _data_set(tofu: str | None, column: str) -> dict[str, Any]:
-    """The data set of a result; its configuration tells attacks apart."""
+    """Describe the data set of a result. Its configuration tells attacks apart."""
     return {
         "dataset_type": TOFU_HUB_NAME if tofu else "unlearning",
         "dataset_name": "TOFU" if tofu else "forget and retain rows",
@@ -167,16 +165,16 @@ def _data_set(tofu: str | None, column: str) -> dict[str, Any]:
 
 
 def read_card(path: str | os.PathLike) -> ModelCard:
-    """The card in a file; a `ValueError` that names it if its metadata is none."""
+    """Read the card in a file; a `ValueError` names the file if the metadata is malformed."""
     text = read_text(path)
     try:
         return ModelCard(text)
     except _UNREADABLE as error:
-        raise ValueError(f"{printable(path, 300)} is no model card: {printable(error, 300)}") from error
+        raise ValueError(f"{printable(path, 300)} is not a model card: {printable(error, 300)}") from error
 
 
 def _licence_of_base(facts: Facts) -> dict[str, str]:
-    """Empty for a base in a folder that is gone: on the Hub, its path may be somebody else's model."""
+    """Find the licence of the base; none if its folder is gone: on the Hub, that path may be somebody else's model."""
     name = facts.base_name or ""
     return base_licence(name) if facts.base_id or os.path.isdir(name) else {}
 
@@ -184,19 +182,19 @@ def _licence_of_base(facts: Facts) -> dict[str, str]:
 @cache
 def base_licence(base: str) -> dict[str, str]:
     """
-    The licence that the card of a model states.
+    Read the licence that the card of a model states.
 
     Args:
         base (`str`): Repository or folder.
 
     Returns:
-        `dict[str, str]`: `license`, and of one of its own `license_name` and `license_link`; empty if it states none
-        or cannot be read.
+        `dict[str, str]`: `license`, for a licence that the Hub does not list also `license_name` and `license_link`.
+        Empty if the card states none or cannot be read.
     """
     try:
         source = Path(base, CARD_FILE) if os.path.isdir(base) else base
         data = ModelCard.load(source, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, *_UNREADABLE):  # no such card, no network, or no card at all
+    except (OSError, *_UNREADABLE):  # a malformed card, no network, or no card
         return {}
     known = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     if not HUB_ID.fullmatch(known.get("license", "")):

@@ -1,4 +1,4 @@
-"""What a card says, from the files of a run. Text from these files is data: it is shown, and never means anything."""
+"""The facts of a card, from the files of a run. Text from these files is escaped: it is shown, never interpreted."""
 
 import math
 import os
@@ -12,6 +12,7 @@ from ..attribution.report import mask_report
 from ..attribution.scores import SCORES
 from ..comparison.runs import Run, attack_label, words
 from ..comparison.tables import Column, markdown_table, metric_columns
+from ..data.lengths import AnswerTokens
 from ..data.tofu import TOFU_FORGET_ROWS
 from ..deltas.delta import SparseDelta
 from ..files.hub_file import public_base
@@ -19,7 +20,7 @@ from ..files.reading import parse_json
 from ..files.run_folder import DELTA_FILE, PLOT_FILE, REPORT_FILE
 from ..files.schemas import Versions
 from ..papers import Paper
-from ..text import HUB_ID, code, one_line, percent, plain
+from ..text import HUB_ID, code, escaped, one_line, percent
 from .citations import SCORE_PAPERS
 
 _ROW_LABELS = {"forget": "Rows to forget", "retain": "Rows to keep", "train": "Rows trained on"}
@@ -29,16 +30,16 @@ _DEFAULT_SCOPE = "all trainable weights but embeddings and LM head"
 @dataclass(frozen=True)
 class Facts:
     """
-    What the template of a card, and its metadata, ask for. What is not known is `None` or empty.
+    Facts for the template and the metadata of a card. Unknown facts are `None` or empty.
 
     Args:
         run ([`~comparison.runs.Run`]): The run.
         kind (`str`): `"model"`, `"adapter"`, `"mask"` or `"delta"`.
         name (`str`): Name of the model.
-        repo_id (`str`, *optional*): Repository that the card is for.
-        base_model (`str`, *optional*): The base model on the Hub, where the run has it from a folder.
+        repo_id (`str`, *optional*): Repository of the card.
+        base_model (`str`, *optional*): The base model on the Hub, if the run loaded it from a folder.
         before ([`~comparison.runs.Run`], *optional*): Evaluation of the base model.
-        hashed (`bool`): Whether data sets are known by their digests only.
+        hashed (`bool`): Whether data sets are named by their digests only.
     """
 
     run: Run
@@ -51,25 +52,25 @@ class Facts:
 
     @property
     def title(self) -> str:
-        return plain(self.name)
+        return escaped(self.name)
 
     @property
     def place(self) -> str:
-        """What to load."""
+        """Argument of `from_pretrained` that loads the repository."""
         return self.repo_id or "path/to/this/folder"
 
     # Base model
 
     @property
     def base_name(self) -> str | None:
-        """The base model as `from_pretrained` takes it, which may be a path."""
+        """Argument of `from_pretrained` that loads the base model: a name or a path."""
         info = self.mask["info"] if self.mask else {}
-        sources = (self.run.training, info, {} if self.is_other_evaluated else self.run.evaluation)
+        sources = (self.run.training, info, {} if self.evaluates_other_weights else self.run.evaluation)
         return self.base_model or next((name for source in sources if (name := source.get("base_model"))), None)
 
     @property
     def base_id(self) -> str | None:
-        """The base model on the Hub."""
+        """Name of the base model on the Hub."""
         info, training, name = self.mask["info"] if self.mask else {}, self.run.training, self.base_name or ""
         is_local = None if info.get("base_model") == name else os.path.isdir(name)
         if training.get("base_model") == name:
@@ -79,13 +80,15 @@ class Facts:
     @property
     def base_revision(self) -> str | None:
         info = self.mask["info"] if self.mask else {}
-        revision = self.run.training.get("base_revision") or info.get("base_revision", "None")  # masks hold text only
+        revision = self.run.training.get("base_revision") or info.get(
+            "base_revision", "None"
+        )  # a mask stores `None` as text
         is_known = self.base_id and not self.base_model and revision != "None"
         return revision if is_known and re.fullmatch(r"\w[\w./-]*", str(revision), re.ASCII) else None
 
     @property
     def base(self) -> str:
-        """The base model in a sentence."""
+        """The base model as a phrase."""
         if self.base_id:
             return f"[{self.base_id}](https://huggingface.co/{self.base_id})"
         return "a local model" if self.base_name else "a model of unknown origin"
@@ -94,13 +97,23 @@ class Facts:
 
     @cached_property
     def data(self) -> Mapping[str, Mapping[str, Any]]:
-        """Descriptions of the row sets, see [`~data.provenance.describe_rows`]."""
+        """Descriptions of the sets of rows, see [`~data.provenance.describe_rows`]."""
         return self.run.training.get("data", {})
 
     @property
     def rows(self) -> dict[str, str]:
         """Every row set in a line, by its label."""
-        return {_ROW_LABELS.get(name, plain(name)): self._describe(rows) for name, rows in self.data.items()}
+        return {
+            _ROW_LABELS.get(name, escaped(name)): self._describe(rows) + self._cut(name)
+            for name, rows in self.data.items()
+        }
+
+    def _cut(self, name: str) -> str:
+        """What of the answers took no part, because the rows were too long."""
+        counted = self.run.training.get("answer_tokens", {}).get(name)
+        if counted is None or not counted["rows_cut"]:
+            return ""
+        return f"; {AnswerTokens(**counted)}"
 
     def _describe(self, rows: Mapping[str, Any]) -> str:
         parts = [f"{rows['rows']:,} row{'s' * (rows['rows'] != 1)}"]
@@ -114,7 +127,7 @@ class Facts:
         return ", ".join(parts)
 
     def _has_plain_digest(self, rows: Mapping[str, Any]) -> bool:
-        """Of rows that all can read only: of others it would confirm guesses, and of hashed ones give the name away."""
+        """Whether the rows are public. A plain digest of others confirms guesses, and of hashed ones reveals the name."""
         return bool(rows.get("sha256") and rows.get("revision") and not self.hashed)
 
     def _source(self, rows: Mapping[str, Any]) -> str:
@@ -124,7 +137,7 @@ class Facts:
 
     @property
     def datasets(self) -> list[str]:
-        """Data sets on the Hub, unless they are hashed."""
+        """Names of the data sets on the Hub, unless they are hashed."""
         sources = [rows.get("source") or "" for rows in self.data.values() if rows.get("revision") and not self.hashed]
         return [source for source in dict.fromkeys(sources) if HUB_ID.fullmatch(source)]
 
@@ -144,21 +157,21 @@ class Facts:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the repository holds what an objective trained."""
+        """Whether the repository holds weights that an objective trained."""
         return self.kind != "mask" and self.objective not in (None, "mask")
 
     @property
     def unlearns(self) -> bool:
-        """Whether there are rows that had to go, rather than rows to learn."""
+        """Whether the run had rows to forget, rather than rows to learn."""
         return "forget" in self.data and "train" not in self.data
 
     @property
     def method(self) -> str:
-        return "SFT" if self.objective == "Masked SFT" and not self.mask else plain(self.objective)
+        return "SFT" if self.objective == "Masked SFT" and not self.mask else escaped(self.objective)
 
     @property
     def retains(self) -> bool:
-        """Whether the retain rows counted."""
+        """Whether the retain rows had a weight in the loss."""
         return self.run.training.get("options", {}).get("retain_weight") != 0
 
     @property
@@ -176,19 +189,19 @@ class Facts:
 
     @property
     def options(self) -> str:
-        """Table of hyperparameters: of steps and epochs the one that counted, and how many steps there were."""
+        """Table of hyperparameters: the limit that counted, steps or epochs, and the number of steps taken."""
         given: dict[str, Any] = dict(self.run.training.get("options", {})) if self.is_trained else {}
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
-        if self.is_trained:  # what was logged last may be of an earlier step
+        if self.is_trained:  # the last log may be of an earlier step
             given["optimizer steps taken"] = self.run.training.get("steps", self.run.numbers().get("steps"))
-        known = [[plain(words(name)), plain(value)] for name, value in given.items() if value is not None]
+        known = [[escaped(words(name)), escaped(value)] for name, value in given.items() if value is not None]
         return markdown_table([["option", "value"], *known], [False, True]) if known else ""
 
     # Mask
 
     @cached_property
     def mask(self) -> Mapping[str, Any] | None:
-        """Report of the mask. Beside a report of a run without one, a mask was left by an earlier run."""
+        """Report of the mask. A mask beside the report of a run without one was left by an earlier run."""
         if self.kind == "delta" and (self.run.folder / DELTA_FILE).exists():
             return mask_report(SparseDelta.load(self.run.folder).mask)
         if "mask" in self.run.training:
@@ -201,19 +214,19 @@ class Facts:
 
     @property
     def is_merged(self) -> bool:
-        """Whether values and mask come from several deltas, not from training with a mask that does."""
+        """Whether values and mask come from several deltas. A run may also train with such a mask."""
         return self.score == "merged" and not self.is_trained
 
     @property
     def selected(self) -> str:
-        """How many weights are selected."""
-        assert self.mask is not None  # a card without a mask does not ask
+        """Number and share of the selected weights, as a phrase."""
+        assert self.mask is not None  # the template asks only where there is a mask
         share = percent(self.mask["density"])
         return f"{self.mask['num_selected']:,} of the {self.mask['numel']:,} weights in scope ({share})"
 
     @property
     def mask_details(self) -> dict[str, str]:
-        """How the mask was made."""
+        """Options that made the mask, by their labels."""
         assert self.mask is not None  # as above
         info = self.mask["info"]
         scale = SCORES[self.score].scale if self.score in SCORES else None
@@ -230,28 +243,28 @@ class Facts:
 
     @property
     def picture(self) -> str | None:
-        """File name of the picture of the mask, if it is there."""
+        """File name of the picture of the mask, if the file exists."""
         return PLOT_FILE if self.mask and (self.run.folder / PLOT_FILE).exists() else None
 
     @property
     def layers(self) -> str:
-        """Table of the selected share by layer."""
+        """Table of the selected share per layer."""
         shares = self.mask["density_by_layer"].items() if self.mask else ()
-        lines = [["other" if layer == "-" else plain(layer), percent(share)] for layer, share in shares]
+        lines = [["other" if layer == "-" else escaped(layer), percent(share)] for layer, share in shares]
         return markdown_table([["layer", "selected"], *lines], [True, True]) if lines else ""
 
     # Evaluation
 
     @property
-    def is_other_evaluated(self) -> bool:
-        """Whether the evaluation is of other weights than the report: left over from an earlier run, for one."""
+    def evaluates_other_weights(self) -> bool:
+        """Whether the evaluation is of other weights than the report, as when an earlier run left it."""
         prints = [content.get("fingerprint") for content in (self.run.training, self.run.evaluation)]
         return None not in prints and prints[0] != prints[1]
 
     @cached_property
     def measured(self) -> dict[str, dict[str, float]]:
-        """Numbers by column: before, after, and under each attack. None of a mask, which answers no question."""
-        if self.kind == "mask" or not self.run.evaluation or self.is_other_evaluated:
+        """Numbers by column: before, after, and under each attack. Empty for a mask, which answers no question."""
+        if self.kind == "mask" or not self.run.evaluation or self.evaluates_other_weights:
             return {}
         columns = {"before": self.before.measured()} if self.before else {}
         columns["after"] = self.run.measured()
@@ -260,7 +273,7 @@ class Facts:
 
     @property
     def tofu(self) -> str | None:
-        """Split of TOFU that was evaluated, unless that is hashed."""
+        """Split of TOFU that was evaluated, unless data sets are hashed."""
         options = self.run.evaluation.get("options", {})
         split = options.get("forget", "forget10" if "tofu_dir" in options else None)
         return split if split in TOFU_FORGET_ROWS and not self.hashed else None
@@ -271,15 +284,18 @@ class Facts:
 
     @property
     def evaluation(self) -> str:
-        """Table of the evaluation: a line a metric."""
+        """Table of the evaluation, one line per metric."""
         if not self.measured:
             return ""
         columns = self.measured.values()
         lines = [
-            [plain(m.heading[:1].upper() + m.heading[1:]), *(m.text(n[m.key]) if m.key in n else "" for n in columns)]
+            [
+                escaped(m.heading[:1].upper() + m.heading[1:]),
+                *(m.text(n[m.key]) if m.key in n else "" for n in columns),
+            ]
             for m in self.metrics
         ]
-        return markdown_table([["", *map(plain, self.measured)], *lines], [False, *(True for _ in self.measured)])
+        return markdown_table([["", *map(escaped, self.measured)], *lines], [False, *(True for _ in self.measured)])
 
     @property
     def trajectory(self) -> str:
@@ -288,7 +304,7 @@ class Facts:
         steps = columns["step"]
         if len(steps) < 2:
             return ""
-        lines = [[plain(words(k)), f"{v[0]:.3f}", f"{v[-1]:.3f}"] for k, v in columns.items() if k != "step"]
+        lines = [[escaped(words(k)), f"{v[0]:.3f}", f"{v[-1]:.3f}"] for k, v in columns.items() if k != "step"]
         return markdown_table([["rows", f"step {steps[0]}", f"step {steps[-1]}"], *lines], [False, True, True])
 
     @property
@@ -296,5 +312,5 @@ class Facts:
         """Table of library versions."""
         of_mask = self.mask["info"].get("versions", "{}") if self.mask else "{}"
         recorded = self.run.training.get("versions") or parse_json(of_mask, Versions, self.run.folder / REPORT_FILE)
-        lines = [[plain(name), plain(version)] for name, version in recorded.items()]
+        lines = [[escaped(name), escaped(version)] for name, version in recorded.items()]
         return markdown_table([["library", "version"], *lines], [False, False]) if lines else ""

@@ -1,4 +1,4 @@
-"""The papers that scores come from; those of objectives are in reports."""
+"""The papers of the attribution scores. Reports name the papers of objectives."""
 
 from ..papers import Paper
 

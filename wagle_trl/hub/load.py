@@ -1,4 +1,4 @@
-"""Load what others published on the Hub."""
+"""Loading models and deltas from the Hub."""
 
 import os
 from typing import TYPE_CHECKING
@@ -28,13 +28,13 @@ def load_unlearned(
     **kwargs,
 ) -> "transformers.PreTrainedModel":
     """
-    Load the base model and make it the unlearned one.
+    Load the base model and apply a delta to it.
 
     Args:
-        pretrained_model_name_or_path (`str`): Repository of a delta, or a folder that holds one.
-        base_model_name_or_path (`str`, *optional*): By default the base that the delta names, at its revision.
+        pretrained_model_name_or_path (`str`): Repository or folder of the delta.
+        base_model_name_or_path (`str`, *optional*): Base model; by default the one that the delta names, at its revision.
         base_revision (`str`, *optional*): Revision of the base; by default the delta's, if it names this base.
-        revision (`str`, *optional*): Of the delta's repository.
+        revision (`str`, *optional*): Revision of the delta's repository.
         force_download, token, cache_dir, local_files_only (*optional*):
             As in [`~transformers.PreTrainedModel.from_pretrained`], for delta and base.
         **kwargs: To [`~transformers.PreTrainedModel.from_pretrained`], such as `device_map` or `attn_implementation`.
@@ -60,14 +60,14 @@ def load_unlearned(
 
 
 def require_base(delta: SparseDelta) -> str:
-    """Name of the delta's base; a `ValueError` if it names none."""
+    """Name of the delta's base. A delta that names none raises a `ValueError`."""
     if delta.base_model is None:
-        raise ValueError("The delta does not say what its base model is; name it.")
+        raise ValueError("The delta does not name its base model; name it.")
     return delta.base_model
 
 
 def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
-    """Weights in a folder, or of a repository of the Hub, which is downloaded without what executes."""
+    """Open the weights of a folder or of a repository on the Hub, which is downloaded without its code files."""
     if os.path.isdir(name_or_path) or not is_hub_name(name_or_path):
         return Checkpoint(name_or_path)
     with asking_hub(name_or_path):
@@ -78,7 +78,7 @@ def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
 
 
 def base_of(delta: SparseDelta, base_model: str | None) -> Checkpoint:
-    """The base `base_model`, by default the one that the delta names; that one at its revision."""
+    """Open the base of a delta: `base_model`, or by default the one that the delta names, at its revision."""
     name = base_model or require_base(delta)
     return checkpoint_of(name, _revision_of(name, delta))
 

@@ -1,4 +1,4 @@
-"""What of a run others may have: the files of a model, its mask or its delta, without names of its owner's folders."""
+"""The files of a run that may be published: its model, mask or delta, without the paths of its owner's folders."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from ..deltas.verification import check_mask
 from ..files.atomic import write_json
 from ..files.checkpoint import Checkpoint
 from ..files.hub_file import public_base
-from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_at_home, files_beside_weights
+from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_inside_folder, files_beside_weights
 from ..files.reading import read_json
 from ..files.run_folder import DELTA_FILE, MASK_FILE, PLOT_FILE
 from ..files.schemas import AdapterConfig
@@ -24,8 +24,8 @@ from ..masks.mask import WeightMask
 from ..masks.values import take
 from .load import checkpoint_of
 
-# Keys under which transformers before version 5 wrote where a model or a tokenizer was loaded from
-_PATHS = {
+# Keys under which transformers before version 5 wrote the path that a model or a tokenizer was loaded from
+_PATH_KEYS = {
     "_name_or_path",
     "merges_file",
     "name_or_path",
@@ -38,36 +38,36 @@ _PATHS = {
 Link = Callable[[Path, Path], None]
 
 
-def link(source: Path, place: Path) -> None:
-    """Have a file in a second place for as long as it stays in the first."""
+def symlink(source: Path, place: Path) -> None:
+    """Link a file to a second place, where it lasts as long as in the first."""
     place.symlink_to(source.resolve())
 
 
-def keep(source: Path, place: Path) -> None:
-    """Have a file in a second place, whatever becomes of the first."""
+def link_or_copy(source: Path, place: Path) -> None:
+    """Keep a file in a second place, whatever happens to the first."""
     try:
         os.link(source.resolve(), place)
-    except OSError:  # of another disk, or one without links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(source, place)
 
 
 def stage_model(
-    folder: Path, stage: Path, base_model: str | None, *, add: Link = link, needs_base: bool = True
+    folder: Path, stage: Path, base_model: str | None, *, add: Link = symlink, needs_base: bool = True
 ) -> None:
     """
-    Put what loads a model, and its mask, if it has one, into an empty folder.
+    Fill an empty folder with the files that load a model, and its mask, if it has one.
 
     Args:
         folder (`pathlib.Path`): Output folder of a trainer, or a checkpoint.
         stage (`pathlib.Path`): The empty folder.
         base_model (`str`, *optional*): Name of the base on the Hub.
-        add (callable, *optional*): [`link`] or [`keep`].
+        add (callable, *optional*): [`symlink`] or [`link_or_copy`].
         needs_base (`bool`, *optional*, defaults to `True`):
-            Whether adapters of a base that is not known to be on the Hub are a `ValueError`; else they name none.
+            Whether adapters raise a `ValueError` if their base is not known to be on the Hub. Otherwise they then name none.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     for path in [*files_beside_weights(folder), *(_adapter_files if is_adapter else _weights_of)(folder)]:
-        check_at_home(path)
+        check_inside_folder(path)
         add(path, stage / path.name)
     for path in stage.glob("*.json"):
         if path.name.endswith("config.json") and path.name != ADAPTER_CONFIG:
@@ -79,15 +79,15 @@ def stage_model(
 
 
 def _drop_paths(path: Path) -> None:
-    """Replace a config that says in which folder it was by one that does not."""
+    """Replace a config that names local paths by one without them."""
     content = read_json(path, dict[str, Any])
-    public = {key: value for key, value in content.items() if key not in _PATHS}
+    public = {key: value for key, value in content.items() if key not in _PATH_KEYS}
     if public.keys() != content.keys():
         write_json(path, public)
 
 
 def _weights_of(folder: Path) -> list[Path]:
-    """The files of weights that transformers loads: not what an earlier model left beside them."""
+    """List the weights that transformers loads, without those that an earlier model left beside them."""
     names = list(Checkpoint(folder).files)
     return [
         folder / name for name in (names if SAFETENSORS_SINGLE_FILE in names else [SAFETENSORS_INDEX_FILE, *names])
@@ -99,13 +99,13 @@ def _adapter_files(folder: Path) -> list[Path]:
         raise ValueError(f"'{folder}' holds {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}.")
     if any((folder / name).is_file() for name in (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE)):
         raise ValueError(
-            f"'{folder}' holds a model and adapters; leave those that the run made, move the others away."
+            f"'{folder}' holds a model and adapters; keep those that the run made and move the others away."
         )
     return [folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS]
 
 
 def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None, needs_base: bool) -> None:
-    """Replace a config of PEFT by one that names the base as others can load it."""
+    """Replace a config of PEFT by one that names the base by its name on the Hub."""
     config = read_json(path, AdapterConfig)
     name = config.get("base_model_name_or_path")
     is_local = _is_local(folder, name)
@@ -116,17 +116,17 @@ def _name_base_of_adapters(folder: Path, path: Path, base_model: str | None, nee
 
 
 def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
-    """Put the mask, as others may have it, and its picture into a folder. Arguments as of [`stage_model`]."""
-    check_at_home(folder / MASK_FILE)
+    """Write the mask, without local paths, and its picture into `stage`. The arguments are those of [`stage_model`]."""
+    check_inside_folder(folder / MASK_FILE)
     mask = WeightMask.load(folder)
     mask.public(base_model, _is_local(folder, mask.info.base_model)).save(stage)
     plot_mask(mask, stage / PLOT_FILE)
 
 
 def stage_delta(folder: Path, stage: Path, base_model: str | None) -> None:
-    """The same of the delta, which is made if need be."""
+    """Write the delta and its picture likewise. A delta that is missing is made."""
     for name in (DELTA_FILE, MASK_FILE):
-        check_at_home(folder / name)
+        check_inside_folder(folder / name)
     delta = _delta_of(folder, base_model)
     public = delta.public(base_model, _is_local(folder, delta.base_model))
     _check_on_hub(public.base_model, delta.base_model)
@@ -135,22 +135,22 @@ def stage_delta(folder: Path, stage: Path, base_model: str | None) -> None:
 
 
 def _delta_of(folder: Path, base_model: str | None) -> SparseDelta:
-    """The delta in the folder, or one made now, if there is none of this mask and these weights."""
+    """Load the delta in the folder, or make one, if there is none of this mask and these weights."""
     if not (folder / DELTA_FILE).is_file():
-        return _made_delta(folder, base_model)
+        return _make_delta(folder, base_model)
     delta = SparseDelta.load(folder)
     if _is_current(delta, folder):
         return delta
     try:
-        return _made_delta(folder, base_model)
+        return _make_delta(folder, base_model)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"'{folder / DELTA_FILE}' is not of the mask and weights beside it, and no new one can be made: {error}"
+            f"'{folder / DELTA_FILE}' is not of the mask and weights beside it, and no new delta can be made: {error}"
         ) from error
 
 
 def _is_current(delta: SparseDelta, folder: Path) -> bool:
-    """Whether a delta has the mask and the weights beside it, as far as there are any."""
+    """Whether a delta matches the mask and the weights in a folder, if there are any."""
     if (folder / MASK_FILE).is_file() and WeightMask.load(folder) != delta.mask:
         return False
     if not any(folder.glob("model*.safetensors")):
@@ -165,8 +165,8 @@ def _is_current(delta: SparseDelta, folder: Path) -> bool:
     return True
 
 
-def _made_delta(folder: Path, base_model: str | None) -> SparseDelta:
-    """Made now, from the base that the run started from."""
+def _make_delta(folder: Path, base_model: str | None) -> SparseDelta:
+    """Make the delta from the base that the run started from."""
     mask = WeightMask.load(folder)
     recorded = mask.info.base_model
     if recorded and os.path.isdir(recorded):
@@ -178,7 +178,7 @@ def _made_delta(folder: Path, base_model: str | None) -> SparseDelta:
 
 
 def _is_local(folder: Path, base_model: str | None) -> bool | None:
-    """Whether the report in a folder says that the run took this base from a folder; `None` if it does not say."""
+    """Whether the run loaded this base from a folder, by its report; `None` if the report does not say."""
     report = read_run(folder).training
     return report.get("base_is_local") if report.get("base_model") == base_model else None
 

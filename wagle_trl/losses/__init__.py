@@ -1,1 +1,1 @@
-"""Losses: log-probabilities or logits in, numbers out."""
+"""Losses, from log-probabilities or logits."""

@@ -1,1 +1,1 @@
-"""Masks: which weights, of which model."""
+"""Masks: which weights of a model are selected."""

@@ -1,4 +1,4 @@
-"""Which weights are these? A hash of every one of them, the same for a model in memory and in files."""
+"""Fingerprints that identify weights: a hash of all values, the same for a model in memory and in files."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-_PIECE = 2**20  # weights that are hashed at once
+_PIECE = 2**20  # weights per piece, which is hashed on its own
 _THREADS = 2
 
 
@@ -18,12 +18,12 @@ def fingerprint(
     read: Callable[[str, int, int], Tensor],
 ) -> str:
     """
-    SHA-256 of names, dtypes, shapes and all values of tensors, piece by piece.
+    Compute the SHA-256 of names, dtypes, shapes and all values of tensors, piece by piece.
 
     Args:
-        dtypes (`dict[str, torch.dtype]`): The tensors, in any order, and the dtype to round the values of each to.
-        shapes (`dict[str, tuple[int, ...]]`): Their shapes.
-        read (callable): Gives, for a name, a start and a stop, the flat values between them.
+        dtypes (`dict[str, torch.dtype]`): Dtype to which the values of each tensor are rounded, in any order.
+        shapes (`dict[str, tuple[int, ...]]`): Shape of each tensor.
+        read (callable): Function of a name, a start and a stop that returns the flat values between them.
 
     Returns:
         `str`: 64 hexadecimal digits.
@@ -35,7 +35,7 @@ def fingerprint(
 
     names = sorted(dtypes)
     digest = hashlib.sha256("".join(f"{name} {dtypes[name]} {tuple(shapes[name])}\n" for name in names).encode())
-    # One piece is read while another is hashed; in a thread of its own each operation needs no further ones
+    # One piece is read while another is hashed; within a thread, torch starts no further threads
     with ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for piece in pool.map(hashed, _pieces(names, shapes)):
             digest.update(piece)
@@ -50,12 +50,12 @@ def _pieces(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator
 
 
 def fingerprint_of(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
-    """The [`fingerprint`] of tensors, rounded to `dtype`; by default each in its own."""
+    """Compute the [`fingerprint`] of tensors, rounded to `dtype`, or by default each in its own dtype."""
     dtypes = {name: dtype or values.dtype for name, values in weights.items()}
     shapes = {name: tuple(values.shape) for name, values in weights.items()}
     return fingerprint(dtypes, shapes, lambda name, start, stop: weights[name].detach().reshape(-1)[start:stop])
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """The [`fingerprint`] of a model's parameters in bf16, which is that of the model loaded in any wider dtype, too."""
+    """Compute the [`fingerprint`] of a model's parameters in bf16: the same for the model loaded in a wider dtype."""
     return fingerprint_of(dict(model.named_parameters()), torch.bfloat16)

@@ -1,4 +1,4 @@
-"""`WeightMask`: one bit a weight. Storage, algebra and anatomy; how the bits were chosen is not its business."""
+"""`WeightMask`, one bit per weight: storage, algebra and densities. How the bits were chosen does not matter here."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import wagle_kernels
 
 from ..files.hub_file import HubFile
 from ..files.run_folder import MASK_FILE
-from ..files.tensor_file import TensorFile, few, is_name, is_shape, write_tensors
+from ..files.tensor_file import TensorFile, first_few, is_name, is_shape, write_tensors
 from .anatomy import layer_of, module_of
 from .fingerprint import model_fingerprint
 from .info import MaskInfo
@@ -24,17 +24,17 @@ FORMAT_VERSION = "1"
 
 class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
     """
-    Which weights of a model are selected.
+    Selection of weights of a model, one bit per weight.
 
     Args:
         bits (`dict[str, torch.Tensor]`):
             Packed bits of each parameter in scope, in model order: uint8 of shape `(ceil(numel / 8),)`, bit `j` of
-            byte `i` standing for flat element `8 * i + j`. A parameter without an entry is unselected.
+            byte `i` stands for flat element `8 * i + j`. No weight of a parameter without an entry is selected.
         shapes (`dict[str, tuple[int, ...]]`):
             Shape of each of those parameters.
         info ([`~masks.info.MaskInfo`], *optional*):
-            How the mask was made (score, gamma, seed, base model, ...). Travels with the file.
-        counts (`dict[str, int]`, *optional*): Numbers of selected weights, where they are known.
+            Record of how the mask was made (score, gamma, seed, base model, ...). It is saved with the mask.
+        counts (`dict[str, int]`, *optional*): Number of selected weights of each parameter, where it is known.
 
     Example:
     ```python
@@ -60,12 +60,12 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
 
     @classmethod
     def from_dense(cls, masks: Mapping[str, Tensor], info: MaskInfo | None = None) -> "WeightMask":
-        """Mask from one boolean tensor a parameter, each of the parameter's shape."""
+        """Make a mask from one boolean tensor per parameter, in the parameter's shape."""
         bits = {name: wagle_kernels.pack(mask.bool().contiguous().view(-1)) for name, mask in masks.items()}
         return cls(bits, {name: mask.shape for name, mask in masks.items()}, info)
 
     def dense(self, name: str) -> Tensor:
-        """Boolean tensor of the parameter's shape."""
+        """Unpack the mask of a parameter to a boolean tensor of its shape."""
         return wagle_kernels.unpack(self.bits[name], self.numel_of(name)).view(self.shapes[name])
 
     def numel_of(self, name: str) -> int:
@@ -95,7 +95,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
 
     @property
     def density(self) -> float:
-        """Selected share of the weights in scope."""
+        """Share of the weights in scope that are selected."""
         return self.num_selected / max(1, self.numel)
 
     # Algebra
@@ -107,11 +107,11 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         return self._combine(other, torch.bitwise_or)
 
     def __invert__(self) -> "WeightMask":
-        """Complement within the scope."""
+        """Select the other weights in scope."""
         bits = {name: bits ^ _ones(self.numel_of(name), bits.device) for name, bits in self.bits.items()}
         return WeightMask(bits, self.shapes)
 
-    def __eq__(self, other: object) -> bool:  # and no hash: a mask can change
+    def __eq__(self, other: object) -> bool:  # no hash: a mask can change
         if not isinstance(other, WeightMask):
             return NotImplemented
         return self.shapes == other.shapes and all(
@@ -125,18 +125,18 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         return WeightMask({name: op(bits, others[name]) for name, bits in self.bits.items()}, self.shapes)
 
     def jaccard(self, other: "WeightMask") -> float:
-        """Overlap `|a & b| / |a | b|` with a mask of the same scope, 1.0 for two empty masks."""
+        """Compute the overlap `|a & b| / |a | b|` with a mask of the same scope; 1.0 for two empty masks."""
         union = (self | other).num_selected
         return (self & other).num_selected / union if union else 1.0
 
-    # Anatomy
+    # Densities
 
     def density_by(self, group: str) -> dict[str, float]:
         """
-        Selected share by part of the model.
+        Compute the density of each part of the model.
 
         Args:
-            group (`str`): `"layer"` (the first number in the parameter's name, or the rest of the model as `"-"`),
+            group (`str`): `"layer"` (the first number in the parameter's name, or `"-"` for the rest of the model),
                 `"module"` (the name without layer numbers) or `"parameter"`.
         """
         key = {"layer": layer_of, "module": module_of, "parameter": str}[group]
@@ -154,10 +154,10 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         Write the mask atomically.
 
         Args:
-            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder to hold `wagle_mask.safetensors`.
+            path (`str` or `os.PathLike`): A `.safetensors` file, or a folder for `wagle_mask.safetensors`.
 
         Returns:
-            `pathlib.Path`: The file written.
+            `pathlib.Path`: Path of the file.
         """
         path = self.path_in(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         Read and check a mask file: names, shapes, byte counts, unused bits and the number of selected weights.
 
         Args:
-            path (`str` or `os.PathLike`): A file, or a folder that holds `wagle_mask.safetensors`.
+            path (`str` or `os.PathLike`): A file, or a folder with `wagle_mask.safetensors`.
         """
         path = cls.existing(path, "mask file")
         file = TensorFile(path)
@@ -188,7 +188,9 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
         info = MaskInfo.from_metadata(header, path)
         shapes = parse_shapes(path, text)
         if set(shapes) != set(file):
-            raise ValueError(f"{path}: header and tensors name different parameters: {few(set(shapes) ^ set(file))}.")
+            raise ValueError(
+                f"{path}: header and tensors name different parameters: {first_few(set(shapes) ^ set(file))}."
+            )
         bits = {}
         for name, shape in shapes.items():
             try:
@@ -202,18 +204,20 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
 
     def check(self, model: nn.Module, *, fingerprint: bool = True) -> None:
         """
-        Raise a `ValueError` unless the mask fits `model`.
+        Raise a `ValueError` unless the mask was made for `model`.
 
         Args:
-            model (`torch.nn.Module`): Model whose parameters the mask names.
+            model (`torch.nn.Module`): Model with the parameters that the mask names.
             fingerprint (`bool`, *optional*, defaults to `True`):
-                Also compare the weights with those the mask was made for. A checkpoint in training differs from its
-                base, so resuming turns this off.
+                Whether to compare the weights with those that the mask was made for. A training checkpoint differs
+                from its base model, so resuming turns this off.
         """
         parameters = dict(model.named_parameters())
         missing = [name for name in self.bits if name not in parameters]
         if missing:
-            raise ValueError(f"The mask is for another model: it names parameters this one lacks: {few(missing)}.")
+            raise ValueError(
+                f"The mask is for another model: it names parameters this one lacks: {first_few(missing)}."
+            )
         for name, shape in self.shapes.items():
             if tuple(parameters[name].shape) != shape:
                 raise ValueError(
@@ -228,7 +232,7 @@ class WeightMask(HubFile, tags=["weight-mask", "unlearning"]):
             )
 
     def to(self, device: torch.device | str) -> "WeightMask":
-        """The mask with its bits on `device`."""
+        """Copy the mask with its bits on `device`."""
         return WeightMask({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes, self.info)
 
     def __repr__(self) -> str:
@@ -243,7 +247,7 @@ def _ones(numel: int, device: torch.device) -> Tensor:
 
 
 def parse_shapes(path: Path, text: str | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of a file's header, or a `ValueError` if it holds none."""
+    """Parse the shapes in a file's header; a `ValueError` if they are not valid."""
     try:
         shapes = json.loads(text or "")
         valid = all(is_name(name) and is_shape(shape) for name, shape in shapes.items())

@@ -1,4 +1,4 @@
-"""Which parameters a mask may select from."""
+"""Scope of a mask: the parameters that it may select from."""
 
 from fnmatch import fnmatch
 
@@ -11,7 +11,7 @@ def scope_parameters(
     model: nn.Module, include: list[str] | None = None, exclude: list[str] | None = None
 ) -> dict[str, nn.Parameter]:
     """
-    Trainable parameters that a mask may select from, in model order; tied weights once, under their first name.
+    Find the trainable parameters that a mask may select from, in model order. Tied weights appear once, by first name.
 
     Args:
         model (`torch.nn.Module`): Model.
@@ -54,9 +54,9 @@ def _beyond_text(model: nn.Module) -> set[nn.Parameter]:
 
 
 def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Weights of token and position embeddings and of the LM head."""
+    """Find the weights of token and position embeddings and of the LM head."""
     modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    get_lm_head = getattr(model, "get_output_embeddings", None)  # transformers models; a plain module has no LM head
+    get_lm_head = getattr(model, "get_output_embeddings", None)  # only transformers models have one
     if get_lm_head is not None:
         modules.append(get_lm_head())
     return {parameter for module in modules if module is not None for parameter in module.parameters()}

@@ -1,4 +1,4 @@
-"""The values of a tensor's selected weights: out of it, and back into it."""
+"""Reading and writing of the selected values of a tensor."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from wagle_kernels import Layout
 
 def take(weights: Tensor, bits: Tensor) -> Tensor:
     """
-    Selected values of a tensor.
+    Read the selected values of a tensor.
 
     Args:
-        weights (`torch.Tensor`): Tensor of any shape.
+        weights (`torch.Tensor` of any shape): Tensor.
         bits (`torch.Tensor` of shape `(ceil(numel / 8),)`, uint8): Packed mask.
 
     Returns:
@@ -24,7 +24,7 @@ def take(weights: Tensor, bits: Tensor) -> Tensor:
 
 
 def put(weights: Tensor, bits: Tensor, values: Tensor) -> Tensor:
-    """Write `values` to the selected elements of a contiguous tensor, in place; every other bit stays."""
+    """Write `values` to the selected elements of a contiguous tensor, in place. Unselected elements keep every bit."""
     flat = _indexable(weights.detach().view(-1))
     layout = Layout.of([bits.to(flat.device)], [flat.numel()])
     wagle_kernels.scatter(flat, layout, 0, _indexable(values.to(flat.device)))
@@ -32,5 +32,5 @@ def put(weights: Tensor, bits: Tensor, values: Tensor) -> Tensor:
 
 
 def _indexable(values: Tensor) -> Tensor:
-    """The same memory as bytes where torch cannot index it: floats of 8 bits."""
+    """View 8-bit floats, which torch cannot index, as bytes."""
     return values.view(torch.uint8) if values.dtype.itemsize == 1 else values

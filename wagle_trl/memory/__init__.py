@@ -1,1 +1,1 @@
-"""Memory: what there is, what a step takes."""
+"""Memory: how much is available, and how much a step takes."""

@@ -1,9 +1,8 @@
-"""The memory that tensors take, counted where torch creates them: exact, on every device, and without data, too."""
+"""Memory of tensors, counted when torch creates them: exactly, on every device, and even for tensors without data."""
 
 import weakref
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -11,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 class Allocations(TorchDispatchMode):
     """
-    The storages that ops create while it is entered: `current` and `peak` are the bytes alive now and at most.
+    Counter of the storages that ops create in its context. `current` is the number of bytes now, `peak` the maximum.
 
-    Read at the dispatcher, so what a single op takes for itself and gives back inside is not seen.
+    It counts at the dispatcher, so memory that a single op allocates and frees internally is not counted.
 
     Args:
         held (iterable of `torch.Tensor`, *optional*):
-            Tensors that were there before, for example the weights; they count from the start.
+            Tensors that exist before, for example the weights; they count from the start.
 
     Example:
     ```python
@@ -33,17 +32,17 @@ class Allocations(TorchDispatchMode):
         self.current = self.peak = 0
         self._alive: dict[int, weakref.ref] = {}
         self._count(held)
-        self.sizes.clear()  # they were created elsewhere
+        self.sizes.clear()  # they were created before
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        # An argument that is met first was there before, held by others: it is theirs to count
-        before = {id(storage) for storage in _storages((args, kwargs))}
+        # Arguments that were not counted existed before, and are not counted now
+        before = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        self._count(t for t in _tensors(result) if id(t.untyped_storage()) not in before)
+        self._count(tensor for tensor in _tensors(result) if id(tensor.untyped_storage()) not in before)
         return result
 
     def reset_peak(self) -> None:
-        """Start over from what is alive now."""
+        """Reset `peak` to `current`."""
         self.peak = self.current
 
     def _count(self, tensors: Iterable[Tensor]) -> None:
@@ -59,10 +58,6 @@ class Allocations(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         del self._alive[key]
         self.current -= size
-
-
-def _storages(tree) -> list[torch.UntypedStorage]:
-    return [tensor.untyped_storage() for tensor in _tensors(tree)]
 
 
 def _tensors(tree) -> list[Tensor]:

@@ -1,11 +1,11 @@
-"""Memory that there is: on the device, allocated or free."""
+"""Memory that is available to this process on a device."""
 
 import psutil
 import torch
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes on `device` that this process has allocated or could allocate."""
+    """Number of bytes on `device` that this process has allocated or could allocate."""
     if device.type != "cuda":
         return psutil.virtual_memory().available + psutil.Process().memory_info().rss
     free, total = torch.cuda.mem_get_info(device)
@@ -14,7 +14,7 @@ def usable_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes on `device` that this process could still allocate."""
+    """Number of bytes on `device` that this process could still allocate."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     return usable_memory(device) - torch.cuda.memory_allocated(device)

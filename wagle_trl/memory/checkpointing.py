@@ -1,4 +1,4 @@
-"""Transformer layers that keep only their inputs for the backward pass."""
+"""Gradient checkpointing of transformer layers: only their inputs are kept for the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,15 +11,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def transformer_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """The layers that gradient checkpointing works on."""
+    """Find the layers that support gradient checkpointing."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager
 def checkpointed_layers(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     """
-    Keep only the inputs of every transformer layer for the backward pass, and compute the rest again there: in eval
-    mode, too, where transformers' own gradient checkpointing is off.
+    Keep only the inputs of every transformer layer for the backward pass, which computes the rest again. Unlike gradient
+    checkpointing of transformers, this also works in eval mode.
     """
     layers = transformer_layers(model) if enabled else []
     own = {layer: layer.forward for layer in layers if "forward" in vars(layer)}
@@ -37,7 +37,7 @@ def checkpointed_layers(model: nn.Module, enabled: bool = True) -> Iterator[None
 
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    """No key-value cache by default: a layer that is computed twice would fill it twice."""
+    """Turn off the key-value cache: a layer that is computed twice would fill it twice."""
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     configs = {id(config): config for config in (module.config.get_text_config() for module in models)}.values()
     configs = [config for config in configs if getattr(config, "use_cache", False)]

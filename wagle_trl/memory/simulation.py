@@ -1,4 +1,4 @@
-"""What a step takes beyond the weights, found by running it on a copy of the model that has shapes and no data."""
+"""Memory of a step beyond the weights, measured by running it on a copy of the model with shapes but no data."""
 
 import copy
 import gc
@@ -15,7 +15,7 @@ from ..losses.per_sample import Batch, SampleLosses, per_sample_mean
 from .allocations import Allocations
 from .checkpointing import checkpointed_layers, transformer_layers
 
-# Of TRL's fused LM head: tokens and vocabulary entries that are projected at a time
+# Tile of TRL's fused LM head: tokens and vocabulary entries that are projected at a time
 _HEAD_TOKENS = 4096
 _HEAD_VOCABULARY = 32768
 
@@ -23,17 +23,19 @@ _HEAD_VOCABULARY = 32768
 @dataclass(frozen=True)
 class Step:
     """
-    One forward and backward pass.
+    Shape and options of a training step.
 
     Args:
-        rows, length (`int`): Shape of the batch.
+        rows (`int`): Number of rows of the batch.
+        length (`int`): Number of tokens per row.
         trainable (`frozenset[str]`): Parameters that get a gradient.
-        gradient_checkpointing (`bool`): Whether transformer layers keep only their inputs.
-        training (`bool`, *optional*, defaults to `False`): Training mode instead of eval mode.
+        gradient_checkpointing (`bool`): Whether transformer layers keep only their inputs for the backward pass.
+        training (`bool`, *optional*, defaults to `False`): Whether to use training mode instead of eval mode.
         keep_gradients (`bool`, *optional*, defaults to `False`):
-            Keep all gradients, as plain training does, instead of freeing each as soon as it is complete.
-        passes (`int`, *optional*, defaults to `1`): Passes before the update; from the second on there are gradients.
-        autocast (`bool`, *optional*, defaults to `False`): Compute in bf16 whatever the weights are.
+            Whether to keep all gradients, as plain training does, instead of freeing each as soon as it is complete.
+        passes (`int`, *optional*, defaults to `1`):
+            Number of passes before the update. From the second on, gradients exist.
+        autocast (`bool`, *optional*, defaults to `False`): Whether to compute in bf16 with weights of any dtype.
     """
 
     rows: int
@@ -47,9 +49,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Working:
+class WorkingMemory:
     """
-    Bytes beyond the weights: `kept` from the forward pass for the backward pass, `peak` at most in both.
+    Memory of a step beyond the weights.
+
+    Args:
+        kept (`int`): Number of bytes that the forward pass keeps for the backward pass.
+        peak (`int`): Maximum number of bytes during both passes.
     """
 
     kept: int
@@ -58,34 +64,34 @@ class Working:
 
 class Simulation:
     """
-    A model without data. Operations on it give shapes, at the speed of Python, whatever the size of the model.
+    Model without data. Operations compute only shapes, so they take no longer for larger tensors.
 
     Args:
-        build (callable): Makes the model; run where tensors get no memory.
+        build (callable): Function that makes the model; it runs where tensors get no memory.
     """
 
     def __init__(self, build: Callable[[], nn.Module]):
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode, torch.device("cpu"):
             self.model = build()
-        self._mode.allow_non_fake_inputs = False  # a real tensor from here on would be a part that was not copied
+        self._mode.allow_non_fake_inputs = False  # from here on, a real tensor would be a part that was not copied
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, tied ones once."""
+        """Return parameters and buffers by name, tied ones once."""
         return dict([*self.model.named_parameters(), *self.model.named_buffers()])
 
-    def run(self, losses: SampleLosses, step: Step) -> Working:
+    def run(self, losses: SampleLosses, step: Step) -> WorkingMemory:
         """
-        Memory of a step.
+        Measure the memory of a step.
 
         Args:
-            losses (callable): As in [`~attribution.compute_mask`]; must not look at values.
-            step ([`Step`]): The step.
+            losses (callable): As in [`~attribution.compute_mask`]; must not depend on values.
+            step ([`Step`]): Step.
         """
         self.model.train(step.training)
         for layer in transformer_layers(self.model):
-            layer.gradient_checkpointing = False  # below, in both modes
-        with ExitStack() as undo:  # the next step may ask which parameters are trainable
+            layer.gradient_checkpointing = False  # `checkpointed_layers` does it in both modes
+        with ExitStack() as undo:  # so that the next step finds the model unchanged
             for name, parameter in self.model.named_parameters():
                 undo.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(name in step.trainable)
@@ -94,8 +100,8 @@ class Simulation:
             undo.callback(self.model.zero_grad)
             return self._run(losses, step)
 
-    def _run(self, losses: SampleLosses, step: Step) -> Working:
-        gc.collect()  # what an earlier step left in circles would be freed in this one
+    def _run(self, losses: SampleLosses, step: Step) -> WorkingMemory:
+        gc.collect()  # otherwise reference cycles of an earlier step could be freed during this one
         with (
             self._mode,
             Allocations(self.weights().values()) as memory,
@@ -107,25 +113,25 @@ class Simulation:
             for _ in range(step.passes):
                 with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
                     means, _ = losses(self.model, batch)
-                kept = kept or memory.current - base  # of the first pass, before there are gradients
+                kept = kept or memory.current - base  # of the first pass, before gradients exist
                 means.sum().backward()
                 del means
-            return Working(kept, memory.peak - base)
+            return WorkingMemory(kept, memory.peak - base)
 
 
-def without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def copy_without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """
-    A copy of `model` for [`Simulation`] to build: on the CPU, where no kernel but torch's own is needed.
+    Copy a model without data, for [`Simulation`] to build. The copy is on the CPU, where torch's own kernels suffice.
 
     Args:
-        model (`torch.nn.Module`): Model; left as it is.
-        dtype (`torch.dtype`, *optional*): Of the copy's parameters; by default that of each.
+        model (`torch.nn.Module`): Model, which stays unchanged.
+        dtype (`torch.dtype`, *optional*): Dtype of the copy's parameters; by default each keeps its own.
     """
     attributes = (value for module in model.modules() for value in vars(module).values())
     tensors = [t for t in attributes if isinstance(t, Tensor)] + [*model.parameters(), *model.buffers()]
     copied = copy.deepcopy(model, {id(tensor): _empty_like(tensor, dtype) for tensor in tensors})
     for module in copied.modules():
-        # Flash attention needs a GPU, and takes as much as torch's own
+        # Flash attention needs a GPU, and takes as much memory as torch's own attention
         if isinstance(module, PreTrainedModel) and "flash" in (module.config._attn_implementation or ""):
             module.config._attn_implementation = "sdpa"
     return copied
@@ -133,8 +139,8 @@ def without_data(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
 
 def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
-    Sample losses through TRL's fused LM head as it works on a GPU, where kernels fold the logits in place. On a CPU it
-    makes several fp32 copies of them.
+    Compute sample losses with the memory of TRL's fused LM head on a GPU, where kernels update the logits in place. On a
+    CPU, TRL's head makes several fp32 copies of them.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     decoder, lm_head = model.get_decoder(), model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
@@ -151,13 +157,13 @@ def _empty_like(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 class _FusedHead(torch.autograd.Function):
-    """The tensors that TRL's fused LM head makes on a GPU, and none of its arithmetic."""
+    """Allocations of TRL's fused LM head on a GPU, without its arithmetic."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-        _tile(hidden, ctx.dtype)
+        _logits_tile(hidden, ctx.dtype)
         return hidden.new_zeros(len(hidden), dtype=torch.float32)
 
     @staticmethod
@@ -167,13 +173,13 @@ class _FusedHead(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=torch.float32) if needed else None
             for tensor, needed in zip((hidden, weight), ctx.needs_input_grad)
         ]
-        tile = _tile(hidden, ctx.dtype)  # alive until the gradients are rounded
+        tile = _logits_tile(hidden, ctx.dtype)  # alive until the gradients are rounded
         of_hidden, of_weight = (None if total is None else total.to(hidden.dtype) for total in sums)
         del tile
         return of_hidden, of_weight
 
 
-def _tile(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+def _logits_tile(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return hidden.new_empty(min(len(hidden), _HEAD_TOKENS), _HEAD_VOCABULARY, dtype=dtype)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,20 @@ from torch.optim import Optimizer
 import wagle_kernels
 
 from ..masks.mask import WeightMask
-from .compact_state import Arena, allocate_arenas
-from .overlap import check_separate
+from .compact_state import Arena, StateBits, allocate_arenas
+from .overlap import check_no_shared_memory
 
-# Values of `optim` that a mask can be trained with: AdamW of our own, with moments in as many bits
-STATE_BITS = {"adamw_torch": 32, "adamw_torch_fused": 32, "adamw_8bit": 8, "adamw_bnb_8bit": 8, "adamw_torch_8bit": 8}
-MOMENTS = {"exp_avg": torch.int8, "exp_avg_sq": torch.uint8}  # and their dtypes in 8 bits
+AccumulatorDtype = Literal["float32", "bfloat16"]
+
+# Values of the option `optim` that work with a mask, and how many bits `MaskedAdamW` then keeps per moment
+STATE_BITS: dict[str, StateBits] = {
+    "adamw_torch": 32,
+    "adamw_torch_fused": 32,
+    "adamw_8bit": 8,
+    "adamw_bnb_8bit": 8,
+    "adamw_torch_8bit": 8,
+}
+MOMENTS = {"exp_avg": torch.int8, "exp_avg_sq": torch.uint8}  # moments and their 8-bit dtypes
 
 
 class MaskedAdamW(Optimizer):
@@ -25,28 +33,23 @@ class MaskedAdamW(Optimizer):
     AdamW (arXiv 1711.05101) on the selected weights.
 
     Unselected weights stay bit-identical: they have no gradient, moment, weight decay or share in the clipping norm.
-    bf16 weights follow an fp32 master, kept as the weight plus an int16 remainder. With a mask of all ones it equals
-    `torch.optim.AdamW` within rounding.
+    bf16 weights follow an fp32 master, which is kept as the weight plus an int16 remainder. With a mask of all ones,
+    the optimizer equals `torch.optim.AdamW` within rounding.
 
-    Gradients are compressed into accumulators, by hooks as soon as each is complete ([`attach_hooks`], which frees the
-    full gradients during the backward pass), or else in [`step`]. Accumulators have the weights' dtype until the hooks
-    add a second gradient to one, and fp32 from then on ([`prepare_accumulation`] makes room for that in advance). A
-    parameter without a gradient counts as one whose gradient is zero.
+    Gradients are compressed into accumulators. [`attach_hooks`] does so as soon as each gradient is complete, which
+    frees full gradients during the backward pass; otherwise [`step`] does it. An accumulator has the weights' dtype
+    until a second gradient is added to it, and fp32 from then on ([`prepare_accumulation`] allocates that in advance).
+    A parameter without a gradient is updated as if its gradient were zero.
 
     Args:
         named_parameters (iterable of `(str, torch.nn.Parameter)`, or of groups whose `params` hold such pairs):
-            Parameters; those that the mask does not name are left out. Best all of a model's, so that a weight that two
-            of them share is noticed.
-        mask ([`WeightMask`]):
-            The selection, by parameter name.
-        lr (`float`, *optional*, defaults to `1e-3`):
-            Learning rate.
-        betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`):
-            Decay rates of the moments.
-        eps (`float`, *optional*, defaults to `1e-8`):
-            Added to the denominator.
-        weight_decay (`float`, *optional*, defaults to `1e-2`):
-            Decoupled weight decay of the selected weights.
+            Parameters; those that the mask does not name are left out. Pass all parameters of a model, so that weights
+            that two of them share are detected.
+        mask ([`WeightMask`]): Mask of the selected weights, by parameter name.
+        lr (`float`, *optional*, defaults to `1e-3`): Learning rate.
+        betas (`tuple[float, float]`, *optional*, defaults to `(0.9, 0.999)`): Decay rates of the moments.
+        eps (`float`, *optional*, defaults to `1e-8`): Added to the denominator.
+        weight_decay (`float`, *optional*, defaults to `1e-2`): Decoupled weight decay of the selected weights.
         state_bits (`int`, *optional*, defaults to `32`):
             `8` keeps the moments of matrices in 8 bits (small floating-point numbers with a shared exponent, see
             `wagle_kernels.reference.eight_bit`); vectors and tensors below 4,096 elements stay at 32. A parameter
@@ -54,10 +57,10 @@ class MaskedAdamW(Optimizer):
         master (`"split"` or `None`, *optional*, defaults to `"split"`):
             `None` keeps no remainder: bf16 weights then round every update, and most small updates vanish.
         accumulator_dtype (`"float32"` or `"bfloat16"`, *optional*, defaults to `"float32"`):
-            Of gradients that are added up. `"bfloat16"` rounds every sum of bf16 weights' gradients, as torch does
-            without a mask, in half the memory; fp32 weights add up in fp32.
+            Dtype in which the gradients of bf16 weights are added up. `"bfloat16"` takes half the memory and rounds
+            every sum, as torch does without a mask. The gradients of fp32 weights are added up in fp32.
 
-    Its attribute `last_grad_norm` is the norm before clipping that [`clip_grad_norm_`] last found, `None` until then.
+    The attribute `last_grad_norm` is the norm before clipping that [`clip_grad_norm_`] last returned, or `None`.
 
     Example:
     ```python
@@ -76,9 +79,9 @@ class MaskedAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        state_bits: int = 32,
-        master: str | None = "split",
-        accumulator_dtype: str = "float32",
+        state_bits: StateBits = 32,
+        master: Literal["split"] | None = "split",
+        accumulator_dtype: AccumulatorDtype = "float32",
     ):
         groups: list[Any] = list(named_parameters)
         if groups and not isinstance(groups[0], dict):
@@ -89,19 +92,10 @@ class MaskedAdamW(Optimizer):
         groups = [{**g, "params": [(n, p) for n, p in params if n in mask.bits]} for g, params in zip(groups, pairs)]
         if not any(group["params"] for group in groups):
             raise ValueError("The mask names none of the given parameters; check that their names match.")
-        check_separate(chain.from_iterable(pairs), mask.bits)
-        super().__init__(
-            [group for group in groups if group["params"]],
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "state_bits": state_bits,
-                "master": master,
-                "accumulator_dtype": accumulator_dtype,
-            },
-        )
+        check_no_shared_memory(chain.from_iterable(pairs), mask.bits)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"state_bits": state_bits, "master": master, "accumulator_dtype": accumulator_dtype}
+        super().__init__([group for group in groups if group["params"]], defaults)
         for group in self.param_groups:
             _check_options(**{name: group[name] for name in self.defaults})
             group["mask"] = _mask_digest(mask, group["param_names"])
@@ -110,11 +104,11 @@ class MaskedAdamW(Optimizer):
         self.state.update({parameter: arena.state_of(item) for parameter, (item, arena) in self._slices.items()})
         self._has_gradient = False
         self._grad_scale: float | None = None
-        self._refusal: str | None = None  # why the collected gradients must not be applied
+        self._gradient_error: str | None = None  # says why the collected gradients must not be applied
         self.last_grad_norm: float | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Used by the constructor alone: the arenas are laid out once."""
+        """Add a group; only the constructor may do so, because the arenas are allocated once."""
         if self._arenas:
             raise ValueError("Parameters cannot be added later; make a new MaskedAdamW with all groups.")
         super().add_param_group(param_group)
@@ -122,12 +116,12 @@ class MaskedAdamW(Optimizer):
     # Gradients
 
     def attach_hooks(self) -> None:
-        """Compress and free every gradient as soon as the backward pass completes it, from now on."""
+        """From now on, compress and free every gradient as soon as the backward pass completes it."""
         self.remove_hooks()
         self._hooks = [p.register_post_accumulate_grad_hook(self._collect) for p in self._slices]
 
     def prepare_accumulation(self) -> None:
-        """Allocate now what gradients need that will be added up over several backward passes."""
+        """Allocate now the accumulators for gradients that will be added up over several backward passes."""
         for arena in self._arenas:
             arena.prepare_accumulation()
 
@@ -157,33 +151,33 @@ class MaskedAdamW(Optimizer):
         Clip the gradients of the selected weights by their joint norm.
 
         Args:
-            max_norm (`float`): Largest norm; `float("inf")` only measures.
+            max_norm (`float`): Largest norm; `float("inf")` measures the norm and clips nothing.
 
         Returns:
             `torch.Tensor`: Norm before clipping, a scalar.
         """
         norm = self._grad_norm()
         self.last_grad_norm = float(norm)
-        assert self._grad_scale is not None  # since the norm was found
+        assert self._grad_scale is not None  # `_grad_norm` has set it
         self._grad_scale *= min(1.0, max_norm / (self.last_grad_norm + 1e-6))
         return norm
 
     def _grad_norm(self) -> Tensor:
-        """Joint norm of the collected gradients; NaN or inf is an error until `zero_grad`, and names the parameter."""
+        """Joint norm of the collected gradients. If it is NaN or infinite, raise an error until `zero_grad` is called."""
         self._collect_all()
         scale = 1.0 if self._grad_scale is None else self._grad_scale
         device = self._arenas[0].grad.device
         squares = torch.stack([arena.squared_norm().to(device) for arena in self._arenas])
         norm = squares.sum().sqrt().float() * scale
-        if self._refusal is None and not norm.isfinite():
-            self._refusal = self._non_finite_message()
-        if self._refusal is not None:
-            raise ValueError(self._refusal)
-        self._grad_scale = scale  # only now: `step` applies gradients that have one without another look
+        if self._gradient_error is None and not norm.isfinite():
+            self._gradient_error = self._non_finite_message()
+        if self._gradient_error is not None:
+            raise ValueError(self._gradient_error)
+        self._grad_scale = scale  # set last: `step` does not check gradients again that have a scale
         return norm
 
     def _apply_grad_scale(self) -> None:
-        """Clipping is left to the update; gradients that come after it must not be scaled with those before."""
+        """Scale the collected gradients now, so that clipping does not scale gradients that are added later."""
         if self._grad_scale not in (None, 1.0):
             for arena in self._arenas:
                 arena.scale_gradients(self._grad_scale)
@@ -202,7 +196,7 @@ class MaskedAdamW(Optimizer):
         super().zero_grad(set_to_none)
         for arena in self._arenas:
             arena.clear()
-        self._has_gradient, self._grad_scale, self._refusal = False, None, None
+        self._has_gradient, self._grad_scale, self._gradient_error = False, None, None
 
     # Update
 
@@ -211,11 +205,11 @@ class MaskedAdamW(Optimizer):
         """
         Update the selected weights and clear the accumulated gradients.
 
-        Gradients that are NaN or infinite change nothing: they are refused here or in [`clip_grad_norm_`], and again,
-        with whatever is added to them, until [`zero_grad`] drops them.
+        NaN or infinite gradients change no weight. They raise an error here or in [`clip_grad_norm_`], and so does
+        everything that is added to them, until [`zero_grad`] drops them.
 
         Args:
-            closure (callable, *optional*): Re-evaluates the model and returns the loss.
+            closure (callable, *optional*): Function that re-evaluates the model and returns the loss.
         """
         loss = None
         if closure is not None:
@@ -224,9 +218,9 @@ class MaskedAdamW(Optimizer):
         self._collect_all()
         if not self._has_gradient:
             return loss
-        if self._grad_scale is None:  # else clipping has looked already
+        if self._grad_scale is None:  # otherwise clipping has checked the gradients already
             self._grad_norm()
-        assert self._grad_scale is not None  # since the norm was found
+        assert self._grad_scale is not None  # `_grad_norm` has set it
         for arena in self._arenas:
             arena.begin_step()
             wagle_kernels.adamw(
@@ -252,21 +246,21 @@ class MaskedAdamW(Optimizer):
         """
         Load the state of an optimizer with the same groups and mask, bit for bit.
 
-        torch's own version would cast the fp32 moments to the weights' dtype and break the arenas.
+        torch's own version would cast the fp32 moments to the weights' dtype, and replace the views of the arenas.
         """
         groups = state_dict["param_groups"]
         if [group.get("mask") for group in groups] != [group["mask"] for group in self.param_groups]:
-            raise ValueError("The optimizer state belongs to another mask, or to other parameter groups.")
+            raise ValueError("The optimizer state belongs to another mask or to other parameter groups.")
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         indices = [index for group in groups for index in group["params"]]
         pairs = [(p, state_dict["state"].get(index, {})) for p, index in zip(parameters, indices, strict=True)]
         for parameter, saved in pairs:
-            _check_slice(self._slices[parameter][0].name, self.state[parameter], saved)
+            _check_saved_state(self._slices[parameter][0].name, self.state[parameter], saved)
         for parameter, saved in pairs:
             for kind, tensor in self.state[parameter].items():
                 tensor.copy_(saved[kind])
         for saved, group in zip(groups, self.param_groups, strict=True):
-            kept = ("params", "param_names", "accumulator_dtype")  # the last is of this run's memory, not of its state
+            kept = ("params", "param_names", "accumulator_dtype")  # the last sets this run's memory, and is no state
             group.update({key: value for key, value in saved.items() if key not in kept})
 
     @property
@@ -277,7 +271,7 @@ class MaskedAdamW(Optimizer):
 
 
 def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
-    """Short hash of the selection, which a checkpoint of the optimizer carries instead of its bits."""
+    """Short hash of the mask, which a checkpoint of the optimizer holds instead of the mask's bits."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode())
@@ -285,10 +279,10 @@ def _mask_digest(mask: WeightMask, names: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_slice(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def _check_saved_state(name: str, state: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     if {k: (v.shape, v.dtype) for k, v in state.items()} != {k: (v.shape, v.dtype) for k, v in saved.items()}:
         raise ValueError(
-            f"The optimizer state of '{name}' does not fit: it has another dtype, master or number of state bits."
+            f"The optimizer state of '{name}' has another dtype, master or number of state bits than this optimizer."
         )
 
 
@@ -298,9 +292,9 @@ def _check_options(lr, betas, eps, weight_decay, state_bits, master, accumulator
             raise ValueError(f"{name} must not be negative, got {value}.")
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must lie in [0, 1), got {betas}.")
-    if state_bits not in (8, 32):
+    if state_bits not in get_args(StateBits):
         raise ValueError(f"state_bits must be 8 or 32, got {state_bits}.")
     if master not in ("split", None):
         raise ValueError(f"master must be 'split' or None, got '{master}'.")
-    if accumulator_dtype not in ("float32", "bfloat16"):
+    if accumulator_dtype not in get_args(AccumulatorDtype):
         raise ValueError(f"accumulator_dtype must be 'float32' or 'bfloat16', got '{accumulator_dtype}'.")

@@ -1,4 +1,4 @@
-"""Parameters that lie in the same memory: training one would change the other."""
+"""Detect parameters that share memory: training one of them would change the other."""
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass
-class _Place:
-    """Where a parameter lies: the addresses of its first element and behind its last, and an array of all of them."""
+class _Extent:
+    """Memory of a parameter: the addresses where it starts and ends, and an array over all of its elements."""
 
     name: str
     is_trained: bool
@@ -20,7 +20,7 @@ class _Place:
     addresses: np.ndarray
 
     @classmethod
-    def of(cls, parameter: Tensor, names: list[str], trained: Container[str]) -> "_Place":
+    def of(cls, parameter: Tensor, names: list[str], trained: Container[str]) -> "_Extent":
         start, size = parameter.data_ptr(), parameter.element_size()
         strides = tuple(size * stride for stride in parameter.stride())
         end = start + size + sum((length - 1) * stride for length, stride in zip(parameter.shape, strides))
@@ -31,34 +31,34 @@ class _Place:
             "shape": tuple(parameter.shape),
             "strides": strides,
         }
-        # Only addresses are compared: nothing is read, so the memory may be another device's
+        # Only addresses are compared. Nothing is read, so the memory may belong to another device
         addresses = np.asarray(SimpleNamespace(__array_interface__=interface))
         is_trained = any(name in trained for name in names)
         return cls(names[0], is_trained, str(parameter.device), start, end, addresses)
 
 
-def check_separate(named_parameters: Iterable[tuple[str, Tensor]], trained: Container[str]) -> None:
+def check_no_shared_memory(named_parameters: Iterable[tuple[str, Tensor]], trained: Container[str]) -> None:
     """
-    Raise a `ValueError` if a parameter to be trained has a weight in common with another parameter.
+    Raise a `ValueError` if a parameter to be trained shares an element with another parameter.
 
-    One parameter under two names is tied, and fine. So are views of one buffer that share no element.
+    One parameter under two names is tied, which is allowed. Views of one buffer that share no element are allowed too.
 
     Args:
         named_parameters (iterable of `(str, torch.Tensor)`):
-            Parameters; those without memory of their own, as on `meta`, are skipped.
-        trained (container of `str`): Names of those to be trained.
+            Parameters. Those without memory, such as on the device `meta`, are skipped.
+        trained (container of `str`): Names of the parameters to be trained.
     """
     names: dict[Tensor, list[str]] = {}
     for name, parameter in named_parameters:
         names.setdefault(parameter, []).append(name)
-    places = [_Place.of(p, names_of, trained) for p, names_of in names.items() if p.data_ptr()]
-    reaching: list[_Place] = []  # those that begin before the next one and end behind its beginning
-    for place in sorted(places, key=lambda place: (place.device, place.start)):
-        reaching = [other for other in reaching if other.device == place.device and other.end > place.start]
-        for other in reaching:
-            if (place.is_trained or other.is_trained) and np.shares_memory(place.addresses, other.addresses):
+    extents = [_Extent.of(p, names_of, trained) for p, names_of in names.items() if p.data_ptr()]
+    active: list[_Extent] = []  # those that start before the current one and end after its start
+    for extent in sorted(extents, key=lambda extent: (extent.device, extent.start)):
+        active = [other for other in active if other.device == extent.device and other.end > extent.start]
+        for other in active:
+            if (extent.is_trained or other.is_trained) and np.shares_memory(extent.addresses, other.addresses):
                 raise ValueError(
-                    f"'{other.name}' and '{place.name}' are two parameters in the same memory, so training one would "
+                    f"'{other.name}' and '{extent.name}' are two parameters in the same memory, so training one would "
                     "change the other; make them one parameter, or give one its own memory with `.clone()`."
                 )
-        reaching.append(place)
+        active.append(extent)

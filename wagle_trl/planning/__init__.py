@@ -1,1 +1,1 @@
-"""Plans: will it fit, and what to change."""
+"""Plans: whether a run fits in memory, and which options to change if it does not."""

@@ -1,4 +1,4 @@
-"""What to change when a run does not fit."""
+"""Suggest options to change when a run does not fit in memory."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 from ..optim.masked_adamw import STATE_BITS
 from .planner import Planner, Setup
 
-_SMALLEST_DENSITY, _SMALLEST_LENGTH = 0.01, 128  # no further down goes advice
+_SMALLEST_DENSITY, _SMALLEST_LENGTH = 0.01, 128  # the smallest values that advice suggests
 
 # Groups of options that change together, the cheapest change first
 _CHANGES = (
@@ -23,16 +23,21 @@ _CHANGES = (
 
 def suggest(planner: Planner, setup: Setup, capacity: int) -> dict[str, Any] | None:
     """
-    The cheapest change of options that makes a run fit.
+    Find the cheapest change of options that makes a run fit.
 
-    First come changes that cost little: where attribution keeps its statistics, bf16 weights under an fp32 master, the
-    recomputation of layers, rounded state. Then a smaller batch that is accumulated longer, then a lower density, then
-    shorter rows; of each as little as needed, and none that turns out not to matter.
+    Changes that cost little are tried first: another tier of attribution, bf16 weights under an fp32 master, gradient
+    checkpointing, 8-bit state. Then come a smaller batch with more accumulation steps, a lower density, and shorter
+    rows. Each change is as small as possible, and changes that turn out not to be needed are undone.
+
+    Args:
+        planner ([`~planning.planner.Planner`]): Planner of the model.
+        setup ([`~planning.planner.Setup`]): Options of the run.
+        capacity (`int`): Bytes on the device.
 
     Returns:
-        `dict` or `None`: Option -> value, empty if the run fits as it is; `None` if nothing helps.
+        `dict` or `None`: Option -> value. It is empty if the run fits as it is, and `None` if no change makes it fit.
     """
-    fitting = next((s for s in _ladder(setup) if planner.plan(s, capacity).fits), None)
+    fitting = next((s for s in _cheaper_setups(setup) if planner.plan(s, capacity).fits), None)
     if fitting is None:
         return None
     while (simpler := _without_one_change(planner, setup, fitting, capacity)) != fitting:
@@ -41,7 +46,7 @@ def suggest(planner: Planner, setup: Setup, capacity: int) -> dict[str, Any] | N
 
 
 def _without_one_change(planner: Planner, setup: Setup, fitting: Setup, capacity: int) -> Setup:
-    """`fitting` with the first change undone that it can do without, or as it is."""
+    """Undo the first change that `fitting` does not need; return `fitting` itself if it needs all of them."""
     for group in _CHANGES:
         undone = replace(fitting, **{name: getattr(setup, name) for name in group})
         if undone != fitting and planner.plan(undone, capacity).fits:
@@ -51,7 +56,7 @@ def _without_one_change(planner: Planner, setup: Setup, fitting: Setup, capacity
 
 def advise(planner: Planner, setup: Setup, capacity: int) -> str:
     """
-    One sentence for a run that does not fit, or that ran out of memory although it should have fitted.
+    Advise in one sentence on a run that does not fit, or that ran out of memory although it should have fitted.
 
     Args:
         planner, setup, capacity: As in [`suggest`].
@@ -62,18 +67,18 @@ def advise(planner: Planner, setup: Setup, capacity: int) -> str:
     if changes is None:
         return f"{needs}; no option makes this model fit, it takes a larger GPU or a smaller model."
     if changes:
-        return f"{needs}; the cheapest change that makes it fit: {_spoken(changes)}."
-    spare = next((_difference(setup, s) for s in _ladder(setup) if s != setup), None)
-    less = f"; to take less, set {_spoken(spare)}" if spare else ""
+        return f"{needs}; the cheapest change that makes it fit: {_as_assignments(changes)}."
+    spare = next((_difference(setup, s) for s in _cheaper_setups(setup) if s != setup), None)
+    less = f"; to take less, set {_as_assignments(spare)}" if spare else ""
     return f"{needs}: it should fit, unless other processes take memory too{less}."
 
 
-def _spoken(changes: dict[str, Any]) -> str:
+def _as_assignments(changes: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in changes.items())
 
 
-def _ladder(setup: Setup) -> Iterator[Setup]:
-    """The setup, and ever cheaper ones, each step on top of those before."""
+def _cheaper_setups(setup: Setup) -> Iterator[Setup]:
+    """The setup itself, then setups that take ever less memory: each adds one change to those before."""
     yield setup
     config = setup.mask_config
     if config is not None and config.attribution_memory != "auto":
@@ -100,7 +105,7 @@ def _ladder(setup: Setup) -> Iterator[Setup]:
 
 
 def _difference(setup: Setup, other: Setup) -> dict[str, Any]:
-    """Options of `other` that differ, under the names that users know."""
+    """Options of `other` that differ from `setup`, under their public names."""
     changed = {
         name: getattr(other, name)
         for group in _CHANGES

@@ -1,4 +1,4 @@
-"""Will it fit? Peak memory of attribution and of training, by component, before any of it is allocated."""
+"""Predict the peak memory of attribution and of training, by component, before any of it is allocated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,32 +9,41 @@ from torch import Tensor, nn
 
 from ..attribution.config import MaskConfig, Tier
 from ..attribution.scores import get_score
-from ..attribution.store_choice import HEADROOM, Components, choose_tier, elsewhere, phases_of, working_components
+from ..attribution.store_choice import (
+    HEADROOM,
+    Components,
+    choose_tier,
+    memory_phases,
+    off_device_bytes,
+    working_components,
+)
 from ..losses.per_sample import SampleLosses
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters, scope_parameters
-from ..memory.simulation import Simulation, Step, Working
+from ..memory.simulation import Simulation, Step, WorkingMemory
 from ..optim.compact_state import state_bytes
-from ..optim.masked_adamw import MOMENTS, STATE_BITS
+from ..optim.masked_adamw import MOMENTS, STATE_BITS, AccumulatorDtype
 
-FIXED = ("weights", "CUDA context")  # components that are there before and after a run
-CONTEXT_BYTES = 500_000_000  # of CUDA and its libraries, beside what torch allocates
+FIXED = ("weights", "CUDA context")  # components that exist before a run and do not grow
+CONTEXT_BYTES = 500_000_000  # that CUDA and its libraries take besides what torch allocates
 
 
 @dataclass(frozen=True)
 class Setup:
     """
-    What memory depends on, under the names of the options that say it.
+    Options of a run that decide its memory, under their public names.
 
     Args:
-        mask_config ([`MaskConfig`], *optional*): A mask that is yet to be computed.
-        mask ([`WeightMask`], *optional*): A ready mask. With neither, all trainable weights train.
-        dtype (`str`): Of the weights.
+        mask_config ([`MaskConfig`], *optional*): Options of a mask that is still to be computed.
+        mask ([`WeightMask`], *optional*): A ready mask. With neither, all trainable weights are trained.
+        dtype (`str`): Dtype of the weights.
         optim (`str`): As in `TrainingArguments`.
-        per_device_train_batch_size, gradient_accumulation_steps, gradient_checkpointing, bf16, accumulator_dtype: Likewise.
+        per_device_train_batch_size, gradient_accumulation_steps, gradient_checkpointing, bf16, accumulator_dtype:
+            As in `TrainingArguments` and [`MaskOptions`].
         max_length (`int`): Longest row, in tokens.
-        attribution_length (`int`, *optional*): Of the rows that attribution reads; by default the same.
-        rows_a_sample (`int`, *optional*, defaults to `2`): A forget row and a retain row; 1 in fine-tuning.
+        attribution_length (`int`, *optional*): Longest row that attribution reads, in tokens; by default `max_length`.
+        rows_per_sample (`int`, *optional*, defaults to `2`): Rows per sample of a batch: a forget row and a retain row
+            in unlearning, 1 in fine-tuning.
     """
 
     mask_config: MaskConfig | None
@@ -46,28 +55,29 @@ class Setup:
     gradient_checkpointing: bool
     max_length: int
     bf16: bool = False
-    accumulator_dtype: str = "float32"
+    accumulator_dtype: AccumulatorDtype = "float32"
     attribution_length: int | None = None
-    rows_a_sample: int = 2
+    rows_per_sample: int = 2
 
 
 @dataclass(frozen=True)
 class Plan:
     """
-    Predicted peaks.
+    Predicted peak memory of a run.
 
     Args:
         training (`dict[str, int]`): Bytes on the device by component, at the peak of training.
-        attribution (`dict[str, int]`, *optional*): Likewise of attribution, where a mask is to be computed.
+        attribution (`dict[str, int]`, *optional*): Bytes on the device by component, at the peak of attribution, if a
+            mask is to be computed.
         tier ([`~attribution.config.Tier`], *optional*): Where attribution keeps its statistics.
-        elsewhere (`dict[str, int]`, *optional*): Bytes that attribution takes on the `host` or the `disk`.
-        capacity (`int`, *optional*): Bytes there are.
+        off_device_bytes (`dict[str, int]`, *optional*): Bytes that attribution takes on the `host` or the `disk`.
+        capacity (`int`, *optional*): Bytes on the device.
     """
 
     training: Components
     attribution: Components | None = None
     tier: Tier | None = None
-    elsewhere: Components = field(default_factory=dict)
+    off_device_bytes: Components = field(default_factory=dict)
     capacity: int | None = None
 
     @property
@@ -80,7 +90,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether both peaks are within the capacity, if there is one, with some headroom beside what is fixed."""
+        """Whether both peaks fit in the capacity, with headroom for all that is not fixed; `None` without a capacity."""
         if self.capacity is None:
             return None
         fixed = sum(self.training.get(name, 0) for name in FIXED)
@@ -88,7 +98,7 @@ class Plan:
         return peak - fixed <= HEADROOM * (self.capacity - fixed)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `wagle plan --json` prints it."""
+        """Dictionary that `wagle plan --json` prints."""
         return {
             "fits": self.fits,
             "capacity_bytes": self.capacity,
@@ -96,8 +106,8 @@ class Plan:
             "training_peak_bytes": self.training_peak_bytes,
             "attribution_memory": None if self.tier is None else self.tier.name,
             "attribution_sweeps": None if self.tier is None else self.tier.sweeps,
-            "attribution_host_bytes": self.elsewhere.get("host", 0),
-            "attribution_disk_bytes": self.elsewhere.get("disk", 0),
+            "attribution_host_bytes": self.off_device_bytes.get("host", 0),
+            "attribution_disk_bytes": self.off_device_bytes.get("disk", 0),
             "attribution": self.attribution,
             "training": self.training,
         }
@@ -106,12 +116,12 @@ class Plan:
 @dataclass
 class Planner:
     """
-    Plans for one model.
+    Planner of runs with one model.
 
     Args:
-        build (callable): dtype to the model; run where tensors get no memory.
-        losses (callable): As in [`~attribution.compute_mask`]; what both steps compute.
-        on_gpu (`bool`): Whether the run is on a GPU: the host's memory is then another.
+        build (callable): Function of a dtype that returns the model. It runs in a mode in which tensors take no memory.
+        losses (callable): Losses of a step of attribution or training, as in [`~attribution.compute_mask`].
+        on_gpu (`bool`): Whether the run is on a GPU, so that the host has memory of its own.
         host (`int`, *optional*): Bytes that attribution may take on the host; by default those available here.
     """
 
@@ -120,15 +130,15 @@ class Planner:
     on_gpu: bool
     host: int | None = None
     _simulations: dict[str, Simulation] = field(default_factory=dict)
-    _steps: dict[tuple[str, Step], Working] = field(default_factory=dict)
+    _steps: dict[tuple[str, Step], WorkingMemory] = field(default_factory=dict)
 
     def plan(self, setup: Setup, capacity: int | None = None) -> Plan:
         """
         Predict the peaks of a run.
 
         Args:
-            setup ([`Setup`]): The run.
-            capacity (`int`, *optional*): Bytes on the device, by which the tier of attribution is chosen.
+            setup ([`Setup`]): Options of the run.
+            capacity (`int`, *optional*): Bytes on the device. The tier of attribution is chosen to fit in them.
         """
         training = self._training(setup)
         config = setup.mask_config
@@ -143,7 +153,7 @@ class Planner:
             self._simulations[dtype] = Simulation(lambda: self.build(dtype))
         return self._simulations[dtype]
 
-    def _working(self, dtype: str, step: Step) -> Working:
+    def _working(self, dtype: str, step: Step) -> WorkingMemory:
         if (dtype, step) not in self._steps:
             self._steps[dtype, step] = self._simulation(dtype).run(self.losses, step)
         return self._steps[dtype, step]
@@ -157,14 +167,14 @@ class Planner:
         selected = self._selected(setup, model)
         if selected is None:
             trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            # As transformers sets up 8-bit AdamW, embeddings keep fp32 moments
+            # transformers sets up 8-bit AdamW so that embeddings keep fp32 moments
             precise = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
             state = {"moments": sum(_dense_moment_bytes(p, setup.optim, p in precise) for p in trainable.values())}
         else:
             trainable = {name: model.get_parameter(name) for name in selected}
             state = self._masked_state(setup, trainable, selected, embedding_parameters(model))
         step = Step(
-            rows=setup.rows_a_sample * setup.per_device_train_batch_size,
+            rows=setup.rows_per_sample * setup.per_device_train_batch_size,
             length=setup.max_length,
             trainable=frozenset(trainable),
             gradient_checkpointing=setup.gradient_checkpointing,
@@ -176,7 +186,7 @@ class Planner:
         return self._fixed(setup) | state | working_components(self._working(setup.dtype, step))
 
     def _selected(self, setup: Setup, model: nn.Module) -> dict[str, float] | None:
-        """Selected weights by parameter; before attribution, as many everywhere."""
+        """Number of selected weights by parameter. Before attribution, all parameters are assumed equally dense."""
         if setup.mask is not None:
             return {name: setup.mask.num_selected_of(name) for name in setup.mask.bits}
         if setup.mask_config is None:
@@ -213,9 +223,9 @@ class Planner:
         working, fixed = self._working(setup.dtype, step), self._fixed(setup)
         free = None if capacity is None else capacity - sum(fixed.values())
         tier = config.tier or choose_tier(config, parameters, score, working.peak, free, self.on_gpu, self.host)
-        phases = phases_of(tier, parameters, score, working, self.on_gpu)
+        phases = memory_phases(tier, parameters, score, working, self.on_gpu)
         largest = max(phases, key=lambda phase: sum(phase.values()))
-        return fixed | largest, tier, elsewhere(tier, parameters, score)
+        return fixed | largest, tier, off_device_bytes(tier, parameters, score)
 
 
 def _dense_moment_bytes(parameter: Tensor, optim: str, is_precise: bool) -> int:
@@ -224,22 +234,22 @@ def _dense_moment_bytes(parameter: Tensor, optim: str, is_precise: bool) -> int:
 
 
 def plan_table(plan: Plan) -> Table:
-    """The components for the terminal."""
+    """Table of the components of a plan, for the terminal."""
     peaks = {"attribution": plan.attribution, "training": plan.training}
     peaks = {name: components for name, components in peaks.items() if components is not None}
-    table = Table("predicted peak, GB", *peaks, title=_verdict(plan))
+    table = Table("predicted peak, GB", *peaks, title=_title(plan))
     for name in plan.training | (plan.attribution or {}):
         table.add_row(name, *(_gigabytes(components.get(name)) for components in peaks.values()))
     table.add_section()
     table.add_row("total", *(_gigabytes(sum(components.values())) for components in peaks.values()))
     if plan.tier is not None:
-        kept = "".join(f", {size / 1e9:.1f} GB on the {place}" for place, size in plan.elsewhere.items())
+        kept = "".join(f", {size / 1e9:.1f} GB on the {place}" for place, size in plan.off_device_bytes.items())
         table.caption = f"attribution memory: {plan.tier}{kept}"
         table.min_width = len(table.caption)  # on one line
     return table
 
 
-def _verdict(plan: Plan) -> str:
+def _title(plan: Plan) -> str:
     if plan.capacity is None:
         return "Memory"
     return f"{'Fits' if plan.fits else 'Does not fit'} {plan.capacity / 1e9:.1f} GB"

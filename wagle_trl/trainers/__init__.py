@@ -1,1 +1,1 @@
-"""Trainers whose updates are restricted to a mask."""
+"""Trainers that update only the weights that a mask selects."""

@@ -1,5 +1,7 @@
 """Checks of a trainer's arguments, before any long work."""
 
+from typing import Any
+
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -9,16 +11,19 @@ from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
 from ..attribution.selection import num_to_select
+from ..data.compatibility import check_tokens
+from ..data.formats import Processing, filled_columns, split_prompt
+from ..files.atomic import check_writable
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
 from ..optim.compact_state import check_dtype
 from ..optim.masked_adamw import STATE_BITS
-from .trainer_base import FilledArguments
+from .trainer_base import FilledArguments, MaskedTrainerBase
 
 
 def check_rows(dataset: Dataset | None, name: str) -> None:
-    """The argument `name` must be a data set with rows."""
+    """Refuse a `dataset` without rows or of another kind; `name` is that of the argument."""
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"`{name}` is a streaming data set; load it as a `Dataset` so that it has a length.")
     if not isinstance(dataset, Dataset | None):
@@ -27,55 +32,79 @@ def check_rows(dataset: Dataset | None, name: str) -> None:
         raise ValueError(f"`{name}` is empty; pass at least one row.")
 
 
-def check_answers(dataset: Dataset, name: str) -> None:
+def check_answers(dataset: Dataset, tokenizer: Processing, text_field: str, name: str) -> None:
     """Every row of the set `name` must have an answer."""
-    blank = next((i for i, row in enumerate(dataset) if not _has_answer(row)), None)  # pyright: ignore[reportArgumentType]
-    if blank is not None:
-        raise ValueError(f"Row {blank} of the {name} set has no answer; remove it or give it one.")
+    for index, row in enumerate(dataset):
+        try:
+            if filled_columns(row, text_field) != ("input_ids",):  # pyright: ignore[reportArgumentType]
+                split_prompt(row, tokenizer, text_field)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the {name} set cannot be used. {error}") from error
 
 
-def check_none_dropped(raw: Dataset, prepared: Dataset, name: str, max_length: int | None) -> None:
-    """TRL silently drops rows whose answer was cut off; a forget row that is dropped is not forgotten."""
-    if len(prepared) < len(raw):
-        raise ValueError(
-            f"{len(raw) - len(prepared)} rows of the {name} set have no answer token left within "
-            f"max_length={max_length}; raise it or shorten the prompts."
-        )
+def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) -> None:
+    """
+    Refuse arguments with which a trainer cannot save, or cannot train a mask.
 
-
-def _has_answer(row: dict) -> bool:
-    for column in ("completion", "messages", "text"):
-        if column in row:
-            if not row[column]:
-                return False
-            return row[column].strip() != "" if isinstance(row[column], str) else _says_something(row[column][-1])
-    # The first label is never predicted: there is nothing before it to predict it from
-    return "labels" not in row or any(label != -100 for label in (row["labels"] or [])[1:])
-
-
-def _says_something(message: dict) -> bool:
-    """Text, content parts of a multimodal message, or a tool call."""
-    content = message.get("content")
-    return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
-
-
-def check_supported(args: FilledArguments, has_optimizer: bool) -> None:
-    """The options must be such that a mask can be trained."""
+    Args:
+        args ([`~transformers.TrainingArguments`]): The configuration.
+        masked (`bool`): Whether the trainer trains a mask.
+        given (`dict`): The other arguments by name.
+    """
+    check_writable(args.output_dir)
+    if not masked:
+        return
     if args.fp16:
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; use bf16 or full precision.")
     if args.deepspeed_plugin is not None:
         raise ValueError("A mask cannot be trained with DeepSpeed ZeRO; it keeps the optimizer state itself.")
     if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError("Reentrant gradient checkpointing is not supported with a mask; set use_reentrant to False.")
+    optimizers = given.get("optimizers") or (None,)
+    has_optimizer = optimizers[0] is not None or given.get("optimizer_cls_and_kwargs") is not None
     if args.optim not in STATE_BITS or has_optimizer:
         raise ValueError(
-            f"A mask trains with AdamW of its own; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
+            f"A mask trains with its own AdamW; leave `optim` at one of {', '.join(STATE_BITS)} (got '{args.optim.value}') "
             "and pass no optimizer."
         )
+    for name in ("optim_args", "optim_target_modules"):
+        if getattr(args, name):
+            raise ValueError(
+                f"A mask trains with its own AdamW, which reads no {name} (got {getattr(args, name)!r}); unset it."
+            )
+
+
+def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
+    """
+    Check model, tokenizer, rows and options against each other, before any batch is computed.
+
+    Args:
+        trainer ([`~trainers.mask_mixin.MaskMixin`]): Trainer with its prepared data sets.
+        masked (`bool`): Whether it trains a mask.
+    """
+    args, rows = trainer.args, trainer.train_dataset
+    if not masked and not any(parameter.requires_grad for parameter in trainer.model.parameters()):
+        raise ValueError(
+            "Every parameter is frozen and there is no mask, so nothing would train; unfreeze some or pass a mask."
+        )
+    step = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < step:
+        raise ValueError(
+            f"With dataloader_drop_last, {len(rows)} training rows in batches of {step} make no step; lower "
+            "per_device_train_batch_size or unset it."
+        )
+    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    sets = {trainer.train_set: rows, "forget": trainer.forget_dataset, "retain": trainer.retain_dataset, **evaluated}
+    tokenized = {
+        name: dataset["input_ids"]
+        for name, dataset in sets.items()
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names
+    }
+    check_tokens(trainer.model, trainer.processing_class, tokenized)
 
 
 def check_save_delta(masked: bool, model: nn.Module) -> None:
-    """A delta holds the selected weights of a whole model."""
+    """Refuse `save_delta` without a mask or with adapters: a delta holds the selected weights of a whole model."""
     if not masked:
         raise ValueError(
             "save_delta saves the weights that a mask selects; pass `mask` or `mask_config`, or unset it."
@@ -85,7 +114,7 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
 
 
 def check_is_base(model: nn.Module, mask: WeightMask) -> None:
-    """A delta starts from the weights that its mask was made for, not from a checkpoint of the run."""
+    """Refuse a model that the mask was not made for: a delta starts from the base, not from a checkpoint."""
     declared = mask.info.fingerprint
     if declared and declared != model_fingerprint(model):
         raise ValueError(
@@ -95,7 +124,7 @@ def check_is_base(model: nn.Module, mask: WeightMask) -> None:
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """What the launcher chose must be such that a mask can be trained."""
+    """Refuse precision and sharding of the launcher with which no mask can be trained."""
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 training scales gradients, which a mask cannot follow; launch with bf16 or no mixing.")
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -103,7 +132,7 @@ def check_accelerator(accelerator: Accelerator) -> None:
 
 
 def check_mask_config(config: MaskConfig, model: nn.Module, has_rows: bool, retain: Dataset | None) -> None:
-    """It must be possible to compute the mask of `config`, as far as one can tell without data."""
+    """Refuse options of a mask that cannot be computed, as far as they show without reading rows."""
     scope = scope_parameters(model, config.mask_scope, config.mask_exclude)
     for name, parameter in scope.items():
         check_dtype(name, parameter)
@@ -120,7 +149,7 @@ def check_mask_config(config: MaskConfig, model: nn.Module, has_rows: bool, reta
         )
 
 
-def check_one_row_a_sample(args: SFTConfig) -> None:
-    """Attribution goes row by row."""
+def check_unpacked(args: SFTConfig) -> None:
+    """Refuse packed rows: attribution reads them one by one."""
     if args.packing or args.padding_free:
-        raise ValueError("Attribution needs one row a sample; set `packing=False` and `padding_free=False`.")
+        raise ValueError("Attribution needs one row per sample; set `packing=False` and `padding_free=False`.")

@@ -1,4 +1,4 @@
-"""The optimizer of a mask, as a trainer's options ask for it, and its place in the training loop."""
+"""The optimizer of a mask, made from a trainer's options, and its hooks in the training loop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,27 +8,28 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..masks.mask import WeightMask
 from ..masks.scope import embedding_parameters
-from ..optim.masked_adamw import STATE_BITS, MaskedAdamW
+from ..optim.masked_adamw import STATE_BITS, AccumulatorDtype, MaskedAdamW
+from .trainer_base import MaskedTrainerBase
 
 
 def masked_optimizer(
-    model: nn.Module, mask: WeightMask, decayed: set[str], args: TrainingArguments, accumulator_dtype: str
+    model: nn.Module, mask: WeightMask, decayed: set[str], args: TrainingArguments, accumulator_dtype: AccumulatorDtype
 ) -> MaskedAdamW:
     """
-    AdamW for the weights that a mask selects.
+    Create the AdamW of the weights that a mask selects.
 
     Args:
         model (`torch.nn.Module`): Model.
         mask ([`WeightMask`]): Its mask.
-        decayed (`set[str]`): Names of the parameters with weight decay.
+        decayed (`set[str]`): Names of the parameters that decay.
         args ([`~transformers.TrainingArguments`]): Options of the optimizer.
         accumulator_dtype (`str`): As in [`~trainers.mask_options.MaskOptions`].
     """
     state_bits = STATE_BITS[args.optim]
-    # A row of an embedding has gradients where its token occurs and none elsewhere: too wide a range for 8 bits
+    # A row of an embedding has gradients only where its token occurs: too wide a range for 8 bits
     precise = embedding_parameters(model) if state_bits == 8 else set()
     groups: dict[tuple[bool, bool], list] = {}
-    # All of them, though the optimizer leaves out what the mask does not name: a weight may be in two parameters
+    # All parameters, though the optimizer skips those that the mask does not name: two parameters may share a weight
     for name, parameter in model.named_parameters():
         groups.setdefault((name not in decayed, parameter in precise), []).append((name, parameter))
     optimizer = MaskedAdamW(
@@ -69,9 +70,9 @@ def only_masked_weights_trainable(model: nn.Module, mask: WeightMask | None) -> 
 
 
 class MaskedTraining(TrainerCallback):
-    """Hooks and clipping, at their places in the training loop."""
+    """Attaches the optimizer's hooks when training begins, and clips before each step."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: MaskedTrainerBase):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -79,13 +80,13 @@ class MaskedTraining(TrainerCallback):
         if optimizer is None:
             return
         optimizer.zero_grad()  # an interrupted run may have left gradients in the accumulators
-        # DDP reduces gradients after these hooks would have freed them: there, `step` compresses
+        # DDP reduces gradients after these hooks would have freed them: there, `step` compresses the gradients
         if args.world_size == 1:
             optimizer.attach_hooks()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         optimizer = self.trainer._masked_optimizer
         if optimizer is not None:
-            # The trainer's own clipping found no gradients: they are in the accumulators
+            # The trainer's own clipping finds no gradients: they are in the accumulators
             max_norm = args.max_grad_norm if args.max_grad_norm > 0 else float("inf")
             optimizer.clip_grad_norm_(max_norm)

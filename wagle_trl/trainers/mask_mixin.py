@@ -14,13 +14,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..attribution.compute_mask import compute_mask
 from ..attribution.config import MaskConfig
-from ..attribution.report import mask_report, plot_mask
+from ..attribution.report import mask_report
 from ..attribution.scores import get_score
-from ..data.formats import tokenize_row
+from ..data.lengths import AnswerTokens
+from ..data.tokenization import RowOptions, tokenize_dataset
 from ..deltas.delta import SparseDelta, weights_fingerprint
 from ..distributed import broadcast_, world_size
-from ..files.atomic import check_writable, staging_folder
-from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MASK_FILE, PLOT_FILE, REPORT_FILE
+from ..files.run_folder import CARD_FILE
 from ..losses.per_sample import Batch, SampleLosses, sample_losses
 from ..losses.vocabulary import check_fused_head
 from ..masks.fingerprint import model_fingerprint
@@ -28,38 +28,48 @@ from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..optim.masked_adamw import MaskedAdamW
-from .checks import check_accelerator, check_is_base, check_mask_config, check_rows, check_save_delta, check_supported
+from .checks import (
+    check_accelerator,
+    check_arguments,
+    check_before_work,
+    check_is_base,
+    check_mask_config,
+    check_rows,
+    check_save_delta,
+)
 from .hub_pushes import HubPushes
 from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .mask_options import MaskOptions
 from .memory_watch import MemoryWatch
-from .model_card import write_card
+from .model_card import update_card, write_card
 from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, run_facts, whole_manifest
-from .run_report import Given, write_run_report
-from .trainer_base import FilledArguments
+from .run_inputs import RunInputs
+from .run_report import write_run_report
+from .signatures import joint_signature
+from .trainer_base import MaskedTrainerBase
 from .update_share import MovedShare
-from .whole_saves import WholeSaves, add_to_save, holds_save, lend
+from .whole_saves import WholeSaves, holds_save
 
 
-class MaskMixin(HubPushes, WholeSaves):
+class MaskMixin(HubPushes, WholeSaves, MaskedTrainerBase):
     """
     Goes first in the bases of a [`~transformers.Trainer`], as in `class MaskedDPOTrainer(MaskMixin, DPOTrainer)`: it then
     trains the weights that a mask selects and leaves every other weight bit-identical.
 
-    The arguments are those of the other base, and as keywords:
+    The arguments are those of the other base and these keywords:
 
     Args:
         mask_config ([`MaskConfig`], *optional*):
-            Compute a mask when training starts; it is saved as `wagle_mask.safetensors` in `args.output_dir`.
+            How to compute a mask when training starts. It is saved as `wagle_mask.safetensors` in `args.output_dir`.
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
-            A ready mask, or where one is saved. With neither `mask` nor `mask_config`, all trainable weights train.
+            A mask that exists, or its path. With neither `mask` nor `mask_config`, all trainable weights train.
         forget_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights the mask of `mask_config` looks for, in any format of [`~data.formats.tokenize_row`]; by
+            Rows whose weights the mask of `mask_config` selects, in any format of [`~data.tokenization.tokenize_row`]; by
             default the training rows, where they have `input_ids`.
         retain_dataset ([`~datasets.Dataset`], *optional*):
-            Rows whose weights it should spare, for scores that compare two sets.
+            Rows whose weights the mask spares, for scores that compare two sets.
 
-    [`~trainers.mask_options.MaskOptions`] are taken from `args`, where that has them.
+    `args` may have the options of [`~trainers.mask_options.MaskOptions`].
     """
 
     _name = "Masked training"
@@ -72,18 +82,8 @@ class MaskMixin(HubPushes, WholeSaves):
     head_temperature: float | None = None  # of TRL's fused LM head, in trainers that have one
 
     def __init_subclass__(cls, **kwargs):
-        """Give the class a signature with the arguments of both bases, for notebooks and `help`."""
         super().__init_subclass__(**kwargs)
-        own = inspect.signature(cls.__init__).parameters.values()
-        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-            after = cls.__mro__[cls.__mro__.index(MaskMixin) + 1 :]
-            base = next(base for base in after if "__init__" in vars(base) and base is not object)
-            keywords = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
-            own = [
-                *(p for p in inspect.signature(base.__init__).parameters.values() if p.kind != p.VAR_KEYWORD),
-                *keywords,
-            ]
-        cls.__signature__ = inspect.Signature(list(own)[1:])
+        cls.__signature__ = joint_signature(cls, MaskMixin)
 
     def __init__(
         self,
@@ -95,14 +95,15 @@ class MaskMixin(HubPushes, WholeSaves):
         **kwargs,
     ):
         if mask is not None and mask_config is not None:
-            raise ValueError("Pass either `mask` (a ready one) or `mask_config` (compute one), not both.")
+            raise ValueError("Pass either `mask` (one that exists) or `mask_config` (to compute one), not both.")
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
         masked = mask is not None or mask_config is not None
         check_rows(forget_dataset, "forget_dataset")
         check_rows(retain_dataset, "retain_dataset")
         if given.get("args") is not None:
-            self._check_arguments(given["args"], masked, given)
+            check_arguments(given["args"], masked, given)
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
+        self.answer_tokens: dict[str, AnswerTokens] = {}
         super().__init__(*args, **kwargs)
         self._check_fused_heads()
         self.mask_options = self.args if isinstance(self.args, MaskOptions) else MaskOptions()
@@ -111,8 +112,8 @@ class MaskMixin(HubPushes, WholeSaves):
         if self.mask_options.save_delta:
             check_save_delta(masked, self.model)
         self.mask_config = mask_config
-        self.forget_dataset = None if forget_dataset is None else self._prepare_further(forget_dataset, "forget")
-        self.retain_dataset = None if retain_dataset is None else self._prepare_further(retain_dataset, "retain")
+        self.forget_dataset = None if forget_dataset is None else self._prepare_additional(forget_dataset, "forget")
+        self.retain_dataset = None if retain_dataset is None else self._prepare_additional(retain_dataset, "retain")
         if mask_config is not None:
             columns = set(self.attributed_dataset.column_names or ())
             check_mask_config(mask_config, self.model, columns >= set(self.attributed_columns), retain_dataset)
@@ -120,18 +121,17 @@ class MaskMixin(HubPushes, WholeSaves):
         rows = {self.train_set: given.get("train_dataset"), "retain": retain_dataset}
         rows |= {} if forget_dataset is None else {"forget": forget_dataset}
         rows = {name: dataset for name, dataset in rows.items() if isinstance(dataset, Dataset)}
-        self.given = Given(given.get("model", self.model), revision, rows)
+        self.run_inputs = RunInputs(given.get("model", self.model), revision, rows)
         if self.mask is not None:
             self.mask.check(self.model)
+        check_before_work(self, masked)
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
 
-    @staticmethod
-    def _check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) -> None:
-        check_writable(args.output_dir)
-        if masked:
-            has_optimizer = (given.get("optimizers") or (None,))[0] is not None
-            check_supported(args, has_optimizer or given.get("optimizer_cls_and_kwargs") is not None)
+    @property
+    def tokenization(self) -> dict[str, Any] | None:
+        """Options that decide which tokens of a row are scored, for evaluation; `None` if those of the base trainer do."""
+        return None
 
     def _check_fused_heads(self) -> None:
         """Have no fused LM head that is wrong for the model, or for the reference model of some trainers."""
@@ -145,22 +145,18 @@ class MaskMixin(HubPushes, WholeSaves):
 
     # Rows to attribute
 
-    def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
-        """Tokenize rows that the base trainer knows nothing of."""
-        return dataset.map(
-            tokenize_row,
-            fn_kwargs={"tokenizer": self.processing_class},
-            remove_columns=dataset.column_names,
-            desc=f"Tokenizing {name} dataset",
-        )
+    def _prepare_additional(self, dataset: Dataset, name: str) -> Dataset:
+        """Tokenize rows that are no argument of the base trainer."""
+        rows = tokenize_dataset(dataset, self.processing_class, RowOptions(), name)
+        return rows.select_columns(["input_ids", "labels"])  # pyright: ignore[reportReturnType]
 
     @property
     def attributed_dataset(self) -> Dataset:
-        """Tokenized rows whose weights the mask looks for."""
+        """Tokenized rows whose weights the mask selects."""
         return self.train_dataset if self.forget_dataset is None else self.forget_dataset
 
     def _batches(self, dataset: Dataset) -> DataLoader:
-        """Plain batches of prepared rows, in order."""
+        """Load prepared rows in their order, in batches of training's size."""
         rows = dataset.select_columns(list(self.attributed_columns))
         return DataLoader(rows, batch_size=self.args.per_device_train_batch_size, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
 
@@ -171,10 +167,10 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
-        As [`~transformers.Trainer.train`]; computes the mask first, or loads it from the checkpoint.
+        Compute the mask, or load it from the checkpoint, and train as [`~transformers.Trainer.train`] does.
 
-        `resume_from_checkpoint=True` resumes from the last checkpoint that is whole. A `ValueError` if a checkpoint is not
-        as it was saved, or of other rows, another mask or another objective.
+        `resume_from_checkpoint=True` resumes from the last whole checkpoint. A checkpoint that changed since it was saved,
+        or is of other rows, another mask or another objective, raises a `ValueError`.
         """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -196,7 +192,7 @@ class MaskMixin(HubPushes, WholeSaves):
 
     def prepare_training(self, checkpoint: str | None) -> None:
         """
-        Do what needs the original weights, before the checkpoint (if any) is loaded.
+        Compute what depends on the original weights, before the checkpoint (if any) is loaded.
 
         Args:
             checkpoint (`str`, *optional*): Checkpoint that training will resume from.
@@ -208,8 +204,7 @@ class MaskMixin(HubPushes, WholeSaves):
             self.mask.check(self.model, fingerprint=False)
         elif self.mask is None:
             self.mask = self.compute_mask()
-        self.mask = self.mask.to("cpu")  # the optimizer keeps what it needs on the device
-        # Here the weights are still the original ones
+        self.mask = self.mask.to("cpu")  # the optimizer copies what it needs to the device
         self._moved = MovedShare(self.model, self.mask)
         if self.mask_options.save_delta and self._base_fingerprint is None:
             check_is_base(self.model, self.mask)
@@ -219,19 +214,19 @@ class MaskMixin(HubPushes, WholeSaves):
 
     @property
     def mask_report(self) -> dict | None:
-        """Report of the mask as [`~attribution.report.mask_report`] makes it; `None` without a mask."""
+        """Content of [`~attribution.report.mask_report`]; `None` without a mask."""
         return None if self.mask is None else mask_report(self.mask)
 
     @property
     def _origin(self) -> dict[str, str]:
-        """What a mask says of the base model, where that has a name."""
+        """Name and revision of the base model as a mask records them; empty where the model has no name."""
         name = self.model.config._name_or_path
-        return {"base_model": name, "base_revision": self.given.base_revision or UNKNOWN_REVISION} if name else {}
+        return {"base_model": name, "base_revision": self.run_inputs.base_revision or UNKNOWN_REVISION} if name else {}
 
     def compute_mask(self) -> WeightMask:
         """
-        Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Attribution in sweeps
-        that was interrupted goes on from its last sweep.
+        Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Interrupted attribution
+        in sweeps continues from its last sweep.
         """
         assert self.mask_config is not None
         score = get_score(self.mask_config.mask_score)
@@ -271,13 +266,13 @@ class MaskMixin(HubPushes, WholeSaves):
         return self.optimizer
 
     def _clip_grad_norm(self, model):
-        # Under DDP the gradients are still whole here: leave them to the optimizer, which clips by the selected ones
+        # Under DDP the gradients still hold all weights here. The optimizer clips by those of the selected weights
         return torch.tensor(0.0) if self._masked_optimizer is not None else super()._clip_grad_norm(model)
 
     # Logs and files
 
-    _drawn_mask: WeightMask | None = None
     _base_fingerprint: str | None = None
+    _plotted_mask: WeightMask | None = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._masked_optimizer is not None and "grad_norm" in logs:
@@ -295,7 +290,7 @@ class MaskMixin(HubPushes, WholeSaves):
             write_run_report(self, folder)
         super(WholeSaves, self).save_model(str(folder), _internal_call=True)
         if with_delta and self._base_fingerprint is not None and self.args.should_save:
-            assert self.mask is not None  # a delta holds what it selects
+            assert self.mask is not None  # `check_save_delta` asks for one
             info = self.mask.info
             missing = {name: text for name, text in self._origin.items() if getattr(info, name) is None}
             mask = WeightMask(self.mask.bits, self.mask.shapes, replace(info, **missing))
@@ -306,7 +301,7 @@ class MaskMixin(HubPushes, WholeSaves):
         return [CARD_FILE]
 
     def saved_fingerprint(self) -> str | None:
-        """Fingerprint of the saved weights; `None` for adapters, and where each process holds a part of the model."""
+        """Fingerprint of the weights; `None` for adapters and for a model that is sharded over processes."""
         if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return None
         return model_fingerprint(self.model)
@@ -317,23 +312,6 @@ class MaskMixin(HubPushes, WholeSaves):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the card of [`~hub.card.model_card`], its report and the picture of the mask into `args.output_dir`."""
-        if not self.is_world_process_zero():
-            return
-        folder = Path(self.args.output_dir)
-        if self._saves_checkpoint:  # that has a card and a report of its own
-            if not holds_save(folder):
-                self._draw_mask(folder, folder)
-            return
-        with staging_folder(folder) as stage:
-            self._draw_mask(folder, stage)
-            lend(folder, stage, [PLOT_FILE, MASK_FILE, EVALUATION_FILE])
-            write_run_report(self, stage)
-            write_card(self, stage, model_name, dataset_name, tags)
-            add_to_save(stage, folder, [REPORT_FILE, CARD_FILE, *([] if self.mask is None else [PLOT_FILE])])
-
-    def _draw_mask(self, folder: Path, place: Path) -> None:
-        """Have a picture of the mask, if any, in `place`, if `folder` has none; one that is there may be of another run."""
-        if self.mask is not None and (self._drawn_mask is not self.mask or not (folder / PLOT_FILE).exists()):
-            plot_mask(self.mask, place / PLOT_FILE)
-            self._drawn_mask = self.mask
+        """Write the card of [`~hub.card.model_card`], the report and the picture of the mask into `args.output_dir`."""
+        if self.is_world_process_zero():
+            update_card(self, model_name, dataset_name, tags)

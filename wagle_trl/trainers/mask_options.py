@@ -1,9 +1,10 @@
-"""Options of a mask's training, for the configuration of any trainer."""
+"""Options of training with a mask, for the configuration of any trainer."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from transformers import TrainingArguments
+
+from ..optim.masked_adamw import AccumulatorDtype
 
 
 @dataclass
@@ -14,24 +15,25 @@ class MaskOptions:
 
     Parameters:
         accumulator_dtype (`str`, *optional*, defaults to `"float32"`):
-            In what the gradients of selected weights are added up over `gradient_accumulation_steps`. `"bfloat16"`
-            rounds every sum of bf16 weights' gradients, as torch does without a mask, in half the memory.
+            Dtype in which the gradients of selected weights are added up over `gradient_accumulation_steps`.
+            `"bfloat16"` halves their memory and rounds every sum of bf16 weights' gradients, as torch does without a
+            mask.
         compile_layers (`bool`, *optional*, defaults to `False`):
             Compile the transformer layers with `torch.compile`, which compiles equal layers once; `torch_compile`
             compiles the model as a whole.
         save_delta (`bool`, *optional*, defaults to `False`):
-            Let `save_model` also write `wagle_delta.safetensors`, the new values of the selected weights, see
-            [`SparseDelta`]; needs a mask.
+            Save `wagle_delta.safetensors` beside the model: the new values of the selected weights, see
+            [`SparseDelta`]. Needs a mask.
         hash_forget_set (`bool`, *optional*, defaults to `False`):
-            Name no data set in the card and in `wagle_report.json`: only numbers of rows, and digests that nobody can
-            compare without the key, which stays in `wagle_rows.key` in the output folder.
+            Name no data set in the card and in `wagle_report.json`. They then say the number of rows and a digest that
+            nobody can compare without the key, which stays in `wagle_rows.key` in the output folder.
     """
 
-    accumulator_dtype: Literal["float32", "bfloat16"] = field(
+    accumulator_dtype: AccumulatorDtype = field(
         default="float32",
         metadata={
-            "help": "In what the gradients of selected weights are added up over `gradient_accumulation_steps`. "
-            "'bfloat16' rounds every sum of bf16 weights' gradients, as torch does without a mask, in half the memory.",
+            "help": "Dtype in which the gradients of selected weights are added up over `gradient_accumulation_steps`. "
+            "'bfloat16' halves their memory and rounds every sum of bf16 weights' gradients, as torch does without a mask.",
         },
     )
     compile_layers: bool = field(
@@ -44,15 +46,15 @@ class MaskOptions:
     save_delta: bool = field(
         default=False,
         metadata={
-            "help": "Beside the model also save wagle_delta.safetensors: the new values of the selected weights, which "
-            "make the model of its base. Needs a mask."
+            "help": "Save wagle_delta.safetensors beside the model: the new values of the selected weights, which turn "
+            "the base into the model. Needs a mask."
         },
     )
     hash_forget_set: bool = field(
         default=False,
         metadata={
-            "help": "Name no data set in the card and the report: only numbers of rows, and digests that nobody can compare "
-            "without the key, which stays in wagle_rows.key in the output folder."
+            "help": "Name no data set in the card and the report. They then say the number of rows and a digest that nobody "
+            "can compare without the key, which stays in wagle_rows.key in the output folder."
         },
     )
 

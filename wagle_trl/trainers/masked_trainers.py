@@ -1,4 +1,4 @@
-"""A mask on the other trainers of TRL, and on a plain one."""
+"""Further trainers with a mask: those of TRL, and transformers' own."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +62,8 @@ class MaskedRewardConfig(MaskOptions, RewardConfig):
 
 class MaskedRewardTrainer(MaskMixin, RewardTrainer):
     """
-    [`~trl.RewardTrainer`] with a mask, see [`~trainers.mask_mixin.MaskMixin`]. The rows that a mask is computed from are
-    pairs, chosen and rejected, as those of `train_dataset`.
+    [`~trl.RewardTrainer`] with a mask, see [`~trainers.mask_mixin.MaskMixin`]. A mask is computed from pairs of
+    a chosen and a rejected text, as in `train_dataset`.
     """
 
     args: RewardConfig
@@ -72,7 +72,7 @@ class MaskedRewardTrainer(MaskMixin, RewardTrainer):
     sample_losses = staticmethod(pair_losses)
     attributed_columns = ("chosen_ids", "rejected_ids")
 
-    def _prepare_further(self, dataset: Dataset, name: str) -> Dataset:
+    def _prepare_additional(self, dataset: Dataset, name: str) -> Dataset:
         return self._prepare_dataset(dataset, self.processing_class, self.args, name)  # pyright: ignore[reportReturnType]
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:

@@ -1,4 +1,4 @@
-"""How much of a mask really moves: low precision and small learning rates can leave selected weights where they were."""
+"""The share of a mask that moves: low precision and small learning rates can leave selected weights where they were."""
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,15 @@ class MovedShare:
     """
     Share of the selected weights that differ from their values at construction.
 
-    Exact up to 32,768 selected weights; beyond that measured on about as many, evenly spaced over the scope.
+    It is exact for up to 32,768 selected weights. Of more, about as many are sampled, evenly spaced over the scope.
 
     Args:
-        model (`torch.nn.Module`): Model, watched from now on.
+        model (`torch.nn.Module`): Model to watch.
         mask ([`WeightMask`]): Its mask.
     """
 
     def __init__(self, model: nn.Module, mask: WeightMask):
-        # Odd, so that it does not fall in step with a row length
+        # Odd, as a divisor of the row length would sample the same columns of every row
         stride = max(1, mask.num_selected // SAMPLE_SIZE) | 1
         parameters = dict(model.named_parameters())
         self._samples: list[tuple[nn.Parameter, Tensor, Tensor]] = []
@@ -34,6 +34,6 @@ class MovedShare:
         return parameter.detach().view(-1)[indices]
 
     def share(self) -> float:
-        """Moved share, between 0 and 1."""
+        """Measure the share, between 0 and 1."""
         moved = sum(int((self._values(p, indices) != start).sum()) for p, indices, start in self._samples)
         return moved / max(1, sum(len(indices) for _, indices, _ in self._samples))

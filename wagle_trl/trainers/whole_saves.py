@@ -1,4 +1,4 @@
-"""Saves that neither a kill nor a full disk can spoil: a folder is whole under a manifest, or as it was before."""
+"""Saves that a kill or a full disk cannot damage: a folder is whole, with a manifest, or as it was before."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from ..files.atomic import atomic_path, remove_folder, staging_folder, writing
+from ..files.atomic import atomic_path, remove_folder, staging_folder, translate_disk_errors
 from ..files.manifest import Manifest, files_in
 from ..files.reading import read_json
 from ..files.run_folder import CARD_FILE, EVALUATION_FILE, MANIFEST_FILE, PLOT_FILE, REPORT_FILE
-from ..hub.staging import keep
+from ..hub.staging import link_or_copy
 from .trainer_base import TrainerBase
 
 _REPLACED = ".replaced-"
@@ -26,25 +26,25 @@ class WholeSaves(TrainerBase):
     """
     Goes before a [`~transformers.Trainer`] in the bases of a class.
 
-    A checkpoint gets its manifest when all of it is on the disk, and older ones are removed only then; training goes on
-    meanwhile. The files of `save_model` move into the folder together, when all of them are written; files that an
-    earlier save left there of other weights are removed at the same time. Until then an earlier run stays as it is.
+    A checkpoint gets its manifest when all of it is on the disk. Older checkpoints are removed only then, and training
+    continues meanwhile. The files of `save_model` move into the folder together, when all of them are written; files
+    of other weights, left there by an earlier save, are removed at the same time. Until then the folder stays as it is.
     """
 
     _saves_checkpoint = False
-    _marking: Future[None] | None = None  # of the last checkpoint
+    _completion: Future[None] | None = None  # of the last checkpoint
 
     @abstractmethod
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
-        """Write the model and all that goes with it, a report among them."""
+        """Write the model and the files that belong to it, a report among them."""
 
     @abstractmethod
     def write_card(self, folder: Path) -> list[str]:
-        """Write the files that are made from the others in a folder; returns their names."""
+        """Write the files that are made from the others in a folder, and return their names."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What resuming from a checkpoint depends on."""
+        """Describe what resuming from a checkpoint depends on."""
 
     def train(self, *args, **kwargs):
         try:
@@ -53,23 +53,23 @@ class WholeSaves(TrainerBase):
             self.finish_saves()
 
     def _finalize_training(self, *args, **kwargs):
-        self.finish_saves()  # its thread removes checkpoints, as the next line does
+        self.finish_saves()  # its thread and the next line both remove checkpoints
         return super()._finalize_training(*args, **kwargs)
 
     def finish_saves(self) -> None:
         """Wait until the last checkpoint is whole and on the disk; an `OSError` if it could not be."""
-        if self._marking is None:
+        if self._completion is None:
             return
         try:
-            self._marking.result()
+            self._completion.result()
         except KeyboardInterrupt:
-            wait([self._marking])  # a checkpoint is not left half way
+            wait([self._completion])  # leave no checkpoint half written
             raise
         finally:
-            self._marking = None
+            self._completion = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As [`~transformers.Trainer.save_model`]."""
+        """Save as [`~transformers.Trainer.save_model`] does, all files or none."""
         folder = Path(output_dir or self.args.output_dir)
         if self._saves_checkpoint:
             self.write_files(folder, in_checkpoint=True, with_delta=False)
@@ -83,7 +83,7 @@ class WholeSaves(TrainerBase):
 
     @contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:
-        if not self.args.should_save:  # another process makes the folder, and takes the files out of it
+        if not self.args.should_save:  # the saving process creates the folder and moves the files
             self.accelerator.wait_for_everyone()
             yield folder
             self.accelerator.wait_for_everyone()
@@ -96,9 +96,9 @@ class WholeSaves(TrainerBase):
     def _land(self, stage: Path, folder: Path) -> None:
         fingerprint, names = _reported_fingerprint(stage), files_in(stage)
         kept, superseded = _earlier_files(folder, [*names, CARD_FILE], fingerprint)
-        lend(folder, stage, {*kept, EVALUATION_FILE, PLOT_FILE} - superseded)
+        link_into(folder, stage, {*kept, EVALUATION_FILE, PLOT_FILE} - superseded)
         names += self.write_card(stage)
-        Manifest.of(stage, {*names, *kept}, fingerprint).land(stage, folder, instead_of=superseded)
+        Manifest.of(stage, {*names, *kept}, fingerprint).move_into_place(stage, folder, instead_of=superseded)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.finish_saves()
@@ -107,7 +107,7 @@ class WholeSaves(TrainerBase):
         # Transformers would remove older checkpoints before this one is whole
         limit, self.args.save_total_limit, self._saves_checkpoint = self.args.save_total_limit, None, True
         try:
-            with writing(folder), self._new_checkpoint(folder):
+            with translate_disk_errors(folder), self._new_checkpoint(folder):
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
                     self.write_card(folder)
@@ -115,15 +115,15 @@ class WholeSaves(TrainerBase):
             self.args.save_total_limit, self._saves_checkpoint = limit, False
         if self.args.should_save:
             facts, best = self.facts(), self.state.best_model_checkpoint
-            self._marking = _in_background(lambda: _mark(folder, facts, limit, best))
+            self._completion = _in_background(lambda: _complete(folder, facts, limit, best))
             if any(
                 type(callback).on_save is not TrainerCallback.on_save for callback in self.callback_handler.callbacks
             ):
-                self.finish_saves()  # they look at what was saved
+                self.finish_saves()  # these callbacks read what was saved
 
     @contextmanager
     def _new_checkpoint(self, folder: Path) -> Iterator[None]:
-        """A place for a checkpoint; on failure it is as it was."""
+        """Make room for a checkpoint; after a failure the folder is as it was."""
         if not self.args.should_save:
             self.accelerator.wait_for_everyone()
             yield
@@ -140,19 +140,19 @@ class WholeSaves(TrainerBase):
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:
-    # One for each save: after a fork, a shared one would be without its thread
+    # One executor per save: after a fork, a shared one would have lost its thread
     executor = ThreadPoolExecutor(1, thread_name_prefix="wagle-save")
     future = executor.submit(work)
     executor.shutdown(wait=False)
     return future
 
 
-def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | None) -> None:
-    """Bring a checkpoint to the disk, then write its manifest, then remove older checkpoints."""
-    with writing(folder), _restored_on_failure(folder):
+def _complete(folder: Path, facts: dict[str, Any], limit: int | None, best: str | None) -> None:
+    """Flush a checkpoint to the disk, then write its manifest, then remove older checkpoints."""
+    with translate_disk_errors(folder), _restored_on_failure(folder):
         Manifest.of(folder, files_in(folder), _reported_fingerprint(folder), **facts).write(folder)
     shutil.rmtree(_replaced(folder), ignore_errors=True)
-    if not holds_save(folder.parent):  # the folder then shows how far the run is
+    if not holds_save(folder.parent):  # without a save, the folder shows the progress of the run
         for name in (REPORT_FILE, CARD_FILE):
             with atomic_path(folder.parent / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
@@ -160,7 +160,7 @@ def _mark(folder: Path, facts: dict[str, Any], limit: int | None, best: str | No
 
 
 def _replaced(folder: Path) -> Path:
-    """Where an older checkpoint of the same name is kept until the new one is whole."""
+    """Name the folder that keeps an older checkpoint of the same name until the new one is whole."""
     return folder.with_name(f"{_REPLACED}{folder.name}")
 
 
@@ -176,10 +176,10 @@ def _restored_on_failure(folder: Path) -> Iterator[None]:
 
 
 def restore_replaced(run_folder: Path) -> None:
-    """Put checkpoints back that were to be replaced when their process was killed, unless the new one is whole."""
+    """Put back the checkpoints that a killed process was replacing, unless the new one is whole."""
     for before in run_folder.glob(f"{_REPLACED}*"):
         place = before.with_name(before.name.removeprefix(_REPLACED))
-        with suppress(FileNotFoundError):  # another process does the same
+        with suppress(FileNotFoundError):  # another process may do the same
             if (place / MANIFEST_FILE).exists():
                 shutil.rmtree(before, ignore_errors=True)
             else:
@@ -188,28 +188,28 @@ def restore_replaced(run_folder: Path) -> None:
 
 
 def holds_save(folder: Path) -> bool:
-    """Whether there is a whole save in the folder of a run, whose files then stay together until the next."""
+    """Whether the folder of a run holds a whole save, whose files stay together until the next."""
     return (folder / MANIFEST_FILE).exists()
 
 
-def lend(folder: Path, stage: Path, names: Iterable[str]) -> None:
-    """Keep those of the files that a folder has in a stage, too, for the card that is made from them."""
+def link_into(folder: Path, stage: Path, names: Iterable[str]) -> None:
+    """Link the files that a folder has into a stage, for the card that is made from them."""
     for name in names:
         if (folder / name).is_file() and not (stage / name).exists():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            keep(folder / name, stage / name)
+            link_or_copy(folder / name, stage / name)
 
 
 def add_to_save(stage: Path, folder: Path, names: list[str]) -> None:
-    """Add files, a report among them, to the save of the same weights in a folder, or as a save of their own."""
+    """Add files, a report among them, to the save of the same weights in a folder; else make them a save."""
     before, fingerprint = Manifest.read(folder), _reported_fingerprint(stage)
     if before is None or before.fingerprint != fingerprint:  # of another run
         before = Manifest({}, fingerprint)
-    before.with_files(stage, names).land(stage, folder)
+    before.with_files(stage, names).move_into_place(stage, folder)
 
 
 def _rotate(run_folder: str, limit: int | None, best: str | None) -> None:
-    """Remove older checkpoints, as [`~transformers.trainer_utils.rotate_checkpoints`] does, but each at once."""
+    """Remove older checkpoints, as [`~transformers.trainer_utils.rotate_checkpoints`] does, but each one atomically."""
     if limit is None or limit <= 0:
         return
     checkpoints = sort_checkpoints(run_folder, use_mtime=True, best_model_checkpoint=best)
@@ -224,13 +224,13 @@ def _reported_fingerprint(folder: Path) -> str | None:
 
 def _earlier_files(folder: Path, names: list[str], fingerprint: str | None) -> tuple[set[str], set[str]]:
     """
-    Other files of the save before: those that stay, as the weights are the same, and those that go, such as a mask or a
-    delta. A file that was changed since is in neither set.
+    Find the other files of the previous save: those that stay, as they are of the same weights, and those that go, such
+    as a mask or a delta of other weights. A file that has changed since is in neither set.
     """
     try:
         before = Manifest.read(folder)
     except ValueError:
-        before = None  # damaged; the new one takes its place
+        before = None  # damaged; the new manifest replaces it
     if before is None:
         return set(), set()
     others = before.files.keys() - set(names)

@@ -1,6 +1,7 @@
 """Unlearning trainers, one file per objective."""
 
-from .base import UnlearningConfig, UnlearningTrainer
+from .base import UnlearningTrainer
+from .config import UnlearningConfig
 from .grad_diff import GradDiffConfig, GradDiffTrainer
 from .npo import NPOConfig, NPOTrainer
 

@@ -1,9 +1,8 @@
-"""The base of the unlearning trainers: rows of every kind in one batch, one forward, one backward."""
+"""The base of the unlearning trainers: rows of every kind in one batch, with one forward and one backward pass."""
 
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,14 +24,12 @@ from transformers import (
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
-from ..data.formats import split_last_message
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
 from ..losses.vocabulary import answer_log_probs
 from ..masks.mask import WeightMask
-from ..trainers.checks import check_answers
-from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
+from ..trainers.masked_sft import MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
 from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
@@ -96,32 +93,32 @@ RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
 
 class UnlearningTrainer(MaskedSFTTrainer):
     """
-    Forget `train_dataset`, keep `retain_dataset`.
+    Base of the trainers that forget `train_dataset` and keep `retain_dataset`.
 
-    An objective is a subclass with a config of its own, its declarations and [`forget_loss`]. Every step pairs
+    An objective is a subclass with its own config, its declarations and [`forget_loss`]. Every step pairs
     `per_device_train_batch_size` forget rows with as many retain rows; an epoch sees every forget row once.
 
     Declarations:
         reference (`"log_probs"` or `None`):
             What `forget_loss` compares with: the log-probabilities of the forget answers under the model before
-            unlearning. They are computed once, before the first step, and kept with the checkpoints; there is no second
-            model.
+            unlearning. They are computed once, before the first step, and saved with the checkpoints: there is no
+            second model.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to unlearn from. A PEFT model (or `peft_config`) trains its adapters.
         args ([`UnlearningConfig`], *optional*):
-            Configuration, of the class `config_class`; an [`~trl.SFTConfig`] is taken too.
+            Configuration, of the class `config_class`; an [`~trl.SFTConfig`] is converted to it.
         train_dataset ([`~datasets.Dataset`]):
             Rows to forget, in any format of [`~trl.SFTTrainer`].
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
             For example `{"forget": ..., "retain": ...}`: cross-entropy and token accuracy of each.
         retain_dataset ([`~datasets.Dataset`]):
-            Rows to keep; no row may be in both.
+            Rows to keep. No row may be in both sets.
         mask_config ([`MaskConfig`], *optional*):
             Compute a mask before training.
         mask ([`WeightMask`], `str` or `os.PathLike`, *optional*):
-            A ready mask. With neither, all trainable weights train.
+            A mask that exists, or the path of one. With neither `mask` nor `mask_config`, all trainable weights train.
 
     The other arguments are those of [`~trl.SFTTrainer`].
     """
@@ -132,7 +129,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
     retain_dataset: Dataset
     config_class = UnlearningConfig
     train_set = "forget"
-    rows_a_sample = 2
+    rows_per_sample = 2
 
     def __init__(
         self,
@@ -163,7 +160,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
                 "keep as `retain_dataset`."
             )
         if compute_loss_func is not None:
-            raise ValueError("Unlearning has a loss of its own; subclass and override `forget_loss` for another.")
+            raise ValueError("Unlearning has its own loss; subclass and override `forget_loss` for another.")
         super().__init__(
             model,
             args,
@@ -193,33 +190,27 @@ class UnlearningTrainer(MaskedSFTTrainer):
         self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), seed)
         self.add_callback(_EpochSetter(self._pair_sampler))
         if self.args.trajectory_steps:
-            self.add_callback(Trajectory(self))
+            self.add_callback(Trajectory(self, self.args.trajectory_steps, self.args.trajectory_rows))
 
     @abstractmethod
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         """
-        The forget term of the objective, a scalar.
+        Compute the forget term of the objective, a scalar.
 
         Args:
-            batch ([`~unlearning.batch.UnlearningBatch`]): What the model says of the rows, and what to divide by.
+            batch ([`~unlearning.batch.UnlearningBatch`]): Log-probabilities of the rows, and the counts to divide by.
         """
 
     # Rows
 
-    def _prepare_dataset(self, dataset, processing_class, args, *others):
-        """Of a conversation the last message is the answer, as for every other format and in the evaluation."""
-        if (
-            "messages" in dataset.column_names
-            and not args.assistant_only_loss
-            and args.completion_only_loss is not False
-        ):
-            check_answers(dataset, others[-1])
-            dataset = dataset.map(split_last_message, remove_columns="messages", desc="Splitting conversations")
-        return super()._prepare_dataset(dataset, processing_class, args, *others)
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        """Score answers, of every format and in every set, as evaluation and attribution do."""
+        rows = self._answers(dataset, processing_class, args, formatting_func, dataset_name)
+        return super(MaskedSFTTrainer, self)._prepare_dataset(rows, processing_class, args, False, None, dataset_name)
 
     @property
     def _columns(self) -> list[str]:
-        """Columns of the forget rows beside those of every row."""
+        """Columns that only forget rows have."""
         return [] if self.reference is None else [REFERENCE_COLUMN]
 
     def _set_signature_columns_if_needed(self):
@@ -250,7 +241,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
         return batches, self._gather(counts.to(device)).view(-1, len(counts)).sum(0)
 
     def _gather(self, values: Tensor) -> Tensor:
-        """The values of all processes, one after the other."""
+        """Values of all processes, one after the other."""
         return self.accelerator.gather(values)  # pyright: ignore[reportReturnType]
 
     # Loss
@@ -262,16 +253,18 @@ class UnlearningTrainer(MaskedSFTTrainer):
         outputs = answer_log_probs(model, inputs)
         batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
         loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
+        if self.aux_loss_enabled:  # of a mixture of experts, over both streams
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         self._record(outputs, reference, inputs["attention_mask"])
         return loss * self.accelerator.num_processes
 
     def retain_loss(self, batch: UnlearningBatch) -> Tensor:
-        """The term of `args.retain_loss`, a scalar, before its weight."""
+        """Compute the term of `args.retain_loss`, a scalar, before its weight."""
         return RETAIN_LOSSES[self.args.retain_loss](batch.retain)
 
     @torch.no_grad()
     def _record(self, outputs, reference: Tensor | None, attention_mask: Tensor) -> None:
-        """Metrics of a micro-batch, averaged over all until the next log."""
+        """Store the metrics of a micro-batch, which the next log averages."""
         batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference)
         correct = outputs.is_top1.chunk(2)
         values = {
@@ -304,12 +297,14 @@ class UnlearningTrainer(MaskedSFTTrainer):
 
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
         super().write_files(folder, in_checkpoint=in_checkpoint, with_delta=with_delta)
-        # The weights that it came from are gone when a run is resumed
+        # Saved, as the weights that it was computed from are gone when a run resumes
         if in_checkpoint and self.args.should_save and self.reference is not None:
             save_reference(folder / REFERENCE_FILE, self.train_dataset[REFERENCE_COLUMN])
 
 
 class _EpochSetter(TrainerCallback):
+    """Tells the sampler the epoch, of which its order is a function."""
+
     def __init__(self, sampler: PairSampler):
         self.sampler = sampler
 

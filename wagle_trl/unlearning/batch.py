@@ -1,4 +1,4 @@
-"""What an objective sees of a batch."""
+"""The view of a batch that an objective gets."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from torch import Tensor
 @dataclass
 class Stream:
     """
-    The rows of one kind in a batch.
+    Rows of one kind in a batch.
 
     Args:
-        log_probs (`torch.Tensor` of shape `(rows, length)`): Of the answer tokens, in nats; zero elsewhere.
-        answer (`torch.Tensor` of shape `(rows, length)`): Where the answer tokens are.
+        log_probs (`torch.Tensor` of shape `(rows, length)`): Log-probabilities of the answer tokens, in nats; 0 elsewhere.
+        answer (`torch.Tensor` of shape `(rows, length)`): Whether a token is one of the answer.
         num_rows, num_tokens (`torch.Tensor`):
-            Rows and answer tokens to divide by: of the whole optimizer step, over all processes.
+            Numbers of rows and answer tokens to divide by: those of the whole optimizer step, over all processes.
         reference_log_probs (`torch.Tensor` of shape `(rows, length)`, *optional*):
             `log_probs` under the model before unlearning, where the objective declares it.
     """
@@ -30,10 +30,10 @@ class Stream:
 @dataclass
 class UnlearningBatch:
     """
-    The rows to forget and those to retain.
+    Rows to forget and rows to retain.
 
     Args:
-        forget, retain ([`Stream`]): As many rows of each.
+        forget, retain ([`Stream`]): The same number of rows of each.
     """
 
     forget: Stream
@@ -47,9 +47,9 @@ class UnlearningBatch:
         Cut a batch into its streams.
 
         Args:
-            log_probs, answer (`torch.Tensor` of shape `(rows, length)`): The forget rows first.
-            reference (`torch.Tensor` of shape `(tokens,)`, *optional*): Of the forget answers, row by row.
-            counts (`torch.Tensor`, *optional*): What to divide by, as [`count`] gives it; by default of this batch.
+            log_probs, answer (`torch.Tensor` of shape `(rows, length)`): Values of the batch, forget rows first.
+            reference (`torch.Tensor` of shape `(tokens,)`, *optional*): Reference log-probabilities of the forget answers, row by row.
+            counts (`torch.Tensor`, *optional*): Counts to divide by, as [`count`] gives them; by default this batch's.
         """
         num_rows, num_tokens = (cls.count(answer) if counts is None else counts).view(2, 2)
         parts = zip(log_probs.chunk(2), answer.chunk(2), num_rows, num_tokens)
@@ -61,6 +61,6 @@ class UnlearningBatch:
 
     @staticmethod
     def count(answer: Tensor) -> Tensor:
-        """Numbers of rows of each stream, then of their answer tokens."""
+        """Count the rows of each stream, then their answer tokens."""
         rows = [torch.tensor(len(part), device=answer.device) for part in answer.chunk(2)]
         return torch.stack([*rows, *(part.sum() for part in answer.chunk(2))])

@@ -6,29 +6,30 @@ from torch import Tensor
 
 from ..losses.objectives import cross_entropy
 from ..papers import Paper
-from .base import UnlearningConfig, UnlearningTrainer
+from .base import UnlearningTrainer
 from .batch import UnlearningBatch
+from .config import UnlearningConfig
 
 
 @dataclass
 class GradDiffConfig(UnlearningConfig):
     r"""
-    Configuration class for the [`GradDiffTrainer`]: that of [`~unlearning.base.UnlearningConfig`] and
+    Configuration class for the [`GradDiffTrainer`], with the options of [`~unlearning.config.UnlearningConfig`] and
     [`~trl.SFTConfig`].
     """
 
 
 class GradDiffTrainer(UnlearningTrainer):
     """
-    Trainer for gradient difference (arXiv 2203.12817): ascend on the forget rows, descend on the retain rows,
-    `-CE(forget) + retain_weight * CE(retain)`. The forget term has no bound: stop early, or use [`NPOTrainer`].
+    Trainer for gradient difference (arXiv 2203.12817): gradient ascent on the forget rows and descent on the retain
+    rows, `-CE(forget) + retain_weight * CE(retain)`. The forget term has no bound: stop early, or use [`NPOTrainer`].
 
     The arguments are those of [`~unlearning.base.UnlearningTrainer`].
     """
 
     _name = "GradDiff"
     _tag_names = ["trl", "wagle-trl", "unlearning", "grad-diff"]
-    # TOFU (2401.06121) gave gradient difference its name, and took it from here
+    # TOFU (2401.06121) took the method from this paper and gave it its name
     _paper = Paper(
         "2203.12817", "Continual Learning and Private Unlearning", "Liu, Bo and Liu, Qiang and Stone, Peter"
     )

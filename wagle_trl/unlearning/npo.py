@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ..losses.objectives import npo_loss
 from ..papers import Paper
-from .base import UnlearningConfig, UnlearningTrainer
+from .base import UnlearningTrainer
 from .batch import UnlearningBatch
+from .config import UnlearningConfig
 
 
 @dataclass
@@ -19,7 +20,7 @@ class NPOConfig(UnlearningConfig):
         beta (`float`, *optional*, defaults to `0.1`):
             Inverse temperature of NPO; as it tends to 0, NPO tends to gradient ascent.
 
-    The rest is that of [`~unlearning.base.UnlearningConfig`] and [`~trl.SFTConfig`].
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
     beta: float = field(
@@ -60,5 +61,5 @@ class NPOTrainer(UnlearningTrainer):
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         forget = batch.forget
-        assert forget.reference_log_probs is not None  # as `reference` asks for them
+        assert forget.reference_log_probs is not None  # `reference` declares them
         return npo_loss(forget.log_probs.sum(1), forget.reference_log_probs.sum(1), self.args.beta, forget.num_rows)

@@ -1,4 +1,4 @@
-"""The reference: what the model said of the rows to forget before unlearning, token by token; there is no second model."""
+"""The reference: log-probabilities of the forget rows under the model before unlearning. There is no second model."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ REFERENCE_COLUMN = "reference_log_probs"
 @torch.no_grad()
 def reference_log_probs(trainer: MaskedSFTTrainer, dataset: Dataset) -> list[list[float]]:
     """
-    Log-probabilities of the answer tokens of every row under the current weights, in eval mode.
+    Compute the log-probabilities of the answer tokens of every row under the current weights, in eval mode.
 
     Args:
         trainer ([`~trainers.masked_sft.MaskedSFTTrainer`]): Trainer with the model.
@@ -48,7 +48,7 @@ def load_reference(path: Path, dataset: Dataset) -> list[list[float]]:
 
     Args:
         path (`pathlib.Path`): File of [`save_reference`].
-        dataset ([`~datasets.Dataset`]): The rows, as they were prepared then. A `ValueError` if they are others.
+        dataset ([`~datasets.Dataset`]): Rows prepared as when the file was saved; others raise a `ValueError`.
     """
     if not path.is_file():
         raise ValueError(f"No reference log-probabilities at {path}; resume from a checkpoint of this trainer.")

@@ -1,4 +1,4 @@
-"""How forgetting goes: answer probabilities on a few rows of every set, every few steps."""
+"""The trajectory of unlearning: answer probabilities of a few rows of every set, every few steps."""
 
 import torch
 from datasets import Dataset
@@ -6,43 +6,43 @@ from transformers import TrainerCallback
 
 from ..comparison.trajectory import SUFFIX
 from ..losses.per_sample import Batch, fused_sample_losses
+from ..trainers.masked_sft import MaskedSFTTrainer
 
 
 class Trajectory(TrainerCallback):
     """
-    Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), at step 0, every
-    `args.trajectory_steps` steps and at the end.
+    Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), during training.
 
     The sets are the forget rows and the retain rows trained on, and those of a `dict` of evaluation sets that have
-    another name and a length. At most `args.trajectory_rows` rows of each, evenly spaced, go forward in batches of
-    training's size, without logits: about a third of the cost of training on as many.
+    another name and a length. The rows go forward in batches of training's size, without logits: about a third of the
+    cost of training on as many.
 
     Args:
-        trainer ([`~unlearning.base.UnlearningTrainer`]): Trainer to watch.
+        trainer ([`~trainers.masked_sft.MaskedSFTTrainer`]): Trainer to watch.
+        steps (`int`): Steps between two measurements. Step 0 and the last step are measured, too.
+        rows (`int`): Rows of each set that are measured, at most; they are evenly spaced.
     """
 
-    def __init__(self, trainer):
-        self.trainer, self._measured_at = trainer, -1
+    def __init__(self, trainer: MaskedSFTTrainer, steps: int, rows: int):
+        self.trainer, self.steps, self._measured_at = trainer, steps, -1
         sets = {"forget": trainer.train_dataset, "retain": trainer.retain_dataset}
         if isinstance(trainer.eval_dataset, dict):
-            others = {name: rows for name, rows in trainer.eval_dataset.items() if isinstance(rows, Dataset)}
-            sets = sets | others | sets  # in this order, and rows trained on before others of their name
-        self.batches = {
-            name: self._collate(_spread(rows, trainer.args.trajectory_rows)) for name, rows in sets.items()
-        }
+            others = {name: data for name, data in trainer.eval_dataset.items() if isinstance(data, Dataset)}
+            sets = sets | others | sets  # in this order; the rows trained on win over others of their name
+        self.batches = {name: self._collate(evenly_spaced(data, rows)) for name, data in sets.items()}
 
     def _collate(self, rows: Dataset) -> list[Batch]:
-        # Without a `DataLoader`, which draws from the random numbers of dropout: watching must not change a run
+        # Without a `DataLoader`, which would draw random numbers before dropout does: watching must not change a run
         size = self.trainer.args.per_device_train_batch_size
         plain = rows.select_columns(["input_ids", "labels"]).to_list()
         return [self.trainer.data_collator(plain[start : start + size]) for start in range(0, len(plain), size)]
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:  # not of a resumed run, whose history has it
+        if state.global_step == 0:  # a resumed run has this measurement in its history
             self._log(control)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.trainer.args.trajectory_steps == 0 or state.global_step == state.max_steps:
+        if state.global_step % self.steps == 0 or state.global_step == state.max_steps:
             self._log(control)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -55,7 +55,7 @@ class Trajectory(TrainerCallback):
         self._measured_at = self.trainer.state.global_step
         self.trainer.log({f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()})
         model.train()
-        control.should_log = should_log  # of the training metrics, which a log of anything takes for done
+        control.should_log = should_log  # any log clears it, and the training metrics would wait for the next
 
     @torch.no_grad()
     def _probability(self, batches: list[Batch]) -> float:
@@ -66,7 +66,7 @@ class Trajectory(TrainerCallback):
         return losses.float().neg().exp().mean().item()
 
 
-def _spread(rows: Dataset, count: int) -> Dataset:
+def evenly_spaced(rows: Dataset, count: int) -> Dataset:
     """At most `count` rows, evenly spaced."""
     if len(rows) <= count:
         return rows

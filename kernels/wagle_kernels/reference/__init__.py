@@ -1,7 +1,7 @@
-"""The specification: every op in plain PyTorch, chunked so that no temporary exceeds a few MB.
+"""The specification: every op in plain PyTorch, in chunks, so that no temporary exceeds a few MB.
 
-Tensors are contiguous and one-dimensional (a parameter is passed as `p.view(-1)`). Packed masks are `uint8` with
-bit `j` of byte `i` standing for element `8 * i + j`, unused bits of the last byte zero.
+Tensors are contiguous and one-dimensional (a parameter is passed as `p.view(-1)`). Packed masks are uint8: bit `j` of
+byte `i` stands for element `8 * i + j`, and unused bits of the last byte are zero.
 """
 
 from .accumulation import accumulate

@@ -1,4 +1,4 @@
-"""Gradients added up in fp32."""
+"""Sums of gradients in fp32: the specification."""
 
 from torch import Tensor
 
@@ -9,6 +9,6 @@ def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:
     """See [`wagle_kernels.accumulate`]."""
     for part in chunks(grad.numel()):
         piece = grad[part].float()
-        # Squared first: `addcmul` may round once on one device and twice on another
+        # The square is rounded first: `addcmul` rounds once on some devices and twice on others
         total[part].add_(piece.square() if squared else piece)
     return total

@@ -1,11 +1,11 @@
-"""Bit masks: eight elements a byte, lowest bit first (`numpy.packbits(bitorder="little")`)."""
+"""Packed masks: eight elements per byte, lowest bit first, as `numpy.packbits(bitorder="little")` packs them."""
 
 import torch
 from torch import Tensor
 
 from .chunking import chunks
 
-_GATHER_BITS = 0x0102040810204080  # times eight 0/1 bytes: bit j of the top byte is byte j, no carries
+_GATHER_BITS = 0x0102040810204080  # product with eight 0/1 bytes: bit j of the top byte is byte j, without carries
 
 
 def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
@@ -20,7 +20,7 @@ def pack(bits: Tensor, out: Tensor | None = None) -> Tensor:
             padded[: piece.numel()] = piece
             piece = padded
         octets = piece.view(torch.int64) * _GATHER_BITS >> 56
-        out[part.start // 8 : (part.stop + 7) // 8] = octets.to(torch.uint8)  # wraps negative octets to 128..255
+        out[part.start // 8 : (part.stop + 7) // 8] = octets.to(torch.uint8)  # negative octets wrap to 128..255
     return out
 
 
@@ -36,11 +36,11 @@ def unpack(packed: Tensor, numel: int) -> Tensor:
 
 def popcount(packed: Tensor) -> int:
     """See [`wagle_kernels.popcount`]."""
-    return sum(int(ones(packed[part]).sum(dtype=torch.int64)) for part in chunks(packed.numel()))
+    return sum(int(popcount_per_byte(packed[part]).sum(dtype=torch.int64)) for part in chunks(packed.numel()))
 
 
-def ones(packed: Tensor) -> Tensor:
-    """Number of set bits of every byte, uint8."""
+def popcount_per_byte(packed: Tensor) -> Tensor:
+    """Count the set bits of every byte, uint8."""
     v = packed - (packed >> 1 & 0x55)
     v = (v & 0x33) + (v >> 2 & 0x33)
     return (v + (v >> 4)) & 0x0F

@@ -1,4 +1,4 @@
-"""Dense tensors to compact arrays and back, by the positions that a layout holds."""
+"""Dense tensors to compact arrays and back: the specification. Tiles are processed in blocks of bounded memory."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from torch import Tensor
 from ..layout import DENSE_GROUP, RANK_GROUP, TILE, Layout
 from .bits import unpack
 
-RUN_SELECTED = 2**18  # compact elements: at most 2 MB for their positions
-RUN_TILES = 32  # where positions are bits: at most 2 MB to rank them
+BLOCK_SELECTED = 2**18  # compact elements: at most 2 MB for their positions
+BLOCK_TILES = 32  # if positions are bits: at most 2 MB to rank them
 
 
 @dataclass(frozen=True)
-class Run:
+class Block:
     """
-    Consecutive tiles that are worked on together.
+    Consecutive tiles that are processed together.
 
     Args:
-        layout ([`Layout`]): The layout.
-        tiles (`slice`): The tiles.
-        selected (`slice`): Their compact elements.
+        layout ([`Layout`]): Layout of the tiles.
+        tiles (`slice`): Range of the tiles.
+        selected (`slice`): Range of their compact elements.
     """
 
     layout: Layout
@@ -30,25 +30,25 @@ class Run:
     selected: slice
 
     def positions(self) -> Tensor:
-        """Place of every compact element as `tile * TILE + position in the tile`, int64."""
+        """Compute the position of every compact element, `tile * TILE + position in the tile`, int64."""
         first, last = self.tiles.start, self.tiles.stop
         if self.layout.indices is not None:
             return self.tile_of_each() * TILE + self.layout.indices[self.selected]
-        assert self.layout.bits is not None  # a layout has either
+        assert self.layout.bits is not None  # a layout has one or the other
         bits = unpack(self.layout.bits[first * TILE // 8 : last * TILE // 8], (last - first) * TILE)
         places = torch.arange(first * TILE, last * TILE, device=bits.device)
-        # `nonzero`, up to three times as fast: every place goes to its rank, those not selected to 0
+        # As `nonzero`, but up to three times as fast: every place is written at its rank, unselected ones at 0
         out = places.new_empty(self.selected.stop - self.selected.start + 1)
         return out.scatter_(0, bits.cumsum(0).mul_(bits), places)[1:]
 
     def tile_of_each(self) -> Tensor:
-        """Tile of every compact element, int64."""
+        """Compute the tile of every compact element, int64."""
         counts = self.layout.starts[self.tiles.start : self.tiles.stop + 1].diff()
         tiles = torch.arange(self.tiles.start, self.tiles.stop, device=counts.device)
         return torch.repeat_interleave(tiles, counts, output_size=self.selected.stop - self.selected.start)
 
     def group_of_each(self, positions: Tensor) -> Tensor:
-        """Group of every compact element, int64."""
+        """Compute the group of every compact element, int64."""
         if self.layout.indices is None:
             return positions // DENSE_GROUP
         tiles = self.tile_of_each()
@@ -56,7 +56,7 @@ class Run:
         return self.layout.groups[tiles] + rank // RANK_GROUP
 
     def by_tensor(self, positions: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-        """Per tensor: its number, its part of the run's compact elements, and their flat indices in the tensor."""
+        """Yield each tensor's index, its part of the block's compact elements, and their flat indices in the tensor."""
         layout, start = self.layout, self.selected.start
         first, last = (bisect_right(layout.tiles, tile) - 1 for tile in (self.tiles.start, self.tiles.stop - 1))
         for tensor in range(first, last + 1):
@@ -65,13 +65,13 @@ class Run:
             yield tensor, part, positions[part] - layout.tiles[tensor] * TILE
 
 
-def runs(layout: Layout, tiles: slice) -> Iterator[Run]:
-    """Runs that cover the tiles."""
+def blocks(layout: Layout, tiles: slice) -> Iterator[Block]:
+    """Cut a range of tiles into blocks."""
     starts, first = layout.host_starts, tiles.start
     while first < tiles.stop:
-        fitting = int(torch.searchsorted(starts, starts[first] + RUN_SELECTED, right=True)) - 1
-        last = min(fitting, tiles.stop if layout.bits is None else first + RUN_TILES, tiles.stop)
-        yield Run(layout, slice(first, last), slice(int(starts[first]), int(starts[last])))
+        fitting = int(torch.searchsorted(starts, starts[first] + BLOCK_SELECTED, right=True)) - 1
+        last = min(fitting, tiles.stop if layout.bits is None else first + BLOCK_TILES, tiles.stop)
+        yield Block(layout, slice(first, last), slice(int(starts[first]), int(starts[last])))
         first = last
 
 
@@ -86,12 +86,12 @@ def compress(
 ) -> Tensor:
     """See [`wagle_kernels.compress`]."""
     tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
-    for run in runs(layout, tiles):
-        values = dense.index_select(0, run.positions() - tiles.start * TILE)
-        target = out[run.selected.start - offset : run.selected.stop - offset]
+    for block in blocks(layout, tiles):
+        values = dense.index_select(0, block.positions() - tiles.start * TILE)
+        target = out[block.selected.start - offset : block.selected.stop - offset]
         target.add_(values) if accumulate else target.copy_(values)
         if squares is not None:
-            first, last = run.tiles.start - tiles.start, run.tiles.stop - tiles.start
+            first, last = block.tiles.start - tiles.start, block.tiles.stop - tiles.start
             squares[first:last] = 0
             squares[first] = torch.linalg.vector_norm(target, dtype=torch.float64) ** 2
     return out
@@ -100,14 +100,14 @@ def compress(
 def scatter(dense: Tensor, layout: Layout, tensor: int, compact: Tensor) -> Tensor:
     """See [`wagle_kernels.scatter`]."""
     tiles, offset = layout.tiles_of(tensor), layout.offsets[tensor]
-    for run in runs(layout, tiles):
-        part = compact[run.selected.start - offset : run.selected.stop - offset]
-        put(dense, run.positions() - tiles.start * TILE, part)
+    for block in blocks(layout, tiles):
+        part = compact[block.selected.start - offset : block.selected.stop - offset]
+        put(dense, block.positions() - tiles.start * TILE, part)
     return dense
 
 
 def put(dense: Tensor, indices: Tensor, values: Tensor) -> None:
-    """`dense[indices] = values` for distinct indices and one dtype, by `scatter_`, the fastest way there is on a CPU."""
-    if dense.element_size() == 2:  # as bit patterns: of 16-bit floats torch would copy the whole tensor to fp32
+    """Set `dense[indices] = values`, for distinct indices and one dtype. `scatter_` is the fastest way on a CPU."""
+    if dense.element_size() == 2:  # as integers: torch would copy a whole tensor of 16-bit floats to fp32
         dense, values = dense.view(torch.int16), values.view(torch.int16)
     dense.scatter_(0, indices, values)

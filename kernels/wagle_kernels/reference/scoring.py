@@ -1,4 +1,4 @@
-"""Scores, their histograms, and the one pass that selects what is certain and collects what is not."""
+"""Scores, their histograms, and selection in one pass: the specification."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
-"""The ops of `wagle_kernels.reference` as Triton kernels: same names, same signatures, one kernel family a file.
+"""The ops of the specification as Triton kernels: same names, same signatures, one kernel family per file.
 
-Tensors are read as tiles of rows of eight elements: a thread that owns a row loads eight bf16 weights at once and one
-byte of a mask. Offsets inside a tile are int32, the tile's own offset is an int64 added to the pointer.
+Tensors are read as tiles of rows of eight elements, so that a thread with one row loads eight bf16 weights at once and
+one byte of a mask. Offsets within a tile are int32. The offset of the tile is an int64 that is added to the pointer.
 """
 
 from .accumulation import accumulate

@@ -1,6 +1,6 @@
-"""Gradients added up in fp32, one read and one write of the sum."""
+"""Sums of gradients in fp32, with one read and one write of the sum."""
 
-# To Triton's own types a constant of a launch is none
+# Triton's types do not know that a launch passes constants
 # pyright: reportArgumentType=false
 import triton
 import triton.language as tl
@@ -13,13 +13,17 @@ _OPTIONS = {**WIDE, "enable_fp_fusion": False}
 
 @triton.jit
 def _accumulate_kernel(total, grad, numel, SQUARED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr):
+    # Load
     base = tl.program_id(0).to(tl.int64) * (ROWS * 8)
     local, mask = row_tile(ROWS), bounds(numel, base, ROWS, EVEN)
     g = tl.load(grad + base + local, mask=mask).to(tl.float32)
     sums = tl.load(total + base + local, mask=mask)
+    # Update
     if SQUARED:
         g *= g
-    tl.store(total + base + local, sums + g, mask=mask)
+    sums += g
+    # Store
+    tl.store(total + base + local, sums, mask=mask)
 
 
 def accumulate(total: Tensor, grad: Tensor, *, squared: bool = False) -> Tensor:

@@ -1,10 +1,10 @@
-"""AdamW of the selected weights of many tensors in one launch: gather, update and scatter in registers.
+"""AdamW on the selected weights of many tensors in one launch: gather, update and scatter in registers.
 
-Compact state is read where it lies, weights through a table of their tensors' addresses. bf16 weights are handled as
-int16 bit patterns, and rounded with integer operations.
+Weights are read and written through a table of their tensors' addresses. bf16 weights are handled as int16 bit
+patterns and rounded with integer operations.
 """
 
-# To Triton's own types a constant of a launch is none, and a sum or maximum is a tuple
+# Triton's types do not know that a launch passes constants, and declare sums and maxima as tuples
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 from collections.abc import Sequence
 
@@ -13,18 +13,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..hashing import mix as mix_on_host
+from ..hashing import fmix32 as fmix32_on_host
 from ..layout import DENSE_GROUP, RANK_GROUP, Layout
-from ..reference.eight_bit import SIGNED_LEVELS, UNSIGNED_LEVELS
 from .compaction import BY_BITS, BY_INDICES, tile_span
-from .tiles import from_octets, mix, ranks, row_tile
-
-_SIGNED, _UNSIGNED = tl.constexpr(SIGNED_LEVELS), tl.constexpr(UNSIGNED_LEVELS)
+from .eight_bit import (
+    SIGNED,
+    UNSIGNED,
+    by_row,
+    decode_signed,
+    decode_unsigned,
+    encode_signed,
+    encode_unsigned,
+    group_exponents,
+    lowest_level,
+    random_bits,
+    row_exponents,
+)
+from .tiles import from_octets, ranks, row_tile
 
 
 @triton.jit
 def _to_master(weight, remainder, IS_BF16: tl.constexpr, SPLIT: tl.constexpr):
-    """fp32 master of bf16 bits (int16) and their remainder, or of an fp32 weight."""
+    """Join bf16 bits (int16) and their remainder, if any, to an fp32 master; an fp32 weight is its own master."""
     if IS_BF16:
         bits = weight.to(tl.int32) << 16
         if SPLIT:
@@ -36,7 +46,7 @@ def _to_master(weight, remainder, IS_BF16: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def _from_master(master, IS_BF16: tl.constexpr, SPLIT: tl.constexpr):
-    """Weight and remainder of a master; without a remainder halves are rounded to even, as torch rounds."""
+    """Split a master into weight and remainder; without a remainder, round halves to even, as torch does."""
     if IS_BF16:
         bits = master.to(tl.int32, bitcast=True)
         if SPLIT:
@@ -51,7 +61,7 @@ def _from_master(master, IS_BF16: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def _update(master, g, m, v, grad_scale, beta1_rest, beta2, beta2_rest, decay, step_size, correction, eps):
-    """The arithmetic of AdamW; `beta_rest` is `1 - beta`, `correction` `1 / sqrt(1 - beta2**step)`."""
+    """Compute the AdamW step; `beta_rest` is `1 - beta` and `correction` is `1 / sqrt(1 - beta2**step)`."""
     g *= grad_scale
     m += beta1_rest * (g - m)
     v = v * beta2 + g * g * beta2_rest
@@ -60,71 +70,10 @@ def _update(master, g, m, v, grad_scale, beta1_rest, beta2, beta2_rest, decay, s
 
 
 @triton.jit
-def _lowest(exponents, LEVELS: tl.constexpr):
-    """Pattern of the level of code 0, see [`reference.eight_bit`]."""
-    return (exponents.to(tl.int32) << 3) + (_UNSIGNED - LEVELS)
-
-
-@triton.jit
-def _decode_signed(codes, lowest):
-    codes = codes.to(tl.int32)
-    pattern = ((tl.abs(codes) + lowest) << 20) | (codes & -0x80000000)
-    return tl.where(codes == 0, 0, pattern).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _decode_unsigned(codes, lowest):
-    return ((codes.to(tl.int32) + lowest) << 20).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _encode_signed(values, lowest):
-    rounded = ((values.to(tl.int32, bitcast=True) & 0x7FFFFFFF) + (1 << 19)) >> 20
-    level = tl.maximum(rounded - lowest, 0)
-    return tl.where(values < 0, -level, level).to(tl.int8)
-
-
-@triton.jit
-def _encode_unsigned(values, lowest, random):
-    level = ((values.to(tl.int32, bitcast=True) + random) >> 20) - lowest
-    return tl.maximum(level, 1).to(tl.uint8)
-
-
-@triton.jit
-def _row_exponents(values):
-    """
-    Exponents of the scales of rows of numbers that are not negative. As integers they order alike, and a warp reduces
-    integers in one instruction.
-    """
-    largest = tl.max(values.to(tl.int32, bitcast=True), axis=1)
-    return tl.maximum(((largest + (1 << 20)) >> 23) - 31, 0)
-
-
-@triton.jit
-def _group_exponents(values, NUM_GROUPS: tl.constexpr, GROUP_ROWS: tl.constexpr):
-    """Exponents of the scales of groups of rows."""
-    return tl.max(tl.reshape(_row_exponents(values), [NUM_GROUPS, GROUP_ROWS]), axis=1)
-
-
-@triton.jit
-def _by_row(groups, GROUP_ROWS: tl.constexpr):
-    """A value of each group for each of its rows, of shape `[ROWS, 1]`."""
-    rows = tl.broadcast_to(groups[:, None], [groups.shape[0], GROUP_ROWS])
-    return tl.reshape(rows, [groups.shape[0] * GROUP_ROWS])[:, None]
-
-
-@triton.jit
-def _random(start, rank, seed):
-    """20 random bits for each compact element, int32."""
-    h = mix((start.to(tl.uint32) + rank.to(tl.uint32)) ^ seed.to(tl.uint32, bitcast=True))
-    return (h >> 12).to(tl.int32, bitcast=True)
-
-
-@triton.jit
 def _weight_address(
     addresses, owners, first_tiles, tile, IS_BF16: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
 ):
-    """Where the weights of a tile start."""
+    """Compute the address of the weights of a tile."""
     owner = tl.load(owners + tile)
     pointer_type: tl.constexpr = tl.pointer_type(tl.int16 if IS_BF16 else tl.float32)
     pointer = tl.load(addresses + owner).to(pointer_type)
@@ -168,8 +117,9 @@ def _adamw_indices_kernel(
     group_in_chunk = tl.arange(0, CHUNK // GROUP)
     place = group_in_chunk[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     for chunk in range(0, count, CHUNK):
+        # Load
         mask = place < count - chunk
-        first = start + chunk  # added to pointers: the offsets of a thread's elements from each other stay constants
+        first = start + chunk  # added to pointers: the offsets between a thread's elements stay constants
         local = tl.load(indices + first + place, mask=mask).to(tl.int32)
         weight = tl.load(weights + local, mask=mask)
         low = weight
@@ -180,22 +130,26 @@ def _adamw_indices_kernel(
         m = tl.load(exp_avg + first + place, mask=mask)
         v = tl.load(exp_avg_sq + first + place, mask=mask)
         if exp_avg_exponent is not None:
+            # Decode
             group = tl.load(groups + tile) + chunk // GROUP + group_in_chunk
             in_count = group_in_chunk * GROUP < count - chunk
-            m_lowest = _lowest(tl.load(exp_avg_exponent + group, mask=in_count), _SIGNED)
-            v_lowest = _lowest(tl.load(exp_avg_sq_exponent + group, mask=in_count), _UNSIGNED)
-            m = _decode_signed(m, m_lowest[:, None])
-            v = _decode_unsigned(v, v_lowest[:, None])
+            m_lowest = lowest_level(tl.load(exp_avg_exponent + group, mask=in_count), SIGNED)
+            v_lowest = lowest_level(tl.load(exp_avg_sq_exponent + group, mask=in_count), UNSIGNED)
+            m = decode_signed(m, m_lowest[:, None])
+            v = decode_unsigned(v, v_lowest[:, None])
+        # Update
         master, m, v = _update(
             master, g, m, v, grad_scale, beta1_rest, beta2, beta2_rest, decay, step_size, correction, eps
         )
         if exp_avg_exponent is not None:
-            m_exponents = _row_exponents(tl.where(mask, tl.abs(m), 0.0))
-            v_exponents = _row_exponents(tl.where(mask, v, 0.0))
+            # Encode
+            m_exponents = row_exponents(tl.where(mask, tl.abs(m), 0.0))
+            v_exponents = row_exponents(tl.where(mask, v, 0.0))
             tl.store(exp_avg_exponent + group, m_exponents.to(tl.uint8), mask=in_count)
             tl.store(exp_avg_sq_exponent + group, v_exponents.to(tl.uint8), mask=in_count)
-            m = _encode_signed(m, _lowest(m_exponents, _SIGNED)[:, None])
-            v = _encode_unsigned(v, _lowest(v_exponents, _UNSIGNED)[:, None], _random(first, place, seed))
+            m = encode_signed(m, lowest_level(m_exponents, SIGNED)[:, None])
+            v = encode_unsigned(v, lowest_level(v_exponents, UNSIGNED)[:, None], random_bits(first, place, seed))
+        # Store
         tl.store(exp_avg + first + place, m, mask=mask)
         tl.store(exp_avg_sq + first + place, v, mask=mask)
         weight, low = _from_master(master, IS_BF16, remainder is not None)
@@ -240,10 +194,12 @@ def _adamw_bits_kernel(
     NUM_GROUPS: tl.constexpr = ROWS // GROUP_ROWS
     local = row_tile(ROWS)
     for step in range(STEPS):
+        # Find the selected elements and their ranks
         part = tile.to(tl.int64) * STEPS + step
         octets = tl.load(bits + part * ROWS + tl.arange(0, ROWS))
         mask = from_octets(octets) != 0
         rank, found = ranks(octets)
+        # Load
         touched = tl.broadcast_to((octets != 0)[:, None], [ROWS, 8]) if EVEN else mask
         weight = tl.load(weights + step * ROWS * 8 + local, mask=touched)
         low = weight
@@ -255,19 +211,23 @@ def _adamw_bits_kernel(
         v = tl.load(exp_avg_sq + start + rank, mask=mask)
         group = part * NUM_GROUPS + tl.arange(0, NUM_GROUPS)
         if exp_avg_exponent is not None:
-            m = _decode_signed(m, _by_row(_lowest(tl.load(exp_avg_exponent + group), _SIGNED), GROUP_ROWS))
-            v = _decode_unsigned(v, _by_row(_lowest(tl.load(exp_avg_sq_exponent + group), _UNSIGNED), GROUP_ROWS))
+            # Decode
+            m = decode_signed(m, by_row(lowest_level(tl.load(exp_avg_exponent + group), SIGNED), GROUP_ROWS))
+            v = decode_unsigned(v, by_row(lowest_level(tl.load(exp_avg_sq_exponent + group), UNSIGNED), GROUP_ROWS))
+        # Update
         master, m, v = _update(
             master, g, m, v, grad_scale, beta1_rest, beta2, beta2_rest, decay, step_size, correction, eps
         )
         if exp_avg_exponent is not None:
-            m_exponents = _group_exponents(tl.where(mask, tl.abs(m), 0.0), NUM_GROUPS, GROUP_ROWS)
-            v_exponents = _group_exponents(tl.where(mask, v, 0.0), NUM_GROUPS, GROUP_ROWS)
+            # Encode
+            m_exponents = group_exponents(tl.where(mask, tl.abs(m), 0.0), NUM_GROUPS, GROUP_ROWS)
+            v_exponents = group_exponents(tl.where(mask, v, 0.0), NUM_GROUPS, GROUP_ROWS)
             tl.store(exp_avg_exponent + group, m_exponents.to(tl.uint8))
             tl.store(exp_avg_sq_exponent + group, v_exponents.to(tl.uint8))
-            m = _encode_signed(m, _by_row(_lowest(m_exponents, _SIGNED), GROUP_ROWS))
-            v_lowest = _by_row(_lowest(v_exponents, _UNSIGNED), GROUP_ROWS)
-            v = _encode_unsigned(v, v_lowest, _random(start, rank, seed))
+            m = encode_signed(m, by_row(lowest_level(m_exponents, SIGNED), GROUP_ROWS))
+            v_lowest = by_row(lowest_level(v_exponents, UNSIGNED), GROUP_ROWS)
+            v = encode_unsigned(v, v_lowest, random_bits(start, rank, seed))
+        # Store
         tl.store(exp_avg + start + rank, m, mask=mask)
         tl.store(exp_avg_sq + start + rank, v, mask=mask)
         updated, low = _from_master(master, IS_BF16, remainder is not None)
@@ -303,9 +263,10 @@ def adamw(
         raise ValueError("The weights of a layout must have one dtype.")
     if layout.num_selected == 0:
         return
-    seed = mix_on_host(step)
+    seed = fmix32_on_host(step)
     state = (grad, exp_avg, exp_avg_sq, exp_avg_exponent, exp_avg_sq_exponent, remainder)
-    place = (_addresses(weights, grad.device), layout.owners, layout.first_tiles, layout.starts)
+    addresses = torch.tensor([weight.data_ptr() for weight in weights], dtype=torch.int64).to(grad.device)
+    place = (addresses, layout.owners, layout.first_tiles, layout.starts)
     options = dict(
         grad_scale=float(grad_scale),
         beta1_rest=1 - beta1,
@@ -328,8 +289,4 @@ def adamw(
             ALIGNED=all(weight.data_ptr() % 16 == 0 for weight in weights),
         )
         _adamw_bits_kernel[grid](*place, layout.bits, *state, **options, **rows, GROUP=DENSE_GROUP, **BY_BITS)
-    torch.autograd.graph.increment_version(weights)  # written behind autograd's back
-
-
-def _addresses(weights: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.tensor([weight.data_ptr() for weight in weights], dtype=torch.int64).to(device)
+    torch.autograd.graph.increment_version(weights)  # autograd does not see writes of kernels

@@ -1,6 +1,6 @@
-"""Bit masks, one byte a row."""
+"""Packed masks, one byte per row."""
 
-# To Triton's own types a constant of a launch is none
+# Triton's types do not know that a launch passes constants
 # pyright: reportArgumentType=false
 import torch
 import triton
@@ -15,8 +15,10 @@ _OPTIONS = {**WIDE, "enable_fp_fusion": False}
 @triton.jit
 def _pack_kernel(packed, bits, numel, EVEN: tl.constexpr, ROWS: tl.constexpr):
     base = tl.program_id(0).to(tl.int64) * (ROWS * 8)
+    # Load
     mask = bounds(numel, base, ROWS, EVEN)
     values = tl.load(bits + base + row_tile(ROWS), mask=mask, other=0).to(tl.int32)
+    # Encode and store
     octets = packed + base // 8 + tl.arange(0, ROWS)
     tl.store(octets, to_octets(values, ROWS), mask=row_bounds(numel, base, ROWS))
 
@@ -24,7 +26,9 @@ def _pack_kernel(packed, bits, numel, EVEN: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit
 def _unpack_kernel(bits, packed, numel, EVEN: tl.constexpr, ROWS: tl.constexpr):
     base = tl.program_id(0).to(tl.int64) * (ROWS * 8)
+    # Load
     octets = tl.load(packed + base // 8 + tl.arange(0, ROWS), mask=row_bounds(numel, base, ROWS), other=0)
+    # Decode and store
     mask = bounds(numel, base, ROWS, EVEN)
     tl.store(bits + base + row_tile(ROWS), from_octets(octets).to(tl.uint8), mask=mask)
 
@@ -32,10 +36,13 @@ def _unpack_kernel(bits, packed, numel, EVEN: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit
 def _popcount_kernel(counts, packed, num_bytes, EVEN: tl.constexpr, ROWS: tl.constexpr):
     base = tl.program_id(0).to(tl.int64) * (ROWS * 8)
+    # Load
     v = tl.load(packed + base + row_tile(ROWS), mask=bounds(num_bytes, base, ROWS, EVEN), other=0).to(tl.int32)
+    # Count
     v = v - ((v >> 1) & 0x55)
     v = (v & 0x33) + ((v >> 2) & 0x33)
     total = tl.sum(tl.sum((v + (v >> 4)) & 0x0F, axis=1), axis=0)
+    # Store
     tl.store(counts + tl.program_id(0), total)
 
 

@@ -11,6 +11,6 @@ def chunk(request, monkeypatch):
     """Work in pieces of the default size, and of one that every input above 64 elements, or of two tiles, crosses."""
     monkeypatch.setattr(chunking.chunks, "__defaults__", (request.param,))
     if request.param < CHUNK:
-        monkeypatch.setattr(compaction, "RUN_SELECTED", TILE)
-        monkeypatch.setattr(compaction, "RUN_TILES", 1)
+        monkeypatch.setattr(compaction, "BLOCK_SELECTED", TILE)
+        monkeypatch.setattr(compaction, "BLOCK_TILES", 1)
     return request.param

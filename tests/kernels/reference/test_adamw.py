@@ -91,7 +91,7 @@ def test_adamw_with_moments_of_8_bits_is_close_to_fp32_and_the_same_in_any_piece
         single.step(layout, grad, step=step, **options)
         small.step(layout, grad, step=step, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(compaction, "RUN_TILES", 2)
+            patch.setattr(compaction, "BLOCK_TILES", 2)
             again.step(layout, grad, step=step, **options)
     off = (small.masters(masks) - single.masters(masks)).abs() / options["lr"]
     assert off.mean() < 0.1 and off.max() < 3

@@ -10,7 +10,7 @@ from wagle_kernels.reference.eight_bit import (
     encode_signed,
     encode_unsigned,
     exponent_above,
-    random_of,
+    random_bits,
 )
 
 from ..helpers import DEVICE, State, make_layout
@@ -100,7 +100,7 @@ def test_second_moments_are_rounded_without_bias_over_thirty_octaves():
     draws = 1000
     total, largest_off = torch.zeros(len(values), dtype=torch.float64), 0.0
     for step in range(1, draws + 1):
-        codes = encode_unsigned(values, exponents, random_of(0, len(values), step, CPU))
+        codes = encode_unsigned(values, exponents, random_bits(0, len(values), step, CPU))
         off = (decode_unsigned(codes, exponents) / values - 1).double()
         total += off
         largest_off = max(largest_off, float(off.abs().max()))
@@ -116,14 +116,14 @@ def test_second_moments_are_rounded_without_bias_over_thirty_octaves():
 def test_second_moments_are_never_rounded_to_zero():
     values, exponents = second_moments(octaves=60)
     values[0] = 0
-    for random in (torch.zeros(4096, dtype=torch.int32), random_of(0, 4096, 1, CPU)):
+    for random in (torch.zeros(4096, dtype=torch.int32), random_bits(0, 4096, 1, CPU)):
         codes = encode_unsigned(values, exponents, random)
         assert codes.min() == 1
         assert (decode_unsigned(codes, exponents) > 0).all()
 
 
 def test_random_bits_are_uniform_and_differ_between_elements_and_steps():
-    first, second = (random_of(0, 100_000, step, CPU).double() / 2**20 for step in (1, 2))
+    first, second = (random_bits(0, 100_000, step, CPU).double() / 2**20 for step in (1, 2))
     for bits in (first, second):
         assert bits.min() >= 0 and bits.max() < 1
         assert abs(bits.mean() - 1 / 2) < 0.004  # four standard errors
@@ -135,10 +135,10 @@ def test_random_bits_are_uniform_and_differ_between_elements_and_steps():
 
 @pytest.mark.parametrize("start", [1, 1000, 2**32 - 500])
 def test_random_bits_belong_to_the_compact_element(start):
-    whole = random_of(start, 1000, 7, CPU)
-    parts = [random_of(start + first, 250, 7, CPU) for first in range(0, 1000, 250)]
+    whole = random_bits(start, 1000, 7, CPU)
+    parts = [random_bits(start + first, 250, 7, CPU) for first in range(0, 1000, 250)]
     assert torch.equal(whole, torch.cat(parts))
-    assert random_of(2**32, 1, 7, CPU) == random_of(0, 1, 7, CPU)
+    assert random_bits(2**32, 1, 7, CPU) == random_bits(0, 1, 7, CPU)
 
 
 # Moving averages
@@ -156,7 +156,7 @@ def follow(grads, steps, rounding):
 
 def test_a_slow_moving_average_follows_where_rounding_to_nearest_stands_still():
     grads = torch.randn(RANK_GROUP * 16, generator=torch.Generator().manual_seed(0))
-    drawn = follow(grads, 2000, lambda step: random_of(0, len(grads), step, CPU))
+    drawn = follow(grads, 2000, lambda step: random_bits(0, len(grads), step, CPU))
     nearest = follow(grads, 2000, lambda step: torch.full((len(grads),), 2**19, dtype=torch.int32))
     assert abs(drawn.mean() - 1) < 0.15
     assert drawn.min() > 0.3
@@ -205,7 +205,7 @@ def test_adam_stays_within_two_learning_rates_of_fp32_where_linear_levels_do_not
 
 def test_devices_round_alike():
     values, exponents = second_moments(octaves=30)
-    random = random_of(5, 4096, 3, CPU)
-    assert torch.equal(random_of(5, 4096, 3, DEVICE).cpu(), random)
+    random = random_bits(5, 4096, 3, CPU)
+    assert torch.equal(random_bits(5, 4096, 3, DEVICE).cpu(), random)
     codes = encode_unsigned(values.to(DEVICE), exponents.to(DEVICE), random.to(DEVICE))
     assert torch.equal(codes.cpu(), encode_unsigned(values, exponents, random))

@@ -4,24 +4,16 @@ from importlib.util import find_spec
 
 import pytest
 
-from wagle_kernels import TILE
-
-from ..helpers import INTERPRETED
+from ..helpers import walk_tiles_in_two_steps
 
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)
 def few_steps(request, monkeypatch):
-    """In the interpreter a step costs the same for any width: walk a tile in two steps of the same code."""
-    if not INTERPRETED or "as_launched" in request.fixturenames:
-        return
-    from wagle_kernels.triton_ops import compaction, scoring
-
-    for options in (compaction.BY_BITS, scoring.NARROW):
-        monkeypatch.setitem(options, "ROWS", TILE // 16)
-        monkeypatch.setitem(options, "STEPS", 2)
-    monkeypatch.setitem(compaction.BY_INDICES, "CHUNK", TILE // 2)
+    """Tiles in few steps, but for a test that asks for `as_launched`."""
+    if "as_launched" not in request.fixturenames:
+        walk_tiles_in_two_steps(monkeypatch)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from .marks import interpreter_only, masked_lanes
 
 pytestmark = masked_lanes
 
-SEVERAL = [5, TILE, 0, 9000]  # sizes of the tensors of one layout
+SEVERAL = [5, 0, TILE + 808]  # sizes of the tensors of one layout: parts of a tile, none, a whole one and a part
 DTYPE_PAIRS = [
     *((dtype, torch.float32, accumulate) for dtype in DTYPES for accumulate in (False, True)),
     *((dtype, torch.bfloat16, accumulate) for dtype in DTYPES[:2] for accumulate in (False, True)),

@@ -1,0 +1,75 @@
+"""The options of every objective."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..data.lengths import LongRows
+from ..trainers.masked_sft import MaskedSFTConfig
+
+
+@dataclass
+class UnlearningConfig(MaskedSFTConfig):
+    r"""
+    Options of every unlearning trainer, on top of [`~trl.SFTConfig`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the loss on the retain rows.
+        retain_loss (`str`, *optional*, defaults to `"nll"`):
+            Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens.
+        trajectory_steps (`int`, *optional*, defaults to `10`):
+            Number of steps between two measurements of the answer probability of each set, see
+            [`~unlearning.trajectory.Trajectory`]; with `0` nothing is measured.
+        trajectory_rows (`int`, *optional*, defaults to `16`):
+            Number of rows of each set that are measured, at most.
+        long_rows (`str`, *optional*, defaults to `"refuse"`):
+            What to do with rows longer than `max_length`. `"refuse"` refuses forget rows whose answers would be cut, since
+            the rest would stay in the model, and truncates retain rows. `"split"` makes several rows of each row of plain
+            text, in both sets. `"truncate"` cuts the rows of both sets.
+    """
+
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
+    retain_loss: Literal["nll"] = field(
+        default="nll", metadata={"help": "Loss on the retain rows: 'nll', the cross-entropy of their answers."}
+    )
+    trajectory_steps: int = field(
+        default=10,
+        metadata={
+            "help": "Number of steps between two measurements of the answer probability of each set; 0 measures nothing."
+        },
+    )
+    trajectory_rows: int = field(
+        default=16, metadata={"help": "Number of rows of each set that are measured, at most."}
+    )
+
+    long_rows: LongRows = field(
+        default="refuse",
+        metadata={
+            "help": "What to do with rows longer than `max_length`: 'refuse' forget rows whose answers would be cut (retain "
+            "rows are cut), 'split' rows of plain text into several rows, in both sets, or 'truncate' rows of both sets."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.retain_weight < 0:
+            raise ValueError(f"retain_weight must not be negative, got {self.retain_weight}.")
+        if self.trajectory_steps < 0:
+            raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
+        if self.trajectory_rows < 1:
+            raise ValueError(f"trajectory_rows must be at least 1, got {self.trajectory_rows}.")
+        if self.packing or self.eval_packing or self.padding_free:
+            raise ValueError(
+                "Unlearning needs one row per sample; set `packing`, `eval_packing` and `padding_free` to False."
+            )
+        if self.loss_type != "nll" or self.label_smoothing_factor:
+            raise ValueError("Unlearning has its own loss; leave `loss_type` and `label_smoothing_factor` alone.")
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"Unlearning pairs forget and retain rows at random, whatever train_sampling_strategy says (it is "
+                f"'{self.train_sampling_strategy}'); leave it at 'random'."
+            )
+        if not self.average_tokens_across_devices:
+            raise ValueError(
+                "Unlearning divides by the tokens of all devices; leave `average_tokens_across_devices` on."
+            )
