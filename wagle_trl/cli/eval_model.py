@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..files.checkpoint import Checkpoint
-from ..files.manifest import check_of_one_run
+from ..files.manifest import check_same_run
 from ..files.model_class import class_of, load_model
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..files.run_folder import MANIFEST_FILE

@@ -21,7 +21,8 @@ from ..memory.simulation import losses_on_gpu
 from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
-from .arguments import load_config
+from ..unlearning.npo import NPOConfig
+from .arguments import MaskSource, WagleModelConfig, load_config
 from .output import Output
 from .parser import config_file, parse
 from .train import TRAINERS, option_types
@@ -66,7 +67,7 @@ def run(argv: list[str], command: str) -> Output:
     capacity = _capacity(args.gpu)
     config = _load_config(model_args, training_args)
     build = partial(_build, config, model_args, training_args.trust_remote_code)
-    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan is of another machine, perhaps
+    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan may be for another machine
     dtype = model_args.dtype_for(config, masked=mask_source.mask != "none")
     if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
@@ -113,14 +114,16 @@ def _capacity(gpu: str | None) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _load_config(model_args, training_args) -> PreTrainedConfig:
+def _load_config(model_args: WagleModelConfig, training_args: NPOConfig) -> PreTrainedConfig:
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("wagle plan is of full-weight runs; leave out use_peft, load_in_4bit and load_in_8bit.")
+        raise ValueError(
+            "wagle plan predicts runs with full weights; leave out use_peft, load_in_4bit and load_in_8bit."
+        )
     return load_config(model_args, training_args.trust_remote_code)
 
 
-def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype: str) -> nn.Module:
-    """The model under `dtype`."""
+def _build(config: PreTrainedConfig, model_args: WagleModelConfig, trust_remote_code: bool, dtype: str) -> nn.Module:
+    """Build the model in `dtype`."""
     attention = model_args.attn_implementation
     if (
         attention is not None and "flash" in attention
@@ -136,7 +139,7 @@ def _build(config: PreTrainedConfig, model_args, trust_remote_code: bool, dtype:
 
 
 def _saved_by_bf16(planner: Planner, setup: Setup, capacity: int) -> int:
-    """Bytes at the peak that weights in bf16 would save a masked run of wider ones."""
+    """Compute the bytes that weights in bf16 would save at the peak of a masked run in fp32."""
     if setup.dtype != "float32" or (setup.mask is None and setup.mask_config is None):
         return 0
     plans = (planner.plan(replace(setup, dtype=dtype), capacity) for dtype in ("float32", "bfloat16"))
@@ -144,7 +147,14 @@ def _saved_by_bf16(planner: Planner, setup: Setup, capacity: int) -> int:
     return peaks[0] - peaks[1]
 
 
-def _setup(objective: str, mask_source, mask_config, training_args, dtype: str, given: dict[str, Any]) -> Setup:
+def _setup(
+    objective: str,
+    mask_source: MaskSource,
+    mask_config: MaskConfig,
+    training_args: NPOConfig,
+    dtype: str,
+    given: dict[str, Any],
+) -> Setup:
     if training_args.max_length is None:
         raise ValueError("The plan needs the length of the rows; give --max_length.")
     if training_args.optim not in STATE_BITS:
@@ -153,7 +163,7 @@ def _setup(objective: str, mask_source, mask_config, training_args, dtype: str, 
     has_path = mask_source.mask not in ("auto", "none")
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,
-        mask=WeightMask.load(mask_source.mask) if ready else None,
+        mask=WeightMask.load(mask_source.mask) if has_path else None,
         dtype=dtype,
         optim=training_args.optim,
         per_device_train_batch_size=training_args.per_device_train_batch_size,

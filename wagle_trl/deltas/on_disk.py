@@ -115,7 +115,7 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
 
 
 def check_base(delta: SparseDelta, base: Checkpoint) -> None:
-    """A `ValueError` unless every weight of a checkpoint is that of the delta's base, rounded to the delta's dtypes."""
+    """Raise a `ValueError` unless a checkpoint, rounded to the delta's dtypes, is the delta's base."""
     base = base.named_as(delta.dtypes)
     _check_shapes(delta, base)
     for name in base.keys() - delta.dtypes.keys():  # the fingerprint does not cover these, but transformers loads them

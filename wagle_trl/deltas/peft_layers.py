@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..files.model_class import class_of
-from ..files.tensor_file import few
+from ..files.tensor_file import first_few
 
 
 @dataclass(frozen=True)

@@ -110,11 +110,12 @@ def _rouge_scorer(in_any_script: bool) -> RougeScorer:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def rouge_l_recall(prediction: str, reference: str, *, in_any_script: bool = False) -> float | None:
+def rouge_l_recall(prediction: str, answer: str, *, in_any_script: bool = False) -> float | None:
     """
     ROUGE-L recall with stemming: the longest common subsequence of words, as a share of the words in `answer`.
 
-    Words are runs of `a-z` and `0-9` after lower-casing, as in the published metric, which so sees nothing of other scripts.
+    Words are sequences of `a-z` and `0-9` after lower-casing, as in the published metric, which finds no words in other
+    scripts.
 
     Args:
         prediction (`str`):
@@ -122,15 +123,16 @@ def rouge_l_recall(prediction: str, reference: str, *, in_any_script: bool = Fal
         answer (`str`):
             Correct answer.
         in_any_script (`bool`, *optional*, defaults to `False`):
-            Take words of every script, without stemming; where no spaces part them, as in Chinese and Thai, every sign.
+            Whether to count words of every script, without stemming. In scripts without spaces between words, such as Chinese
+            and Thai, every sign is a word.
 
     Returns:
-        `float` or `None`: Recall, from `0.0` to `1.0`; `None` if it sees no word in `reference`.
+        `float` or `None`: Recall, from `0.0` to `1.0`; `None` if `answer` has no word.
     """
-    if not reference.strip():
-        raise ValueError("`reference` is empty: ROUGE recall counts its words.")
-    seen = _UnicodeWords().tokenize(reference) if in_any_script else re.findall("[a-z0-9]+", reference.lower())
-    return float(_rouge_scorer(in_any_script).score(reference, prediction)["rougeL"].recall) if seen else None
+    if not answer.strip():
+        raise ValueError("`answer` is empty: ROUGE recall counts its words.")
+    words = _UnicodeWords().tokenize(answer) if in_any_script else re.findall("[a-z0-9]+", answer.lower())
+    return float(_rouge_scorer(in_any_script).score(answer, prediction)["rougeL"].recall) if words else None
 
 
 def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
@@ -208,7 +210,7 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQual
     ForgetQuality(p_value=1.0, statistic=0.0)
     ```
     """
-    samples = finite(ratios, "ratios"), finite(reference_ratios, "reference_ratios")
+    samples = finite(ratios, "ratios"), finite(retrained_ratios, "retrained_ratios")
     if min(sample.size for sample in samples) < 2:
         raise ValueError(
             "Forget quality compares two distributions, and one row has none: it needs two rows of each model."
@@ -296,17 +298,17 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Aggregate the records of every set under the names of TOFU: `{set}_prob`, `{set}_rougeL_recall`,
     `{set}_truth_ratio`, and `model_utility` if all nine values that it needs are there.
 
-    Two rules depend on the name of the set: probabilities of `real_authors` and `world_facts` are
-    [`multiple_choice_probability`], others [`answer_probability`]; the truth ratio of `forget` is
-    [`forget_truth_ratio`], of others [`utility_truth_ratio`]. An aggregate is left out where a record of its set lacks
-    what it needs; in place of `{set}_rougeL_recall` there is then `{set}_rougeL_recall_unicode`, which is no part of
+    Two rules depend on the name of the set. Probabilities of `real_authors` and `world_facts` are
+    [`multiple_choice_probability`], those of other sets [`answer_probability`]. The truth ratio of `forget` is
+    [`forget_truth_ratio`], that of other sets [`utility_truth_ratio`]. An aggregate is left out if a record of its set
+    lacks a field that it needs. `{set}_rougeL_recall_unicode` then replaces `{set}_rougeL_recall`, but is no part of
     `model_utility`.
 
     Args:
         records (`list[dict]`):
-            Records as written by [`~wagle_trl.evaluation.tofu.evaluate_rows`] or by the benchmark's authors, of any
-            number of sets. Read: `set`, `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss`,
-            `rougeL_recall` and `rougeL_recall_unicode`.
+            Records from [`~wagle_trl.evaluation.tofu.evaluate_rows`] or from the benchmark's authors, of any number of
+            sets. The fields `set`, `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss`, `rougeL_recall` and
+            `rougeL_recall_unicode` are read.
 
     Returns:
         `dict[str, float]`: Aggregates by name.

@@ -99,14 +99,16 @@ def retrained_model_summary(
     if forget and other and all(record.keys() >= fields for record in (*forget, *other)):
         if min(len(forget), len(other)) < 2:
             logger.warning(
-                "Forget quality has no value: it compares distributions, and one row of the forget set is none."
+                "Forget quality has no value: it compares two distributions, which needs two rows of the forget set each."
             )
         else:
             quality = forget_quality(truth_ratios(forget), truth_ratios(other))
             summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
-    auc, reference_auc = (membership_summary(part).get("mia_min_k_auc") for part in (records, reference))
-    if auc is not None and reference_auc == 1.0:
-        logger.warning("PrivLeak has no value: under the reference, every forget row looks known beside holdout.")
-    elif auc is not None and reference_auc is not None:
-        summary["privleak"] = privleak(auc, reference_auc)
+    auc, retrained_auc = (membership_summary(part).get("mia_min_k_auc") for part in (records, retrained))
+    if auc is not None and retrained_auc == 1.0:
+        logger.warning(
+            "PrivLeak has no value: the retrained model tells all forget rows from all holdout rows (AUC 1)."
+        )
+    elif auc is not None and retrained_auc is not None:
+        summary["privleak"] = privleak(auc, retrained_auc)
     return summary

@@ -20,7 +20,7 @@ from .membership import HOLDOUT, membership_summary
 from .memorization import memorization_summary
 from .metrics import records_by_set, summarize
 from .resumable_records import PartialRecords
-from .retrained_model import beside_reference
+from .retrained_model import retrained_model_summary
 from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows, warn_of_no_words
 
 logger = logging.get_logger(__name__)

@@ -30,7 +30,14 @@ from ..data.tokenization import (
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
 from ..text import printable
-from .inference import IGNORED, AnswerScores, Tokenized, answer_scores, batches, generate_answers, padding_token_id
+from .inference import (
+    AnswerLikelihood,
+    Tokenized,
+    answer_likelihoods,
+    batches,
+    generate_answers,
+    padding_token_id,
+)
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
@@ -200,7 +207,7 @@ def _memorization_fields(likelihood: AnswerLikelihood, answer: str, mia_k: float
 
 
 def _rouge_fields(generated: str, answer: str) -> dict[str, float]:
-    """ROUGE-L recall as published and in any script, each where it sees a word in the answer."""
+    """ROUGE-L recall as published and in any script, each if it finds a word in the answer."""
     fields = {
         "rougeL_recall": rouge_l_recall(generated, answer),
         "rougeL_recall_unicode": rouge_l_recall(generated, answer, in_any_script=True),
@@ -222,7 +229,7 @@ def _evaluate_batch(
         with_prompt = [(sample.record, sample.prompt) for sample in samples if sample.prompt]
         prompts = [ids for _, ids in with_prompt]
         texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
-        for (record, _), text in zip(asked, texts, strict=True):
+        for (record, _), text in zip(with_prompt, texts, strict=True):
             record.update(generated=text, **_rouge_fields(text, record["answer"]))
 
 
@@ -279,11 +286,11 @@ def evaluate_rows(
 
     Returns:
         `list[dict]`: Records with the keys of TOFU's own logs and a few more, in the order of the rows. All have
-        `set`, `index`, `question`, `answer`, `avg_gt_loss` (nats per token), `gt_loss` (their sum), `num_token_gt`,
-        `exact_memorization`, `extraction_strength`, `min_k` and `min_k_plus_plus` (at the share `mia_k`) and
-        `zlib_bytes`. Rows with perturbed answers add losses and numbers of tokens for these and the paraphrase
-        (without one: the answer), and `truth_ratio`; rows with a prompt, where `generate`, add `generated`,
-        `rougeL_recall` and `rougeL_recall_unicode`, each where it sees a word in the answer.
+        `set`, `index`, `question`, `answer`, `avg_gt_loss` (nats per token), `gt_loss` (nats per answer),
+        `num_token_gt`, `exact_memorization`, `extraction_strength`, `min_k` and `min_k_plus_plus` (at the share
+        `mia_k`) and `zlib_bytes`. Rows with perturbed answers add losses and numbers of tokens for these and for the
+        paraphrase (or the answer, if there is none), and `truth_ratio`. With `generate`, rows with a prompt add
+        `generated`, and `rougeL_recall` and `rougeL_recall_unicode` where these find a word in the answer.
     """
     options = EvalOptions(**options)
     samples = prepare_rows(rows, set_name, tokenizer, options)
@@ -300,8 +307,8 @@ def warn_of_no_words(records: Iterable[Row]) -> None:
     for name, count in Counter(record["set"] for record in generated if "rougeL_recall" not in record).items():
         total = sum(record["set"] == name for record in generated)
         logger.warning(
-            f"ROUGE-L recall has no value for {count} of {total} rows of the set '{printable(name, 60)}', and none for the set: "
-            "it sees only words of a-z and 0-9, and their answers have none. rougeL_recall_unicode is of every script."
+            f"ROUGE-L recall has no value for {count} of {total} rows of the set '{printable(name, 60)}', nor for the set: it "
+            "counts words of a-z and 0-9, and their answers have none. rougeL_recall_unicode counts words of every script."
         )
 
 

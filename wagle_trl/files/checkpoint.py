@@ -48,8 +48,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def named_as(self, names: Iterable[str]) -> "Checkpoint":
         """
-        The same weights under the names that a model gives them. Files of multimodal models name some as older versions of
-        transformers did, without the `model` and `language_model` in front, or with these the other way round.
+        Return the same weights under the names of a model's parameters. Files of multimodal models have names of older
+        versions of transformers, without the prefixes `model` and `language_model` or with these in another order.
 
         Args:
             names (iterable of `str`): Names of some of the model's parameters.
@@ -75,7 +75,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return name in self._names_in_files
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight tensor, without reading it."""
+        """Return the shape of a tensor, without reading the tensor."""
         return self._file(name).shape(self._names_in_files[name])
 
     def numel(self, name: str) -> int:
@@ -83,11 +83,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return math.prod(self.shape(name))
 
     def dtype(self, name: str) -> torch.dtype:
-        """Its dtype, without reading it."""
+        """Return the dtype of a tensor, without reading the tensor."""
         return self._file(name).dtype(self._names_in_files[name])
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Its flat elements `start` to `stop`."""
+        """Read the flat elements `start` to `stop` of a tensor."""
         return self._file(name).read(self._names_in_files[name], start, stop)
 
     @property
@@ -138,8 +138,8 @@ class Checkpoint(Mapping[str, Tensor]):
             names = {own: name for name, own in self._names_in_files.items()}
             for place, file in self.files.items():
                 specs = {own: (dtypes.get(names[own], file.dtype(own)), file.shape(own)) for own in file}
-                made = partial(_made, file, change, names)
-                write_tensors(temporary / place, specs, made, _FORMAT, progress=f"Writing {place}")
+                changed = partial(_changed, file, change, names)
+                write_tensors(temporary / place, specs, changed, _FORMAT, progress=f"Writing {place}")
             then(temporary)
         return Path(folder)
 
@@ -165,12 +165,12 @@ class Checkpoint(Mapping[str, Tensor]):
         return json.dumps(config, indent=2) + "\n"
 
 
-def _made(file: TensorFile, change: Callable[[str, Tensor], Tensor], names: Mapping[str, str], own: str) -> Tensor:
+def _changed(file: TensorFile, change: Callable[[str, Tensor], Tensor], names: Mapping[str, str], own: str) -> Tensor:
     return change(names[own], file[own])
 
 
 def _without_wrappers(name: str) -> str:
-    """The name from below the modules that hold the whole model or its language model."""
+    """Remove the names of the modules that hold the whole model or its language model."""
     parts = name.split(".")
     return ".".join(dropwhile(lambda part: part in ("model", "language_model"), parts))
 

@@ -11,10 +11,14 @@ _PLACE = ("revision", "token", "cache_dir", "force_download", "local_files_only"
 def class_of(config: "transformers.PretrainedConfig") -> Any:
     """
     The auto class whose `from_pretrained` and `from_config` make the model of `config`: `AutoModelForImageTextToText` where
-    `architectures` names a multimodal model, which answers text as well, else `AutoModelForCausalLM`.
+    `architectures` names a multimodal model, which answers text as well, else `AutoModelForCausalLM`. A `ValueError` for
+    models that are no causal language models.
     """
     multimodal = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
-    if (config.architectures or [None])[0] in multimodal:
+    name = (config.architectures or [type(config).__name__])[0]
+    if config.is_encoder_decoder and not name.endswith("ForCausalLM"):
+        raise ValueError(f"This is no causal language model: it is an encoder-decoder ({name}).")
+    if name in multimodal:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 

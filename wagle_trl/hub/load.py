@@ -37,7 +37,8 @@ def load_unlearned(
         revision (`str`, *optional*): Revision of the delta's repository.
         force_download, token, cache_dir, local_files_only (*optional*):
             As in [`~transformers.PreTrainedModel.from_pretrained`], for delta and base.
-        **kwargs: To [`~transformers.PreTrainedModel.from_pretrained`], such as `device_map` or `attn_implementation`.
+        **kwargs:
+            Arguments of [`~transformers.PreTrainedModel.from_pretrained`], such as `device_map` or `attn_implementation`.
 
     Returns:
         [`~transformers.PreTrainedModel`]: The unlearned model, in the dtypes of the delta.

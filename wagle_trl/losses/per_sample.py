@@ -42,7 +42,7 @@ def single_rows(batch: Batch) -> Iterator[Batch]:
 
 
 def fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[`~losses.per_sample.sample_losses`] through TRL's fused LM head, see [`~losses.vocabulary.answer_log_probs`]."""
+    """Compute [`~losses.per_sample.sample_losses`] through TRL's fused LM head, which never stores the logits."""
     outputs = answer_log_probs(model, batch)
     return per_sample_mean(-outputs.log_probs, outputs.label_mask)
 

@@ -30,7 +30,7 @@ _LARGEST_LOGIT = 64.0
 _CHUNK = 512
 
 
-class AnswerScores(NamedTuple):
+class TokenPredictions(NamedTuple):
     """
     Result of [`answer_log_probs`]: tensors of shape `(rows, length - 1)`, zero where there is no label.
 
@@ -49,7 +49,7 @@ class AnswerScores(NamedTuple):
     aux_loss: Tensor | None
 
 
-def answer_log_probs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerScores:
+def answer_log_probs(model: nn.Module, batch: dict[str, Tensor]) -> TokenPredictions:
     """
     What the model says of the labels of a batch, token by token.
 
@@ -58,7 +58,7 @@ def answer_log_probs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerScores
         batch (`dict`): `input_ids`, `labels`, and what else the model takes.
     """
     outputs = model(**batch, use_cache=False, fused_lm_head=True)
-    return AnswerScores(*(getattr(outputs, name) for name in AnswerScores._fields))
+    return TokenPredictions(*(getattr(outputs, name) for name in TokenPredictions._fields))
 
 
 def check_fused_head(model: nn.Module, temperature: float = 1.0) -> bool:

@@ -16,8 +16,8 @@ def scope_parameters(
     Args:
         model (`torch.nn.Module`): Model.
         include (`list[str]`, *optional*):
-            Glob patterns; by default everything but embeddings, the LM head and, in multimodal models, what text does not
-            go through.
+            Glob patterns; by default all but embeddings, the LM head and, in multimodal models, the weights that text does
+            not pass through.
         exclude (`list[str]`, *optional*): Glob patterns to leave out.
     """
     aliases: dict[nn.Parameter, list[str]] = {}
@@ -46,7 +46,7 @@ def scope_parameters(
 
 
 def _beyond_text(model: nn.Module) -> set[nn.Parameter]:
-    """Weights of towers and projectors of images and sounds, to which rows of text give no gradient."""
+    """Weights of the towers and projectors of images and sounds, which get no gradient from text."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(whole, PreTrainedModel) or whole.config.get_text_config() is whole.config:
         return set()

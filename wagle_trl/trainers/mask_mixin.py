@@ -74,12 +74,13 @@ class MaskMixin(HubPushes, WholeSaves, MaskedTrainerBase):
 
     _name = "Masked training"
     _tag_names = ["wagle-trl"]
-    train_set = "train"  # what the rows of `train_dataset` are called in reports
-    rows_a_sample = 1  # that go through the model together for each row of `train_dataset`
-    sample_losses: SampleLosses = staticmethod(sample_losses)  # by which rows are attributed
-    attributed_columns = ("input_ids", "labels")  # that these losses read
-    planning_losses: SampleLosses | None = None  # stands in for them where the memory on a GPU is planned
-    head_temperature: float | None = None  # of TRL's fused LM head, in trainers that have one
+    memory: MemoryWatch
+    train_set = "train"  # the name of `train_dataset` in reports
+    rows_per_sample = 1  # rows that go through the model together per row of `train_dataset`
+    sample_losses: SampleLosses = staticmethod(sample_losses)  # the losses that attribution differentiates
+    attributed_columns = ("input_ids", "labels")  # the columns that these losses read
+    planning_losses: SampleLosses | None = None  # replaces these losses in plans of a GPU's memory
+    head_temperature: float | None = None  # temperature of TRL's fused LM head, in trainers that have one
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -134,14 +135,14 @@ class MaskMixin(HubPushes, WholeSaves, MaskedTrainerBase):
         return None
 
     def _check_fused_heads(self) -> None:
-        """Have no fused LM head that is wrong for the model, or for the reference model of some trainers."""
-        if self.head_temperature is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # not yet whole there
+        """Replace the fused LM head where it is wrong for the model, or for the reference model of some trainers."""
+        if self.head_temperature is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # weights are in shards
             return
         models = [self.model, vars(self).get("ref_model")]
         with self.accelerator.autocast():  # as in training
             right = [check_fused_head(model, self.head_temperature) for model in models if model is not None]
         if not right[0]:
-            self.planning_losses = None  # it is of the fused head
+            self.planning_losses = None  # it predicts the fused head
 
     # Rows to attribute
 

@@ -31,60 +31,10 @@ from ..losses.vocabulary import answer_log_probs
 from ..masks.mask import WeightMask
 from ..trainers.masked_sft import MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
+from .config import UnlearningConfig
 from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .trajectory import Trajectory
-
-
-@dataclass
-class UnlearningConfig(MaskedSFTConfig):
-    r"""
-    Options of every unlearning trainer, on top of [`~trl.SFTConfig`].
-
-    Parameters:
-        retain_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the loss on the retain rows.
-        retain_loss (`str`, *optional*, defaults to `"nll"`):
-            What is to stay: `"nll"`, the cross-entropy of the retain answers, averaged over their tokens.
-        disable_dropout (`bool`, *optional*, defaults to `True`):
-            Whether to switch dropout off, as TRL does where a policy is compared with a reference: the model before
-            unlearning, with which objectives compare, is run without it.
-        trajectory_steps (`int`, *optional*, defaults to `10`):
-            Every how many steps the answer probability of each set is measured and logged, see
-            [`~unlearning.trajectory.Trajectory`]; `0` never.
-        trajectory_rows (`int`, *optional*, defaults to `16`):
-            On at most how many rows of each set.
-    """
-
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
-    retain_loss: Literal["nll"] = field(
-        default="nll", metadata={"help": "What is to stay: 'nll', the cross-entropy of the retain answers."}
-    )
-    disable_dropout: bool = field(
-        default=True,
-        metadata={"help": "Whether to switch dropout off: the model before unlearning is run without it."},
-    )
-    trajectory_steps: int = field(
-        default=10,
-        metadata={"help": "Every how many steps the answer probability of each set is measured and logged; 0 never."},
-    )
-    trajectory_rows: int = field(
-        default=16, metadata={"help": "On at most how many rows of each set the trajectory is measured."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.retain_weight < 0:
-            raise ValueError(f"retain_weight must not be negative, got {self.retain_weight}.")
-        if self.trajectory_steps < 0:
-            raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
-        if self.trajectory_rows < 1:
-            raise ValueError(f"trajectory_rows must be at least 1, got {self.trajectory_rows}.")
-        if self.packing or self.padding_free:
-            raise ValueError("Unlearning needs one row a sample; set `packing=False` and `padding_free=False`.")
-        if self.loss_type != "nll" or self.label_smoothing_factor:
-            raise ValueError("Unlearning has a loss of its own; leave `loss_type` and `label_smoothing_factor` alone.")
-
 
 RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
     "nll": lambda retain: cross_entropy(retain.log_probs, retain.num_tokens),
@@ -182,8 +132,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
         )
         if self.args.disable_dropout:
             disable_dropout(self.model)
-        # Both terms are divided by the counts of the whole optimizer step, so nothing is left to divide. Not said by
-        # `loss_is_scaled_for_ga`: before transformers 5.19, TRL answers it with a `compute_loss_func` that is no function
+        # Both terms are divided by the counts of the whole optimizer step, so the trainer must not divide again. Not by
+        # `loss_is_scaled_for_ga`: before transformers 5.19, TRL then sets a `compute_loss_func` that is no function
         self.model_accepts_loss_kwargs = True
         check_disjoint(self.train_dataset, self.retain_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -253,7 +203,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
         outputs = answer_log_probs(model, inputs)
         batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
         loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
-        if self.aux_loss_enabled:  # of a mixture of experts, over both streams
+        if outputs.aux_loss is not None:  # of a mixture of experts, over both streams
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         self._record(outputs, reference, inputs["attention_mask"])
         return loss * self.accelerator.num_processes
