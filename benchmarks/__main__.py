@@ -3,7 +3,18 @@
 import runpy
 import sys
 
-NAMES = ("deltas", "kernels", "mask_selection", "memory", "merging", "peers", "plans", "saving", "study")
+NAMES = (
+    "deltas",
+    "fused_heads",
+    "kernels",
+    "mask_selection",
+    "memory",
+    "merging",
+    "peers",
+    "plans",
+    "saving",
+    "study",
+)
 
 
 def main() -> None:

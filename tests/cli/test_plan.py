@@ -30,7 +30,12 @@ def llama_7b(tmp_path_factory):
     """Folder with the config of Llama-2-7b and nothing else."""
     folder = tmp_path_factory.mktemp("llama")
     LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        dtype="bfloat16",
     ).save_pretrained(folder)
     return str(folder)
 
@@ -80,6 +85,20 @@ def test_fine_tuning_has_half_the_rows(options, capsys):
         main([*options, "--gpu", "80GiB", "--objective", objective, "--json"])
         peaks[objective] = json.loads(capsys.readouterr().out)["training"]["activations"]
     assert peaks["sft"] == pytest.approx(peaks["npo"] / 2, rel=0.01)
+
+
+def test_weights_saved_in_fp32_are_planned_so_and_the_plan_says_what_bf16_saves(tmp_path, capsys):
+    LlamaConfig(vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2).save_pretrained(tmp_path)
+    options = ["plan", "--model_name_or_path", str(tmp_path), "--max_length", "16", "--gpu", "24GB"]
+    assert main(options) == 0
+    assert "--dtype bfloat16 takes 0.00 GB less" in capsys.readouterr().out
+    contents = []
+    for dtype in ("auto", "float32", "bfloat16"):
+        main([*options, "--dtype", dtype, "--json"])
+        contents.append(json.loads(capsys.readouterr().out))
+    own, wide, half = contents
+    assert own == wide and own["bfloat16_saves_bytes"] > half["training"]["weights"]
+    assert half["bfloat16_saves_bytes"] == 0
 
 
 def test_without_a_mask_all_weights_have_moments(options, capsys):

@@ -39,14 +39,33 @@ def test_unlearning_writes_model_mask_plot_and_report_and_moves_selected_weights
     for name in ("model.safetensors", "wagle_mask.safetensors", "wagle_mask.png", "wagle_report.json", "README.md"):
         assert (out / name).stat().st_size > 0
     before, after, mask = weights(saved_model), weights(out), WeightMask.load(out)
-    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    assert {value.dtype for value in after.values()} == {torch.float32}  # as saved
     assert mask.num_selected == round(0.05 * mask.numel) == content["num_selected"]
     moved = 0
     for name, old in before.items():
-        changed = after[name] != old.bfloat16()
+        changed = after[name] != old
         moved += int(changed.sum())
         assert not (changed & ~mask.dense(name)).any() if name in mask.bits else not changed.any()
     assert moved > 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "trained"),
+    [
+        (torch.bfloat16, [], torch.bfloat16),
+        (torch.float16, [], torch.bfloat16),
+        (torch.float32, ["--dtype", "bfloat16"], torch.bfloat16),
+    ],
+    ids=["as saved", "fp16", "as asked"],
+)
+def test_a_mask_trains_in_the_dtype_of_the_saved_weights(
+    saved, given, trained, tiny_model, saved_model, data, quick, tmp_path, capsys, caplog
+):
+    tiny_model(dtype=saved).save_pretrained(saved_model)
+    random = ["--mask_score", "random", "--trajectory_steps", "0"]
+    run_json(capsys, "npo", "--model_name_or_path", saved_model, *data, *quick, *given, *random)
+    assert {value.dtype for value in weights(tmp_path / "out").values()} == {trained}
+    assert sum("is saved in float16" in message for message in caplog.messages) == (saved == torch.float16)
 
 
 def test_a_yaml_file_sets_options_and_the_command_line_wins(saved_model, data, quick, tmp_path, capsys):

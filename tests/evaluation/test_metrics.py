@@ -101,6 +101,31 @@ class TestFormulas:
     def test_rouge_is_the_common_subsequence_over_the_answer(self, prediction, answer, recall):
         assert rouge_l_recall(prediction, answer) == pytest.approx(recall)
 
+    @pytest.mark.parametrize(
+        ("prediction", "reference", "published", "in_any_script"),
+        [
+            ("Она живёт в Осло", "Она живёт в Осло", None, 1.0),
+            ("Она живёт", "Она живёт в Осло.", None, 0.5),
+            ("東京に住む", "東京に住んでいる", None, 4 / 8),
+            ("वह दिल्ली", "वह दिल्ली में", None, 2 / 3),
+            ("the cat", "The cat sat, DOWN", 0.5, 0.5),
+            ("?", "!", None, None),
+        ],
+        ids=["Russian", "half", "signs of Japanese", "marks of Hindi", "English", "no word at all"],
+    )
+    def test_rouge_has_no_value_where_it_sees_no_word(self, prediction, reference, published, in_any_script):
+        assert rouge_l_recall(prediction, reference) == published
+        assert rouge_l_recall(prediction, reference, in_any_script=True) == pytest.approx(in_any_script)
+
+    def test_rouge_of_any_script_is_no_part_of_utility(self):
+        records = [{"set": "retain", "rougeL_recall_unicode": value} for value in (0.5, 1.0)]
+        assert summarize(records) == {"retain_rougeL_recall_unicode": 0.75}
+
+    def test_one_row_is_no_distribution(self):
+        for samples in (([0.5], [0.5, 0.6]), ([0.5, 0.6], [0.5])):
+            with pytest.raises(ValueError, match="needs two rows of each model"):
+                forget_quality(*samples)
+
     def test_truth_ratio_is_the_geometric_mean_of_perturbed_over_paraphrased(self):
         # sqrt(1/2 * 1/8) / (1/2)
         assert truth_ratio(math.log(2), [math.log(2), math.log(8)]) == pytest.approx(0.5)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from wagle_trl.evaluation import cache_key as key
 from wagle_trl.evaluation import suite, tofu
 from wagle_trl.evaluation.inference import answer_likelihoods
 from wagle_trl.evaluation.suite import evaluate_sets, summarize_all, unseen_set
 from wagle_trl.evaluation.tofu import EvalOptions, evaluate_rows
 from wagle_trl.files.run_folder import PARTIAL_FILE
+from wagle_trl.masks import cache_key as key
 
 from .conftest import RATIO, ROWS, make_model, make_record
 
@@ -205,15 +205,25 @@ class TestSummary:
         # AUCs of 1/2 and 1/4: (1/2 - 3/4) / (3/4)
         assert summarize_all(records, retrained)["privleak"] == pytest.approx(-100 / 3)
 
-    def test_a_retrained_model_without_holdout_rows_gives_the_forget_quality_alone(self):
-        records = [make_record("forget", **RATIO), make_record("holdout")]
-        summary = summarize_all(records, [make_record("forget", **RATIO)])
+    def test_a_reference_without_holdout_rows_gives_the_forget_quality_alone(self):
+        records = [make_record("forget", **RATIO), make_record("forget", **RATIO), make_record("holdout")]
+        summary = summarize_all(records, [make_record("forget", **RATIO)] * 2)
         assert summary["forget_quality"] == 1.0
         assert "privleak" not in summary
 
-    def test_privleak_is_left_out_where_it_is_not_defined(self):
-        records = [make_record("forget", -1.0, **RATIO), make_record("holdout", -2.0)]
+    def test_privleak_is_left_out_where_it_is_not_defined(self, caplog):
+        records = [
+            make_record("forget", -1.0, **RATIO),
+            make_record("forget", -1.0, **RATIO),
+            make_record("holdout", -2.0),
+        ]
         assert summarize_all(records, records).keys() & {"privleak", "forget_quality"} == {"forget_quality"}
+        assert len(caplog.messages) == 1 and "PrivLeak has no value" in caplog.messages[0]
+
+    def test_forget_quality_of_one_row_is_left_out_and_says_why(self, caplog):
+        records = [make_record("forget", **RATIO)]
+        assert not summarize_all(records, records).keys() & {"forget_quality", "forget_quality_ks"}
+        assert len(caplog.messages) == 1 and "Forget quality has no value" in caplog.messages[0]
 
     @needs_tofu
     def test_the_authors_logs_have_their_published_aggregates_and_forget_quality(self):

@@ -59,11 +59,20 @@ class TestEvaluateRows:
         assert record["num_token_paraphrased"] == record["num_token_gt"]
         assert len(record["average_perturb_loss"]) == 2
 
+    def test_rouge_has_no_value_where_it_sees_no_word_and_says_why(self, model, tokenizer, caplog):
+        rows = [{"question": "Where?", "answer": answer} for answer in ("In Oslo.", "В Осло.", "オスロ")]
+        records = evaluate_rows(model, tokenizer, rows, "forget", max_new_tokens=2, progress=False)
+        assert [record.get("rougeL_recall") is None for record in records] == [False, True, True]
+        assert all("rougeL_recall_unicode" in record for record in records)
+        assert [line for line in caplog.messages if "no value for 2 of 3 rows of the set 'forget'" in line]
+        summary = summarize(records)
+        assert "forget_rougeL_recall" not in summary and "forget_rougeL_recall_unicode" in summary
+
     def test_without_perturbed_answers_there_is_no_truth_ratio(self, model, tokenizer):
         (record,) = evaluate_rows(model, tokenizer, ROWS[2:], "holdout", max_new_tokens=2, progress=False)
         assert record.keys() == {
             *("set", "index", "question", "answer", "avg_gt_loss", "gt_loss", "num_token_gt"),
-            *("generated", "rougeL_recall"),
+            *("generated", "rougeL_recall", "rougeL_recall_unicode"),
             *MEMORY_FIELDS,
         }
 

@@ -30,7 +30,8 @@ from ..data.batches import row_batches
 from ..data.compatibility import check_tokens
 from ..data.formats import Processing
 from ..distributed import rank
-from ..losses.per_sample import SampleLosses, sample_losses
+from ..losses.per_sample import SampleLosses, fused_sample_losses, sample_losses
+from ..losses.vocabulary import check_fused_head
 from ..masks.cache_key import VERSIONS, cache_key
 from ..masks.fingerprint import model_fingerprint
 from ..masks.info import UNKNOWN_REVISION, MaskInfo
@@ -100,6 +101,8 @@ def compute_mask(
     config = config or MaskConfig()
     score, gamma = get_score(config.mask_score), parse_gamma(config.mask_gamma)
     parameters = scope_parameters(model, config.mask_scope, config.mask_exclude)
+    if losses is fused_sample_losses:
+        check_fused_head(model)
     options = {
         "squared": score.statistic == "fisher",
         "sum_batches": score.formula == "wagle" and gamma == "official",

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from torch import OutOfMemoryError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, logging
 from trl import ModelConfig, SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu
+from ..files.model_files import ADAPTER_CONFIG
 from ..files.tensor_file import TensorFile
 from ..text import printable
+
+logger = logging.get_logger(__name__)
 
 
 class TofuOptions(Protocol):
@@ -161,35 +166,63 @@ class WagleModelConfig(ModelConfig):
     TRL's `ModelConfig` with another default of `dtype`.
 
     Args:
-        dtype (`str`, *optional*): By default bf16 with a mask and fp32 without one, as in TRL.
+        dtype (`str`, *optional*):
+            By default the dtype of the saved weights with a mask, so that unselected weights stay as published, and fp32
+            without one, as in TRL.
     """
 
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Load the model under this dtype. With a mask it defaults to 'bfloat16': selected weights follow a "
-            "float32 master, so they train as precisely in half the memory. Without a mask it defaults to 'float32'.",
+            "help": "Load the model under this dtype. With a mask it defaults to the dtype of the saved weights ('bfloat16' for "
+            "float16), so that unselected weights stay as they are. With 'bfloat16' the selected weights of a float32 model "
+            "follow a float32 master and train as precisely in half the memory, and all others are rounded. Without a mask "
+            "it defaults to 'float32'.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
 
-    def dtype_for(self, masked: bool) -> str:
-        """Choose the dtype to load the model in."""
-        return self.dtype or ("bfloat16" if masked else "float32")
+    def dtype_for(self, config: PreTrainedConfig, masked: bool) -> str:
+        """Choose the dtype to load a model of `config` in."""
+        if self.dtype or not masked:
+            return self.dtype or "float32"
+        if config.dtype == torch.float16:
+            logger.warning(
+                f"'{printable(self.model_name_or_path, 200)}' is saved in float16, in which small updates vanish; loading it in "
+                "bfloat16, which rounds all weights. `--dtype float32` keeps them."
+            )
+            return "bfloat16"
+        return "auto"
 
 
 def require_model(model_args: ModelOptions) -> str:
     """Name or path of the model. Options without one raise a `ValueError`."""
     if model_args.model_name_or_path is None:
         raise ValueError("No model: give --model_name_or_path a Hub name or a folder.")
-    for path in Path(model_args.model_name_or_path).glob("*.safetensors"):
+    folder = Path(model_args.model_name_or_path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+        raise ValueError(f"No model in '{printable(folder, 200)}': the folder has no {CONFIG_NAME}.")
+    for path in folder.glob("*.safetensors"):
         TensorFile(path)  # refuses names of tensors with control characters, which transformers would print
     return model_args.model_name_or_path
+
+
+def load_config(model_args: ModelOptions, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the config of the model."""
+    name = require_model(model_args)
+    with loading(name):
+        return AutoConfig.from_pretrained(
+            name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+        )
 
 
 def load_tokenizer(model_args: ModelOptions, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model."""
     name = require_model(model_args)
+    if Path(name).is_dir() and not any(Path(name).glob("*token*")) and not any(Path(name).glob("*.model")):
+        raise ValueError(
+            f"'{printable(name, 200)}' has no tokenizer; save that of the base model there: `tokenizer.save_pretrained(folder)`."
+        )
     with loading(name):
         return AutoTokenizer.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=trust_remote_code
@@ -210,9 +243,10 @@ def loading(name: str) -> Iterator[None]:
 
 def model_init_kwargs(model_args: WagleModelConfig, training_args: SFTConfig, masked: bool) -> dict:
     """Combine the options of loading as TRL's own scripts do."""
+    config = load_config(model_args, training_args.trust_remote_code)
     given: dict = training_args.model_init_kwargs or {}  # pyright: ignore[reportAssignmentType]
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype_for(masked),
+        "dtype": model_args.dtype_for(config, masked),
     } | given

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import AutoPeftModelForCausalLM, PeftConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..files.checkpoint import Checkpoint
 from ..files.manifest import Manifest, check_same_run
+from ..files.model_class import class_of, load_model
 from ..files.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..files.run_folder import MANIFEST_FILE
 from ..files.tensor_file import TensorFile
@@ -107,8 +108,14 @@ class EvalModel:
         with loading(name):
             _check_one_kind(Path(name))
             if find_adapter_config_file(name, revision=revision) is None:
-                return AutoModelForCausalLM.from_pretrained(name, **options)
-            return AutoPeftModelForCausalLM.from_pretrained(name, **options).merge_and_unload()
+                return load_model(name, **options)
+            base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+            config = AutoConfig.from_pretrained(base or name, trust_remote_code=self.trust_remote_code)
+
+            class AdaptedModel(AutoPeftModelForCausalLM):
+                _target_class = class_of(config)
+
+            return AdaptedModel.from_pretrained(name, **options).merge_and_unload()
 
 
 def _check_one_kind(folder: Path) -> None:

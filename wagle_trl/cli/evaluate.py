@@ -33,7 +33,7 @@ from ..files.schemas import Report
 from ..hub.card_file import refresh_card
 from ..masks.fingerprint import model_fingerprint
 from ..text import printable
-from .arguments import asks_for_tofu, load_tokenizer, require_model
+from .arguments import asks_for_tofu, load_tokenizer
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
 from .output import Output
@@ -142,7 +142,9 @@ def run(argv: list[str], command: str) -> Output:
 
 def trained_on(model_args: EvalModel) -> dict[str, Any]:
     """The options by which a run of ours made tokens of its rows, from the report beside its model."""
-    name = require_model(model_args)
+    name = model_args.model_name_or_path
+    if name is None:  # said later, after what is wrong with the rows
+        return {}
     path = Path(name, REPORT_FILE)
     if not Path(name).is_dir() and is_hub_name(name):
         with suppress(HTTPError, OSError):  # a model that has none, or that cannot be had at all

@@ -1,7 +1,7 @@
 """`wagle plan`: predicts whether a run fits, from the model's config alone. It also takes the options of `wagle npo`."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from ..attribution.config import MaskConfig
 from ..files.atomic import atomic_path
+from ..files.model_class import class_of
 from ..files.reading import read_yaml
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
@@ -20,7 +22,7 @@ from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
 from ..unlearning.npo import NPOConfig
-from .arguments import MaskSource, WagleModelConfig, loading, require_model
+from .arguments import MaskSource, WagleModelConfig, load_config
 from .output import Output
 from .parser import config_file, parse
 from .train import TRAINERS, option_types
@@ -63,15 +65,29 @@ def run(argv: list[str], command: str) -> Output:
     args, data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
     given = _given(argv, (data_args, mask_source, mask_config, training_args, model_args))
     capacity = _capacity(args.gpu)
-    build = partial(_build, _load_config(model_args, training_args), model_args, training_args.trust_remote_code)
+    config = _load_config(model_args, training_args)
+    build = partial(_build, config, model_args, training_args.trust_remote_code)
     planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan may be for another machine
-    setup = _setup(args.objective, mask_source, mask_config, training_args, model_args, given)
+    dtype = model_args.dtype_for(config, masked=mask_source.mask != "none")
+    if dtype == "auto":
+        dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    setup = _setup(args.objective, mask_source, mask_config, training_args, dtype, given)
     try:
         plan, changes = planner.plan(setup, capacity), suggest(planner, setup, capacity)
+        saved = _saved_by_bf16(planner, setup, capacity)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"This model cannot be planned without its data: {error}") from error
-    content = plan.to_dict() | {"model": model_args.model_name_or_path, "changes": changes}
+    content = plan.to_dict() | {
+        "model": model_args.model_name_or_path,
+        "changes": changes,
+        "bfloat16_saves_bytes": saved,
+    }
     lines: list[Any] = [plan_table(plan)]
+    if saved:
+        lines.append(
+            f"--dtype bfloat16 takes {saved / 1e9:.2f} GB less; it rounds the weights that no mask selects, too, so that they "
+            "are no longer those of the base."
+        )
     if changes:
         lines.append(f"Cheapest change that makes it fit: {' '.join(f'--{n} {v}' for n, v in changes.items())}")
     elif changes is None:
@@ -99,30 +115,36 @@ def _capacity(gpu: str | None) -> int:
 
 
 def _load_config(model_args: WagleModelConfig, training_args: NPOConfig) -> PreTrainedConfig:
-    name = require_model(model_args)
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError(
             "wagle plan predicts runs with full weights; leave out use_peft, load_in_4bit and load_in_8bit."
         )
-    with loading(name):
-        return AutoConfig.from_pretrained(
-            name, revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
-        )
+    return load_config(model_args, training_args.trust_remote_code)
 
 
 def _build(config: PreTrainedConfig, model_args: WagleModelConfig, trust_remote_code: bool, dtype: str) -> nn.Module:
-    """Build the model in `dtype`; `"auto"` is that of the config."""
+    """Build the model in `dtype`."""
     attention = model_args.attn_implementation
     if (
         attention is not None and "flash" in attention
     ):  # flash attention needs a GPU, and as much memory as torch's own
         attention = "sdpa"
-    return AutoModelForCausalLM.from_config(
-        config,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
-    )
+    with no_init_weights():  # some would look at values
+        return class_of(config).from_config(
+            config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def _saved_by_bf16(planner: Planner, setup: Setup, capacity: int) -> int:
+    """Compute the bytes that weights in bf16 would save at the peak of a masked run in fp32."""
+    if setup.dtype != "float32" or (setup.mask is None and setup.mask_config is None):
+        return 0
+    plans = (planner.plan(replace(setup, dtype=dtype), capacity) for dtype in ("float32", "bfloat16"))
+    peaks = [max(plan.training_peak_bytes, plan.attribution_peak_bytes or 0) for plan in plans]
+    return peaks[0] - peaks[1]
 
 
 def _setup(
@@ -130,7 +152,7 @@ def _setup(
     mask_source: MaskSource,
     mask_config: MaskConfig,
     training_args: NPOConfig,
-    model_args: WagleModelConfig,
+    dtype: str,
     given: dict[str, Any],
 ) -> Setup:
     if training_args.max_length is None:
@@ -142,7 +164,7 @@ def _setup(
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,
         mask=WeightMask.load(mask_source.mask) if has_path else None,
-        dtype=model_args.dtype_for(masked=mask_source.mask != "none"),
+        dtype=dtype,
         optim=training_args.optim,
         per_device_train_batch_size=training_args.per_device_train_batch_size,
         gradient_accumulation_steps=training_args.gradient_accumulation_steps,

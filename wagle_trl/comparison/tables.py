@@ -14,6 +14,7 @@ from .runs import LEVELS, Run, attack_label, words
 BY_SET = {
     "prob": "Answer probability",
     "rougeL_recall": "ROUGE-L recall",
+    "rougeL_recall_unicode": "ROUGE-L recall, any script",
     "truth_ratio": "Truth ratio",
     "exact_memorization": "Exact memorization",
     "extraction_strength": "Extraction strength",

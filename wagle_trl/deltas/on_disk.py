@@ -30,6 +30,7 @@ def delta_between(
         undo (`bool`, *optional*, defaults to `False`): Whether the delta also holds the old values.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
     """
+    base, unlearned = base.named_as(mask.bits), unlearned.named_as(mask.bits)
     result = verify(base, unlearned, mask, progress=progress)
     if result.config_changes:
         raise ValueError(
@@ -77,6 +78,7 @@ def apply_to_folder(delta: SparseDelta, base: Checkpoint, folder: str | os.PathL
     Returns:
         `pathlib.Path`: `folder`.
     """
+    base = base.named_as(delta.dtypes)
     check_base(delta, base)
     _check_no_repeats(delta, base)
 
@@ -100,7 +102,7 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
     Returns:
         `pathlib.Path`: `folder`.
     """
-    old = delta.check_has_old()
+    old, unlearned = delta.check_has_old(), unlearned.named_as(delta.dtypes)
     _check_shapes(delta, unlearned)
 
     def change(name: str, weights: Tensor) -> Tensor:
@@ -114,6 +116,7 @@ def undo_to_folder(delta: SparseDelta, unlearned: Checkpoint, folder: str | os.P
 
 def check_base(delta: SparseDelta, base: Checkpoint) -> None:
     """Raise a `ValueError` unless a checkpoint, rounded to the delta's dtypes, is the delta's base."""
+    base = base.named_as(delta.dtypes)
     _check_shapes(delta, base)
     for name in base.keys() - delta.dtypes.keys():  # the fingerprint does not cover these, but transformers loads them
         if not any(_is_copy(base, name, other) for other in delta.dtypes):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from ..files.model_class import class_of
 from ..files.tensor_file import first_few
 
 
@@ -93,7 +94,8 @@ def changed_layers(
         `list[Layer]`: The layers.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder)
+        model = class_of(config).from_config(config)
     modules = {name: module for name, module in model.named_modules() if not list(module.children())}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     uses = Counter(map(id, parameters.values()))

@@ -127,6 +127,7 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     Returns:
         [`Verification`]: All differences.
     """
+    base, unlearned = base.named_as(mask.bits), unlearned.named_as(mask.bits)
     check_alike(base, unlearned)
     check_mask(mask, unlearned)
     folders = base.folder, unlearned.folder

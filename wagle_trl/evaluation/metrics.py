@@ -5,6 +5,8 @@ losses are mean cross-entropies over the answer tokens of one sample, in nats pe
 included.
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -85,29 +87,52 @@ def multiple_choice_probability(loss: float, other_losses: ArrayLike) -> float:
     return float(softmax(np.append(-finite(loss, "loss"), -finite(other_losses, "other_losses")))[0])
 
 
+# Scripts that put no spaces between words: Thai to Myanmar, Khmer, kana, Han
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+class _UnicodeWords:
+    """Words of any script as rouge-score takes them: runs of letters, marks and digits, or one sign of scripts without spaces."""
+
+    def tokenize(self, text: str) -> list[str]:
+        kept = (
+            char if unicodedata.category(char)[0] in "LMN" else " " for char in unicodedata.normalize("NFKC", text)
+        )
+        return _UNSPACED.sub(r" \g<0> ", "".join(kept).casefold()).split()
+
+
 @cache
-def _rouge_scorer() -> RougeScorer:
+def _rouge_scorer(in_any_script: bool) -> RougeScorer:
+    if in_any_script:
+        return RougeScorer(["rougeL"], tokenizer=_UnicodeWords())
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def rouge_l_recall(prediction: str, answer: str) -> float:
+def rouge_l_recall(prediction: str, answer: str, *, in_any_script: bool = False) -> float | None:
     """
     ROUGE-L recall with stemming: the longest common subsequence of words, as a share of the words in `answer`.
 
-    Words are sequences of `a-z` and `0-9` after lower-casing, so an answer in another script gets `0.0`.
+    Words are sequences of `a-z` and `0-9` after lower-casing, as in the published metric, which finds no words in other
+    scripts.
 
     Args:
         prediction (`str`):
             Generated text. It may be empty.
         answer (`str`):
             Correct answer.
+        in_any_script (`bool`, *optional*, defaults to `False`):
+            Whether to count words of every script, without stemming. In scripts without spaces between words, such as Chinese
+            and Thai, every sign is a word.
 
     Returns:
-        `float`: Recall, from `0.0` to `1.0`.
+        `float` or `None`: Recall, from `0.0` to `1.0`; `None` if `answer` has no word.
     """
     if not answer.strip():
         raise ValueError("`answer` is empty: ROUGE recall counts its words.")
-    return float(_rouge_scorer().score(answer, prediction)["rougeL"].recall)
+    words = _UnicodeWords().tokenize(answer) if in_any_script else re.findall("[a-z0-9]+", answer.lower())
+    return float(_rouge_scorer(in_any_script).score(answer, prediction)["rougeL"].recall) if words else None
 
 
 def truth_ratio(paraphrased_loss: float, perturbed_losses: ArrayLike) -> float:
@@ -185,7 +210,12 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQual
     ForgetQuality(p_value=1.0, statistic=0.0)
     ```
     """
-    result = ks_2samp(finite(ratios, "ratios"), finite(retrained_ratios, "retrained_ratios"))
+    samples = finite(ratios, "ratios"), finite(retrained_ratios, "retrained_ratios")
+    if min(sample.size for sample in samples) < 2:
+        raise ValueError(
+            "Forget quality compares two distributions, and one row has none: it needs two rows of each model."
+        )
+    result = ks_2samp(*samples)
     return ForgetQuality(float(result.pvalue), float(result.statistic))  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -254,6 +284,9 @@ def _set_summary(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, f
     if "rougeL_recall" in fields:
         recalls = finite([record["rougeL_recall"] for record in records], "rougeL_recall")
         summary[f"{name}_rougeL_recall"] = float(recalls.mean())
+    elif "rougeL_recall_unicode" in fields:  # rows of another script than the published metric reads
+        recalls = finite([record["rougeL_recall_unicode"] for record in records], "rougeL_recall_unicode")
+        summary[f"{name}_rougeL_recall_unicode"] = float(recalls.mean())
     if fields >= {"avg_paraphrased_loss", "average_perturb_loss"}:
         aggregate = forget_truth_ratio if name == FORGET else utility_truth_ratio
         summary[f"{name}_truth_ratio"] = aggregate(truth_ratios(records))
@@ -268,13 +301,14 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Two rules depend on the name of the set. Probabilities of `real_authors` and `world_facts` are
     [`multiple_choice_probability`], those of other sets [`answer_probability`]. The truth ratio of `forget` is
     [`forget_truth_ratio`], that of other sets [`utility_truth_ratio`]. An aggregate is left out if a record of its set
-    lacks a field that it needs.
+    lacks a field that it needs. `{set}_rougeL_recall_unicode` then replaces `{set}_rougeL_recall`, but is no part of
+    `model_utility`.
 
     Args:
         records (`list[dict]`):
             Records from [`~wagle_trl.evaluation.tofu.evaluate_rows`] or from the benchmark's authors, of any number of
-            sets. The fields `set`, `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss` and `rougeL_recall`
-            are read.
+            sets. The fields `set`, `avg_gt_loss`, `avg_paraphrased_loss`, `average_perturb_loss`, `rougeL_recall` and
+            `rougeL_recall_unicode` are read.
 
     Returns:
         `dict[str, float]`: Aggregates by name.

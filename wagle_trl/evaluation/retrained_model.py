@@ -7,11 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers.utils import logging
+
 from ..files.schemas import Record
 from ..text import printable
 from .membership import HOLDOUT, membership_summary, privleak
 from .metrics import FORGET, forget_quality, records_by_set, truth_ratios
 from .tofu import EvalOptions, Row, read_records
+
+logger = logging.get_logger(__name__)
 
 
 def read_retrained_records(
@@ -93,9 +97,18 @@ def retrained_model_summary(
     forget, other = (records_by_set(part).get(FORGET, []) for part in (records, retrained))
     fields = {"avg_paraphrased_loss", "average_perturb_loss"}
     if forget and other and all(record.keys() >= fields for record in (*forget, *other)):
-        quality = forget_quality(truth_ratios(forget), truth_ratios(other))
-        summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
+        if min(len(forget), len(other)) < 2:
+            logger.warning(
+                "Forget quality has no value: it compares two distributions, which needs two rows of the forget set each."
+            )
+        else:
+            quality = forget_quality(truth_ratios(forget), truth_ratios(other))
+            summary |= {"forget_quality": quality.p_value, "forget_quality_ks": quality.statistic}
     auc, retrained_auc = (membership_summary(part).get("mia_min_k_auc") for part in (records, retrained))
-    if auc is not None and retrained_auc is not None and retrained_auc < 1.0:
+    if auc is not None and retrained_auc == 1.0:
+        logger.warning(
+            "PrivLeak has no value: the retrained model tells all forget rows from all holdout rows (AUC 1)."
+        )
+    elif auc is not None and retrained_auc is not None:
         summary["privleak"] = privleak(auc, retrained_auc)
     return summary

@@ -21,7 +21,7 @@ from .memorization import memorization_summary
 from .metrics import records_by_set, summarize
 from .resumable_records import PartialRecords
 from .retrained_model import retrained_model_summary
-from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows
+from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows, warn_of_no_words
 
 logger = logging.get_logger(__name__)
 
@@ -99,7 +99,9 @@ def evaluate_sets(
             done |= {(name, record["index"]): record for record in records}
             if partial:
                 partial.append(records)
-    return [done[name, index] for name, members in samples.items() for index in range(len(members))]
+    records = [done[name, index] for name, members in samples.items() for index in range(len(members))]
+    warn_of_no_words(records)
+    return records
 
 
 def _evaluate_set(

@@ -7,12 +7,14 @@ answer. So the model is evaluated on the sequences that it was trained on.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..data.formats import filled_columns, split_prompt
 from ..data.rows import read_jsonl
@@ -27,6 +29,7 @@ from ..data.tokenization import (
 )
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
+from ..text import printable
 from .inference import (
     AnswerLikelihood,
     Tokenized,
@@ -38,6 +41,8 @@ from .inference import (
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import rouge_l_recall, truth_ratio
+
+logger = logging.get_logger(__name__)
 
 Row = Mapping[str, Any]
 
@@ -201,6 +206,15 @@ def _memorization_fields(likelihood: AnswerLikelihood, answer: str, mia_k: float
     }
 
 
+def _rouge_fields(generated: str, answer: str) -> dict[str, float]:
+    """ROUGE-L recall as published and in any script, each if it finds a word in the answer."""
+    fields = {
+        "rougeL_recall": rouge_l_recall(generated, answer),
+        "rougeL_recall_unicode": rouge_l_recall(generated, answer, in_any_script=True),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _evaluate_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: EvalOptions
 ) -> None:
@@ -216,7 +230,7 @@ def _evaluate_batch(
         prompts = [ids for _, ids in with_prompt]
         texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
         for (record, _), text in zip(with_prompt, texts, strict=True):
-            record.update(generated=text, rougeL_recall=rouge_l_recall(text, record["answer"]))
+            record.update(generated=text, **_rouge_fields(text, record["answer"]))
 
 
 def evaluate_samples(
@@ -276,13 +290,26 @@ def evaluate_rows(
         `num_token_gt`, `exact_memorization`, `extraction_strength`, `min_k` and `min_k_plus_plus` (at the share
         `mia_k`) and `zlib_bytes`. Rows with perturbed answers add losses and numbers of tokens for these and for the
         paraphrase (or the answer, if there is none), and `truth_ratio`. With `generate`, rows with a prompt add
-        `generated` and `rougeL_recall`.
+        `generated`, and `rougeL_recall` and `rougeL_recall_unicode` where these find a word in the answer.
     """
     options = EvalOptions(**options)
     samples = prepare_rows(rows, set_name, tokenizer, options)
     for _ in evaluate_samples(model, tokenizer, samples, options, progress=progress):
         pass
-    return [sample.record for sample in samples]
+    records = [sample.record for sample in samples]
+    warn_of_no_words(records)
+    return records
+
+
+def warn_of_no_words(records: Iterable[Row]) -> None:
+    """Log one line for each set in which ROUGE-L has no value for some rows, with the reason."""
+    generated = [record for record in records if "generated" in record]
+    for name, count in Counter(record["set"] for record in generated if "rougeL_recall" not in record).items():
+        total = sum(record["set"] == name for record in generated)
+        logger.warning(
+            f"ROUGE-L recall has no value for {count} of {total} rows of the set '{printable(name, 60)}', nor for the set: it "
+            "counts words of a-z and 0-9, and their answers have none. rougeL_recall_unicode counts words of every script."
+        )
 
 
 def write_records(records: Iterable[Row], path: str | os.PathLike) -> Path:

@@ -1,11 +1,13 @@
 """Weights of a model in its folder, as transformers saves them, read without building the model."""
 
+import copy
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ class Checkpoint(Mapping[str, Tensor]):
             raise FileNotFoundError(f"No model at '{self.folder}': the folder does not exist.")
         self.files = _files_of_weights(self.folder)
         self._places = {name: place for place, file in self.files.items() for name in file}
+        self._names_in_files = {name: name for name in self._places}
         self._config = read_json(self.folder / CONFIG_NAME, Config) if (self.folder / CONFIG_NAME).is_file() else {}
         if self._config.get("transformers_weights") or (self.folder / ADAPTER_CONFIG).exists():
             raise ValueError(
@@ -43,21 +46,37 @@ class Checkpoint(Mapping[str, Tensor]):
                 f"in its {CONFIG_NAME}. Load the model with transformers, merge adapters and save it again."
             )
 
+    def named_as(self, names: Iterable[str]) -> "Checkpoint":
+        """
+        Return the same weights under the names of a model's parameters. Files of multimodal models have names of older
+        versions of transformers, without the prefixes `model` and `language_model` or with these in another order.
+
+        Args:
+            names (iterable of `str`): Names of some of the model's parameters.
+        """
+        given = {_without_wrappers(name): name for name in names}
+        names_in_files = {given.get(_without_wrappers(own), own): own for own in self._places}
+        if len(names_in_files) < len(self._places):  # two of them would be one
+            return self
+        renamed = copy.copy(self)
+        renamed._names_in_files = names_in_files
+        return renamed
+
     def __getitem__(self, name: str) -> Tensor:
-        return self._file(name)[name]
+        return self._file(name)[self._names_in_files[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._names_in_files)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._names_in_files)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._names_in_files
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, without reading the tensor."""
-        return self._file(name).shape(name)
+        return self._file(name).shape(self._names_in_files[name])
 
     def numel(self, name: str) -> int:
         """Return the number of elements of a tensor, without reading the tensor."""
@@ -65,11 +84,11 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor, without reading the tensor."""
-        return self._file(name).dtype(name)
+        return self._file(name).dtype(self._names_in_files[name])
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Read the flat elements `start` to `stop` of a tensor."""
-        return self._file(name).read(name, start, stop)
+        return self._file(name).read(self._names_in_files[name], start, stop)
 
     @property
     def load_dtypes(self) -> dict[str, str]:
@@ -88,7 +107,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return declared
 
     def _file(self, name: str) -> TensorFile:
-        return self.files[self._places[name]]
+        return self.files[self._places[self._names_in_files[name]]]
 
     def rewrite(
         self,
@@ -116,9 +135,10 @@ class Checkpoint(Mapping[str, Tensor]):
                 shutil.copyfile(path, temporary / path.name)
             if config:
                 (temporary / CONFIG_NAME).write_text(config, encoding="utf-8")
+            names = {own: name for name, own in self._names_in_files.items()}
             for place, file in self.files.items():
-                specs = {name: (dtypes.get(name, file.dtype(name)), file.shape(name)) for name in file}
-                changed = partial(_changed, file, change)
+                specs = {own: (dtypes.get(names[own], file.dtype(own)), file.shape(own)) for own in file}
+                changed = partial(_changed, file, change, names)
                 write_tensors(temporary / place, specs, changed, _FORMAT, progress=f"Writing {place}")
             then(temporary)
         return Path(folder)
@@ -145,8 +165,14 @@ class Checkpoint(Mapping[str, Tensor]):
         return json.dumps(config, indent=2) + "\n"
 
 
-def _changed(file: TensorFile, change: Callable[[str, Tensor], Tensor], name: str) -> Tensor:
-    return change(name, file[name])
+def _changed(file: TensorFile, change: Callable[[str, Tensor], Tensor], names: Mapping[str, str], own: str) -> Tensor:
+    return change(names[own], file[own])
+
+
+def _without_wrappers(name: str) -> str:
+    """Remove the names of the modules that hold the whole model or its language model."""
+    parts = name.split(".")
+    return ".".join(dropwhile(lambda part: part in ("model", "language_model"), parts))
 
 
 def _declared_dtypes(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:

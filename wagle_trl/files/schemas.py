@@ -13,7 +13,7 @@ _IN_BLOCK = r"^[ -_a-z{|}~]{1,500}$"  # printable ASCII without backticks
 _NUMBERS = TypeAdapter(dict[str, float])
 _MEASURED = (
     "model_utility|forget_quality(_ks)?|privleak|weights_changed|(kl_to_base|mia)_.*|"
-    ".*_(prob|rougeL_recall|truth_ratio|exact_memorization|extraction_strength)"
+    ".*_(prob|rougeL_recall(_unicode)?|truth_ratio|exact_memorization|extraction_strength)"
 )
 
 
@@ -211,6 +211,7 @@ class Record(TypedDict, total=False):
     average_perturb_loss: Annotated[list[FiniteFloat], Field(min_length=1)]
     truth_ratio: FiniteFloat
     rougeL_recall: FiniteFloat
+    rougeL_recall_unicode: FiniteFloat
     exact_memorization: FiniteFloat
     extraction_strength: FiniteFloat
     min_k: FiniteFloat

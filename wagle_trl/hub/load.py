@@ -1,14 +1,18 @@
 """Loading models and deltas from the Hub."""
 
 import os
+from typing import TYPE_CHECKING
 
-import transformers  # its names are used as attributes: importing one takes seconds, and few functions need one
 from huggingface_hub import snapshot_download
 
 from ..deltas.delta import SparseDelta
 from ..files.checkpoint import Checkpoint
 from ..files.hub_file import asking_hub, is_hub_name
+from ..files.model_class import load_model
 from ..files.model_files import MODEL_FILES
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def load_unlearned(
@@ -34,7 +38,7 @@ def load_unlearned(
         force_download, token, cache_dir, local_files_only (*optional*):
             As in [`~transformers.PreTrainedModel.from_pretrained`], for delta and base.
         **kwargs:
-            Arguments of `AutoModelForCausalLM.from_pretrained`, such as `device_map` or `attn_implementation`.
+            Arguments of [`~transformers.PreTrainedModel.from_pretrained`], such as `device_map` or `attn_implementation`.
 
     Returns:
         [`~transformers.PreTrainedModel`]: The unlearned model, in the dtypes of the delta.
@@ -52,7 +56,7 @@ def load_unlearned(
         raise ValueError(
             f"The delta is of weights in {delta.dtype}, got dtype={kwargs['dtype']}; convert the model after."
         )
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **hub, **kwargs)
+    model = load_model(base, revision=base_revision, **hub, **kwargs)
     return delta.apply(delta.cast(model))
 
 

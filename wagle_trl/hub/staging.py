@@ -155,7 +155,7 @@ def _is_current(delta: SparseDelta, folder: Path) -> bool:
         return False
     if not any(folder.glob("model*.safetensors")):
         return True
-    weights = Checkpoint(folder)
+    weights = Checkpoint(folder).named_as(delta.mask.bits)
     try:
         check_mask(delta.mask, weights)
         for name, bits in delta.mask.bits.items():

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from .vocabulary import answer_log_probs
+
 Batch = dict[str, Tensor]
 SampleLosses = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
@@ -41,7 +43,7 @@ def single_rows(batch: Batch) -> Iterator[Batch]:
 
 def fused_sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Compute [`~losses.per_sample.sample_losses`] through TRL's fused LM head, which never stores the logits."""
-    outputs = model(**batch, use_cache=False, fused_lm_head=True)
+    outputs = answer_log_probs(model, batch)
     return per_sample_mean(-outputs.log_probs, outputs.label_mask)
 
 

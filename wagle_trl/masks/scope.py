@@ -2,7 +2,9 @@
 
 from fnmatch import fnmatch
 
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 
 def scope_parameters(
@@ -13,13 +15,15 @@ def scope_parameters(
 
     Args:
         model (`torch.nn.Module`): Model.
-        include (`list[str]`, *optional*): Glob patterns; by default everything but embeddings and LM head.
+        include (`list[str]`, *optional*):
+            Glob patterns; by default all but embeddings, the LM head and, in multimodal models, the weights that text does
+            not pass through.
         exclude (`list[str]`, *optional*): Glob patterns to leave out.
     """
     aliases: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(parameter, []).append(name)
-    outside = set() if include else embedding_parameters(model)
+    outside = set() if include else embedding_parameters(model) | _beyond_text(model)
 
     def matches(parameter: nn.Parameter, patterns: list[str] | None) -> bool:
         return any(fnmatch(name, pattern) for name in aliases[parameter] for pattern in patterns or [])
@@ -39,6 +43,14 @@ def scope_parameters(
             f"like '{next(iter(aliases.values()))[0]}'."
         )
     return chosen
+
+
+def _beyond_text(model: nn.Module) -> set[nn.Parameter]:
+    """Weights of the towers and projectors of images and sounds, which get no gradient from text."""
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(whole, PreTrainedModel) or whole.config.get_text_config() is whole.config:
+        return set()
+    return set(model.parameters()) - set(whole.get_decoder().parameters()) - embedding_parameters(whole)
 
 
 def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:

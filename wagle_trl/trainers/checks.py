@@ -15,6 +15,7 @@ from ..attribution.selection import num_to_select
 from ..data.compatibility import check_tokens
 from ..data.formats import Processing, filled_columns, split_prompt
 from ..files.atomic import check_writable
+from ..losses.vocabulary import check_fused_head
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters
@@ -46,16 +47,18 @@ def check_answers(dataset: Dataset, tokenizer: Processing, text_field: str, name
             raise ValueError(f"Row {index} of the {name} set cannot be used. {error}") from error
 
 
-def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) -> None:
+def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any], unlearns: bool) -> None:
     """
-    Refuse arguments with which a trainer cannot save, or cannot train a mask.
+    Refuse arguments with which a trainer cannot save, cannot train a mask, or keeps the wrong model as the best.
 
     Args:
         args ([`~transformers.TrainingArguments`]): The configuration.
         masked (`bool`): Whether the trainer trains a mask.
         given (`dict`): The other arguments by name.
+        unlearns (`bool`): Whether the training rows are forget rows.
     """
     check_writable(args.output_dir)
+    _check_best_metric(args, given, unlearns)
     if not masked:
         return
     if args.fp16:
@@ -76,6 +79,33 @@ def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any]) 
             raise ValueError(
                 f"A mask trains with its own AdamW, which reads no {name} (got {getattr(args, name)!r}); unset it."
             )
+
+
+def _check_best_metric(args: TrainingArguments, given: dict[str, Any], unlearns: bool) -> None:
+    """Refuse a metric for the best model that no evaluation set has, or that keeps the model which remembers most."""
+    if args.metric_for_best_model is None or args.eval_strategy == "no":
+        return
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    evaluated, train = given.get("eval_dataset"), given.get("train_dataset")
+    sets = {f"{name}_": rows for name, rows in evaluated.items()} if isinstance(evaluated, dict) else {"": evaluated}
+    chosen = [prefix for prefix in sets if metric.startswith(prefix)]
+    forget = {prefix for prefix, rows in sets.items() if prefix == "forget_" or (unlearns and _same_rows(rows, train))}
+    if not chosen:
+        options = [f"eval_{prefix}loss{' (with greater_is_better)' * (prefix in forget)}" for prefix in sets]
+        raise ValueError(
+            f"metric_for_best_model is '{args.metric_for_best_model}', which is of none of the evaluation sets; choose one of "
+            f"{', '.join(options)}."
+        )
+    kept = _KEEPS_MEMORIES.get(metric.removeprefix(max(chosen, key=len)))
+    if max(chosen, key=len) in forget and kept is not None and bool(args.greater_is_better) == kept:
+        raise ValueError(
+            f"metric_for_best_model '{args.metric_for_best_model}' with greater_is_better={kept} keeps the model that remembers "
+            f"most of the forget rows; set greater_is_better={not kept}, or choose a metric of the retain rows."
+        )
+
+
+def _same_rows(rows: Any, others: Dataset | None) -> bool:
+    return isinstance(rows, Dataset) and others is not None and rows._fingerprint == others._fingerprint
 
 
 def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
@@ -105,40 +135,18 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names
     }
     check_tokens(trainer.model, trainer.processing_class, tokenized)
+    _check_fused_heads(trainer)
 
 
-def check_best_metric(args: TrainingArguments, given: dict[str, Any], unlearns: bool) -> None:
-    """
-    Refuse a metric for the best model that no evaluation set has, or that keeps the model which remembers most.
-
-    Args:
-        args ([`~transformers.TrainingArguments`]): Configuration of the trainer.
-        given (`dict`): The other arguments by name.
-        unlearns (`bool`): Whether the training rows are forget rows.
-    """
-    if args.metric_for_best_model is None or args.eval_strategy == "no":
-        return
-    metric = args.metric_for_best_model.removeprefix("eval_")
-    evaluated, train = given.get("eval_dataset"), given.get("train_dataset")
-    sets = {f"{name}_": rows for name, rows in evaluated.items()} if isinstance(evaluated, dict) else {"": evaluated}
-    chosen = [prefix for prefix in sets if metric.startswith(prefix)]
-    forget = {prefix for prefix, rows in sets.items() if prefix == "forget_" or (unlearns and _same_rows(rows, train))}
-    if not chosen:
-        options = [f"eval_{prefix}loss{' (with greater_is_better)' * (prefix in forget)}" for prefix in sets]
-        raise ValueError(
-            f"metric_for_best_model is '{args.metric_for_best_model}', which is of none of the evaluation sets; choose one of "
-            f"{', '.join(options)}."
-        )
-    kept = _KEEPS_MEMORIES.get(metric.removeprefix(max(chosen, key=len)))
-    if max(chosen, key=len) in forget and kept is not None and bool(args.greater_is_better) == kept:
-        raise ValueError(
-            f"metric_for_best_model '{args.metric_for_best_model}' with greater_is_better={kept} keeps the model that remembers "
-            f"most of the forget rows; set greater_is_better={not kept}, or choose a metric of the retain rows."
-        )
-
-
-def _same_rows(rows: Any, others: Dataset | None) -> bool:
-    return isinstance(rows, Dataset) and others is not None and rows._fingerprint == others._fingerprint
+def _check_fused_heads(trainer: MaskedTrainerBase) -> None:
+    """Replace the fused LM head where it is wrong for the model, or for the reference model of some trainers."""
+    if trainer.head_temperature is None or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return  # the last two keep the weights in shards
+    models = [trainer.model, vars(trainer).get("ref_model")]
+    with trainer.accelerator.autocast():  # as in training
+        right = [check_fused_head(model, trainer.head_temperature) for model in models if model is not None]
+    if not right[0]:
+        trainer.planning_losses = None  # it predicts the fused head
 
 
 def check_save_delta(masked: bool, model: nn.Module) -> None:

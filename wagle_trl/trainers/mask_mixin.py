@@ -28,7 +28,6 @@ from .checks import (
     check_accelerator,
     check_arguments,
     check_before_work,
-    check_best_metric,
     check_is_base,
     check_mask_config,
     check_rows,
@@ -78,6 +77,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
     sample_losses: SampleLosses = staticmethod(sample_losses)  # the losses that attribution differentiates
     attributed_columns = ("input_ids", "labels")  # the columns that these losses read
     planning_losses: SampleLosses | None = None  # replaces these losses in plans of a GPU's memory
+    head_temperature: float | None = None  # temperature of TRL's fused LM head, in trainers that have one
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -99,8 +99,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         check_rows(forget_dataset, "forget_dataset")
         check_rows(retain_dataset, "retain_dataset")
         if given.get("args") is not None:
-            check_arguments(given["args"], masked, given)
-            check_best_metric(given["args"], given, unlearns=self.train_set == "forget")
+            check_arguments(given["args"], masked, given, unlearns=self.train_set == "forget")
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         self.answer_tokens: dict[str, AnswerTokens] = {}
         super().__init__(*args, **kwargs)

@@ -92,6 +92,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
     config_class: type[MaskedSFTConfig] = MaskedSFTConfig
     sample_losses = staticmethod(fused_sample_losses)
     planning_losses = staticmethod(losses_on_gpu)
+    head_temperature = 1.0
 
     def __init__(
         self,

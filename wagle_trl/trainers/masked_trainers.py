@@ -39,6 +39,7 @@ class MaskedDPOTrainer(MaskMixin, DPOTrainer):
 
     _name = "Masked DPO"
     _tag_names = ["trl", "wagle-trl", "dpo"]
+    head_temperature = 1.0
 
 
 @dataclass
@@ -51,6 +52,7 @@ class MaskedKTOTrainer(MaskMixin, KTOTrainer):
 
     _name = "Masked KTO"
     _tag_names = ["trl", "wagle-trl", "kto"]
+    head_temperature = 1.0
 
 
 @dataclass
@@ -87,3 +89,7 @@ class MaskedGRPOTrainer(MaskMixin, GRPOTrainer):
 
     _name = "Masked GRPO"
     _tag_names = ["trl", "wagle-trl", "grpo"]
+
+    @property
+    def head_temperature(self) -> float:
+        return self.temperature

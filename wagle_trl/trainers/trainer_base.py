@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         rows_per_sample: int
         sample_losses: SampleLosses
         planning_losses: SampleLosses | None
+        head_temperature: float | None
         loaded_step: int | None
         earlier_training: Sequence[dict[str, Any]]
         measured_fingerprint: str | None

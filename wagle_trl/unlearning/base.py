@@ -27,10 +27,12 @@ from ..attribution.config import MaskConfig
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
+from ..losses.vocabulary import answer_log_probs
 from ..masks.mask import WeightMask
 from ..trainers.masked_sft import MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
 from .config import UnlearningConfig
+from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .trajectory import Trajectory
 
@@ -128,6 +130,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
             mask_config=mask_config,
             mask=mask,
         )
+        if self.args.disable_dropout:
+            disable_dropout(self.model)
         # Both terms are divided by the counts of the whole optimizer step, so the trainer must not divide again. Not by
         # `loss_is_scaled_for_ga`: before transformers 5.19, TRL then sets a `compute_loss_func` that is no function
         self.model_accepts_loss_kwargs = True
@@ -196,10 +200,10 @@ class UnlearningTrainer(MaskedSFTTrainer):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         reference = None if self.reference is None else inputs.pop(REFERENCE_COLUMN)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs = answer_log_probs(model, inputs)
         batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
         loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
-        if self.aux_loss_enabled:  # of a mixture of experts, over both streams
+        if outputs.aux_loss is not None:  # of a mixture of experts, over both streams
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         self._record(outputs, reference, inputs["attention_mask"])
         return loss * self.accelerator.num_processes

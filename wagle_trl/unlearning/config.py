@@ -17,6 +17,8 @@ class UnlearningConfig(MaskedSFTConfig):
             Weight of the loss on the retain rows.
         retain_loss (`str`, *optional*, defaults to `"nll"`):
             Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to switch dropout off, as in TRL's [`~trl.DPOConfig`]: the reference is computed without dropout.
         trajectory_steps (`int`, *optional*, defaults to `10`):
             Number of steps between two measurements of the answer probability of each set, see
             [`~unlearning.trajectory.Trajectory`]; with `0` nothing is measured.
@@ -31,6 +33,9 @@ class UnlearningConfig(MaskedSFTConfig):
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
     retain_loss: Literal["nll"] = field(
         default="nll", metadata={"help": "Loss on the retain rows: 'nll', the cross-entropy of their answers."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Whether to switch dropout off: the reference is computed without it."}
     )
     trajectory_steps: int = field(
         default=10,

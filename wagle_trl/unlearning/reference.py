@@ -7,6 +7,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..files.tensor_file import TensorFile, write_tensors
+from ..losses.vocabulary import answer_log_probs
 from ..trainers.masked_sft import MaskedSFTTrainer
 
 REFERENCE_COLUMN = "reference_log_probs"
@@ -28,7 +29,7 @@ def reference_log_probs(trainer: MaskedSFTTrainer, dataset: Dataset) -> list[lis
     batches = trainer._batches(dataset)
     for batch in tqdm(batches, desc="Computing reference log-probabilities", disable=trainer.args.disable_tqdm):
         with trainer.compute_loss_context_manager():
-            outputs = model(**trainer._prepare_inputs(batch), use_cache=False, fused_lm_head=True)
+            outputs = answer_log_probs(model, trainer._prepare_inputs(batch))
         rows = zip(outputs.log_probs.float(), outputs.label_mask)
         values += [log_probs[answer].tolist() for log_probs, answer in rows]
     model.train(was_training)

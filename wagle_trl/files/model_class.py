@@ -1,0 +1,36 @@
+"""Which class of transformers makes a model, in every command: the one that its config names, as in TRL."""
+
+from typing import Any
+
+import transformers  # its names are used as attributes: each takes seconds to import
+
+# What decides which files are read, for the config as for the model
+_PLACE = ("revision", "token", "cache_dir", "force_download", "local_files_only", "trust_remote_code")
+
+
+def class_of(config: "transformers.PretrainedConfig") -> Any:
+    """
+    The auto class whose `from_pretrained` and `from_config` make the model of `config`: `AutoModelForImageTextToText` where
+    `architectures` names a multimodal model, which answers text as well, else `AutoModelForCausalLM`. A `ValueError` for
+    models that are no causal language models.
+    """
+    multimodal = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    name = (config.architectures or [type(config).__name__])[0]
+    if config.is_encoder_decoder and not name.endswith("ForCausalLM"):
+        raise ValueError(f"This is no causal language model: it is an encoder-decoder ({name}).")
+    if name in multimodal:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def load_model(name_or_path: str, **options) -> "transformers.PreTrainedModel":
+    """
+    Load a model with the class that its config names.
+
+    Args:
+        name_or_path (`str`): Folder, or repository of the Hub.
+        **options: As in [`~transformers.PreTrainedModel.from_pretrained`].
+    """
+    place = {name: options[name] for name in _PLACE if name in options}
+    config = transformers.AutoConfig.from_pretrained(name_or_path, **place)
+    return class_of(config).from_pretrained(name_or_path, **options)
