@@ -17,6 +17,7 @@ from trl import ModelConfig, SFTConfig  # pyright: ignore[reportPrivateImportUsa
 from ..attribution.config import MaskConfig
 from ..data.rows import load_rows
 from ..data.tofu import load_tofu
+from ..files.model_class import check_causal_lm
 from ..files.model_files import ADAPTER_CONFIG
 from ..files.tensor_file import TensorFile
 from ..text import printable
@@ -244,6 +245,7 @@ def loading(name: str) -> Iterator[None]:
 def model_init_kwargs(model_args: WagleModelConfig, training_args: SFTConfig, masked: bool) -> dict:
     """Combine the options of loading as TRL's own scripts do."""
     config = load_config(model_args, training_args.trust_remote_code)
+    check_causal_lm(config)
     given: dict = training_args.model_init_kwargs or {}  # pyright: ignore[reportAssignmentType]
     return {
         "revision": model_args.model_revision,

@@ -11,16 +11,20 @@ _PLACE = ("revision", "token", "cache_dir", "force_download", "local_files_only"
 def class_of(config: "transformers.PretrainedConfig") -> Any:
     """
     The auto class whose `from_pretrained` and `from_config` make the model of `config`: `AutoModelForImageTextToText` where
-    `architectures` names a multimodal model, which answers text as well, else `AutoModelForCausalLM`. A `ValueError` for
-    models that are no causal language models.
+    `architectures` names a multimodal model, which answers text as well, else `AutoModelForCausalLM`.
     """
     multimodal = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    check_causal_lm(config)
+    if (config.architectures or [None])[0] in multimodal:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def check_causal_lm(config: "transformers.PretrainedConfig") -> None:
+    """Refuse the config of a model that is no causal language model."""
     name = (config.architectures or [type(config).__name__])[0]
     if config.is_encoder_decoder and not name.endswith("ForCausalLM"):
         raise ValueError(f"This is no causal language model: it is an encoder-decoder ({name}).")
-    if name in multimodal:
-        return transformers.AutoModelForImageTextToText
-    return transformers.AutoModelForCausalLM
 
 
 def load_model(name_or_path: str, **options) -> "transformers.PreTrainedModel":

@@ -128,13 +128,10 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
             "per_device_train_batch_size or unset it."
         )
     evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
-    sets = {trainer.train_set: rows, "forget": trainer.forget_dataset, "retain": trainer.retain_dataset, **evaluated}
-    tokenized = {
-        name: dataset["input_ids"]
-        for name, dataset in sets.items()
-        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names
-    }
-    check_tokens(trainer.model, trainer.processing_class, tokenized)
+    sets = [(trainer.train_set, rows), ("forget", trainer.forget_dataset), ("retain", trainer.retain_dataset)]
+    for name, dataset in (*sets, *evaluated.items()):
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+            check_tokens(trainer.model, trainer.processing_class, {name: dataset["input_ids"]})
     _check_fused_heads(trainer)
 
 

@@ -30,6 +30,7 @@ from ..attribution.config import MaskConfig
 from ..data.formats import to_trl
 from ..data.lengths import LongRows, fit_rows
 from ..data.tokenization import RowOptions, pin_date, tokenize_dataset
+from ..files.model_class import check_causal_lm
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
@@ -118,6 +119,8 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         retain_dataset: Dataset | None = None,
     ):
         check_rows(train_dataset, "train_dataset")
+        if not isinstance(model, str):
+            check_causal_lm(model.config)
         args = self._to_config(args, model)
         if mask_config is not None:
             check_unpacked(args)
