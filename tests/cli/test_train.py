@@ -208,7 +208,7 @@ def test_adapters_train_without_a_mask_unless_it_is_given_by_its_path(saved_mode
 
 @pytest.mark.parametrize("options", [UnlearningData, FineTuningData])
 @pytest.mark.parametrize("rows", ["forget_dataset", "retain_dataset"])
-@pytest.mark.parametrize("tofu", ["forget", "tofu_dir"])
+@pytest.mark.parametrize("tofu", ["tofu_split", "tofu_dir"])
 def test_rows_of_ones_own_do_not_go_with_tofu(options, rows, tofu):
     with pytest.raises(ValueError, match=f"Give either --{rows} or --{tofu}, not both."):
         options(**{rows: "rows.jsonl", tofu: "forget10"}).rows()
@@ -218,7 +218,7 @@ def test_rows_of_ones_own_do_not_go_with_tofu(options, rows, tofu):
 def test_rows_that_tofu_does_not_bring_go_with_it(options, tmp_path, write_jsonl):
     rows = [{"question": f"q{i}", "answer": "a"} for i in range(41)]
     write_jsonl("full", rows)
-    forget, retain = FineTuningData(forget="forget01", tofu_dir=str(tmp_path), **options).rows()
+    forget, retain = FineTuningData(tofu_split="forget01", tofu_dir=str(tmp_path), **options).rows()
     assert (len(forget), len(retain)) == (40, 1)
 
 

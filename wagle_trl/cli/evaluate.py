@@ -49,7 +49,7 @@ class EvalArguments:
     Args:
         forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
             [`~wagle_trl.data.rows.load_rows`].
-        tofu_dir, forget (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
+        tofu_dir, tofu_split (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
         reference_records (`str`, *optional*): Records of a retrained model: one that never saw the forget rows.
     """
 
@@ -76,7 +76,7 @@ class EvalArguments:
     tofu_dir: str | None = field(
         default=None, metadata={"help": "Folder with the TOFU files; by default TOFU is loaded from the Hub."}
     )
-    forget: str | None = field(
+    tofu_split: str | None = field(
         default=None, metadata={"help": "TOFU split that was forgotten: 'forget01', 'forget05' or 'forget10'."}
     )
     reference_records: str | None = field(
@@ -90,7 +90,7 @@ class EvalArguments:
     def load(self) -> dict[str, Sequence[Row]]:
         """Load the rows, by the name of their set."""
         own = ("forget_dataset", "retain_dataset", "holdout_dataset")
-        sets = load_tofu_evaluation(self.forget or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
+        sets = load_tofu_evaluation(self.tofu_split or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
         sources = {
             FORGET: self.forget_dataset,
             "retain": self.retain_dataset,
@@ -99,7 +99,7 @@ class EvalArguments:
         }
         sets |= {name: load_rows(source).to_list() for name, source in sources.items() if source is not None}
         if not sets:
-            raise ValueError("No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU.")
+            raise ValueError("No data: give --forget_dataset and --retain_dataset, or --tofu_split forget10 for TOFU.")
         if HOLDOUT in sets and FORGET not in sets:
             raise ValueError("--holdout_dataset needs --forget_dataset: membership inference tells the two apart.")
         return sets
@@ -141,6 +141,8 @@ def run(argv: list[str], command: str) -> Output:
 
 def trained_on(model_args: EvalModel) -> dict[str, Any]:
     """The options by which a run of ours made tokens of its rows, from the report beside its model."""
+    if model_args.model_name_or_path is None:  # refused later, after the rows
+        return {}
     name = require_model(model_args)
     path = Path(name, REPORT_FILE)
     if not Path(name).is_dir() and is_hub_name(name):
