@@ -57,8 +57,8 @@ class UnlearningData:
     forget_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Rows to forget: a Hub data set (`name` or `name:config`), a folder, or a .jsonl file with "
-            "prompt/completion, question/answer, messages, text, or input_ids/labels."
+            "help": "Rows to forget: a Hub data set (`name` or `name:config`), a folder, or a file (.jsonl, .json, .csv, "
+            ".tsv, .parquet, .arrow or .txt) with prompt/completion, question/answer, messages, text, or input_ids/labels."
         },
     )
     retain_dataset: str | None = field(
@@ -128,9 +128,7 @@ class FineTuningData(UnlearningData):
         forget, retain = self.rows()
         train = retain if self.dataset_name is None else load_rows(self.dataset_name)
         if train is None:
-            raise ValueError(
-                "No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a .jsonl file."
-            )
+            raise ValueError("No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a file.")
         datasets = {"train_dataset": train, "forget_dataset": forget, "retain_dataset": retain}
         return {name: rows for name, rows in datasets.items() if rows is not None}
 

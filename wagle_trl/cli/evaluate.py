@@ -57,8 +57,8 @@ class EvalArguments:
     forget_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Forget rows: a Hub data set, a folder or a .jsonl file, with question/answer, prompt/completion, "
-            "messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios."
+            "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle npo`, with question/answer, "
+            "prompt/completion, messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios."
         },
     )
     retain_dataset: str | None = field(default=None, metadata={"help": "Retain rows, in the same forms."})
