@@ -149,7 +149,8 @@ HELP = {
         {
             "data": {name: text for name, text in _DATA.items() if name != "--unseen_dataset"},
             "mask": {name: text for name, text in _MASK.items() if name != "--mask"}
-            | {"--output_dir": "Folder for the mask, its picture and the report."},
+            | {"--output_dir": "Folder for the mask, its picture and the report."}
+            | {"--plot_pdf": "Write the picture as PDF, too (default: False)."},
             "memory": {name: _MEMORY[name] for name in ("--dtype", "--attribution_memory")},
         },
         is_complete=False,

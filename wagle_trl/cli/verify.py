@@ -10,6 +10,7 @@ from ..files.manifest import check_same_run
 from ..files.run_folder import MASK_FILE
 from ..files.tensor_file import first_few
 from ..hub.load import checkpoint_of
+from ..masks.anatomy import layer_label
 from ..masks.mask import WeightMask
 from .output import Output
 from .parser import WagleParser
@@ -102,7 +103,7 @@ def _movements(result: Verification) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for layer, movement in result.layers.items():
-        table.add_row(layer, *_cells(movement))
+        table.add_row(layer_label(layer), *_cells(movement))
     table.add_section()
     table.add_row("all", *_cells(result.total))
     return table
