@@ -33,6 +33,7 @@ from ..text import printable
 from .arguments import asks_for_tofu, load_tokenizer, require_model
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
+from .going_on import advising, rerun_advice
 from .output import Output
 from .parser import parse
 
@@ -109,6 +110,11 @@ def run(argv: list[str], command: str) -> Output:
     kinds = [EvalArguments, EvalOptions, AttackConfig, EvalModel]
     *_, model_args = parse(kinds, argv, command)
     args, options, attacks, model_args = parse(kinds, argv, command, **trained_on(model_args))
+    with advising(lambda error: rerun_advice(Path(args.output_dir), command, argv)):
+        return _evaluate(args, options, attacks, model_args)
+
+
+def _evaluate(args: EvalArguments, options: EvalOptions, attacks: AttackConfig, model_args: EvalModel) -> Output:
     sets = _checked_sets(args, attacks, model_args)
     retrained = (
         None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)

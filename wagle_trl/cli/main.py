@@ -14,11 +14,12 @@ from ..terminal import Terminal
 from ..text import printable
 from .guess import did_you_mean
 from .help import short_help
-from .output import Output
+from .output import Advice, Output
 
 _DEBUG_VALUES = (["underflow_overflow"], ["tpu_metrics_debug"])  # of `TrainingArguments`
 _HELP = ("-h", "--help")
 _MAX_LENGTH = 799  # characters of an error
+_MAX_NOTE = 10_000  # a command to copy is long
 EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
 
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         is_terminated = isinstance(stop, _Terminated)
         _close_bars()
         print(f"wagle {command}: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr)
+        _show_advice(stop)
         return 143 if is_terminated else 130
     except Exception as error:
         if debug:
@@ -149,7 +151,15 @@ def _explain(command: str, error: Exception) -> int:
     message = f"error: {text}" if is_expected else f"unexpected {type(error).__name__}: {text}; {advice}"
     _close_bars()
     print(printable(f"wagle {command}: {message}", _MAX_LENGTH), file=sys.stderr)
+    _show_advice(error)
     return 2 if is_expected else EX_SOFTWARE
+
+
+def _show_advice(error: BaseException) -> None:
+    """Print how to go on, which commands add to what interrupts them."""
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, Advice):
+            print(printable(note, _MAX_NOTE), file=sys.stderr)
 
 
 def _close_bars() -> None:

@@ -21,6 +21,7 @@ from .arguments import (
     model_init_kwargs,
     require_model,
 )
+from .going_on import advising, resume_advice
 from .output import Output, key_value_table
 from .parser import parse
 
@@ -35,9 +36,10 @@ def run(argv: list[str], command: str) -> Output:
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
     trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.create_model_card()
+    with advising(lambda error: resume_advice(error, trainer, command, argv)):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return _summary(trainer)
