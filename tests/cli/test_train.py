@@ -185,6 +185,28 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_extra_that_brings_i
     assert f"{name} is not installed; `pip install 'wagle-trl[{name}]'`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "report_to: there is no tracker 'tensorbord'; expected one of none, all, "),
+        ("clearml", "clearml is not installed"),
+        ("mlflow", "mlflow is not installed"),
+    ],
+)
+def test_other_trackers_are_refused_before_any_work(name, message, capsys):
+    assert main(["npo", "--model_name_or_path", "no-such-model", "--output_dir", "out", "--report_to", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and "no-such-model" not in line
+
+
+@pytest.mark.parametrize("given", ["forget", "retain"])
+def test_the_rows_that_are_missing_are_named(given, saved_model, data, quick, capsys):
+    rows = data[:2] if given == "forget" else data[2:]
+    assert main(["npo", "--model_name_or_path", saved_model, *rows, *quick]) == 2
+    missing = "retain" if given == "forget" else "forget"
+    assert f"No data: give --{missing}_dataset, or --tofu_split forget10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_every_example_has_options_that_its_command_knows(path):
     _, command, *argv = path.read_text().splitlines()[0].removeprefix("# ").split()

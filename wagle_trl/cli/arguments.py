@@ -84,9 +84,10 @@ class UnlearningData:
         """The data sets as trainers take them."""
         forget, retain = self.rows()
         if forget is None or retain is None:
+            rows = {"--forget_dataset": forget, "--retain_dataset": retain}
+            missing = " and ".join(name for name, dataset in rows.items() if dataset is None)
             raise ValueError(
-                "No data: give --forget_dataset and --retain_dataset, or --tofu_split forget10 for TOFU (with --tofu_dir "
-                "for a local copy)."
+                f"No data: give {missing}, or --tofu_split forget10 for TOFU (with --tofu_dir for a local copy)."
             )
         return {"train_dataset": forget, "retain_dataset": retain}
 

@@ -142,7 +142,7 @@ def _evaluate(args: EvalArguments, options: EvalOptions, attacks: AttackConfig, 
         _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, facts | summary)
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
-    return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
+    return Output({"output_dir": str(folder), **summary}, evaluation_tables(require_model(model_args), summary))
 
 
 def trained_on(model_args: EvalModel) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _without(argv: Sequence[str], option: str) -> list[str]:
 
 def _has_checkpoint(trainer: MaskedSFTTrainer) -> bool:
     """Whether the run can resume: a checkpoint has its manifest, which is saved last, and is of this run."""
-    for folder in Path(trainer.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for folder in Path(str(trainer.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         with suppress(ValueError, OSError):
             if (manifest := Manifest.read(folder)) is not None:
                 check_same_run(trainer, folder, manifest)

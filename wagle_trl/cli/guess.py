@@ -7,12 +7,14 @@ from collections.abc import Iterable
 _OTHER_NAMES = {
     "batch_size": "per_device_train_batch_size",
     "dataset": "dataset_name",
+    "dataset_name": "forget_dataset",
     "epochs": "num_train_epochs",
     "lr": "learning_rate",
     "model": "model_name_or_path",
     "output": "output_dir",
     "resume": "resume_from_checkpoint",
     "retain": "retain_dataset",
+    "train_dataset": "forget_dataset",
 }
 
 

@@ -27,6 +27,7 @@ class MaskPlot:
 def run(argv: list[str], command: str) -> Output:
     types = [*option_types("npo"), MaskPlot]
     data_args, _, mask_config, training_args, model_args, plot = parse(types, argv, command)
+    training_args.report_to = []  # nothing is logged: a tracker of the shared file need not be installed
     trainer = build_trainer(NPOTrainer, data_args, training_args, model_args, mask_config=mask_config)
     mask = trainer.compute_mask()
     folder = Path(training_args.output_dir)
