@@ -285,7 +285,7 @@ class Loading:
 def options(folder):
     path = folder / "options.yaml"
     small = [MaskConfig, EvalOptions, AttackConfig, Loading]
-    large = [*option_types("npo"), EvalOptions, AttackConfig]
+    large = [*option_types("npo"), AttackConfig]
 
     def read(types):
         said = io.StringIO()

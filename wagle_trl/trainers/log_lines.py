@@ -11,8 +11,8 @@ from .trainer_base import TrainerBase
 
 # Short names of what stands last in a line
 _LAST = {"learning_rate": "lr", "grad_norm": "grad", "selected_moved": "moved"}
-_HIDDEN = {"epoch", "num_input_tokens_seen", "num_tokens", "step", "total_flos"}
-_RATE = "_per_second"
+_HIDDEN = {"epoch", "num_input_tokens_seen", "step", "total_flos"}
+_HIDDEN_ENDS = ("num_tokens", "_per_second")
 _EVAL = "eval_"
 
 
@@ -60,14 +60,14 @@ def log_line(logs: Mapping[str, Any], state: TrainerState) -> str:
         logs (`dict`): What was measured.
         state ([`~transformers.TrainerState`]): State of the trainer.
     """
-    shown = {name: value for name, value in logs.items() if name not in _HIDDEN and not name.endswith(_RATE)}
+    shown = {name: value for name, value in logs.items() if name not in _HIDDEN and not name.endswith(_HIDDEN_ENDS)}
     parts = [f"step {state.global_step}/{state.max_steps}"]
     if shown and all(name.endswith(SUFFIX) for name in shown):
         first = {name: value for entry in reversed(state.log_history) for name, value in entry.items()}
         parts.append("answer probability")
         for name, value in shown.items():
-            before = f"{first[name]:.3g} -> " if first.get(name, value) != value else ""
-            parts.append(f"{name.removesuffix(SUFFIX)} {before}{value:.3g}")
+            before, now = _text(first.get(name, value)), _text(value)
+            parts.append(f"{name.removesuffix(SUFFIX)} {now if before == now else f'{before} -> {now}'}")
         return "  ".join(parts)
     if shown and all(name.startswith(_EVAL) for name in shown):
         shown = {name.removeprefix(_EVAL): value for name, value in shown.items()}
