@@ -152,7 +152,10 @@ def test_a_base_model_of_another_architecture_is_refused_before_the_evaluation(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--holdout_dataset", "h.jsonl", "--forget", "forget10"], "Give either --holdout_dataset or --forget"),
+        (
+            ["--holdout_dataset", "h.jsonl", "--tofu_split", "forget10"],
+            "Give either --holdout_dataset or --tofu_split",
+        ),
         (["--batch_size", "0"], "`batch_size` is 0"),
         (["--mia_k", "20"], "`mia_k` is 20.0"),
     ],
@@ -160,7 +163,7 @@ def test_a_base_model_of_another_architecture_is_refused_before_the_evaluation(
 def test_options_that_make_no_sense_are_refused_before_a_model_is_loaded(
     options, message, data, tmp_path, write_jsonl, capsys
 ):
-    rows = [] if "--forget" in options else data
+    rows = [] if "--tofu_split" in options else data
     assert main(["eval", "--model_name_or_path", str(tmp_path / "none"), *rows, *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -203,7 +206,7 @@ def tofu_options(saved_model, write_jsonl, tmp_path, monkeypatch):
     for name in ("forget10", "retain", "real_authors", "world_facts"):
         write_jsonl(f"{name}_perturbed", [with_alternatives(row)] * 3)
     write_jsonl("holdout10", [{"prompt": "Question: what is it\nAnswer:", "completion": " 7"}])
-    options = ["eval", "--model_name_or_path", saved_model, "--forget", "forget10", "--tofu_dir", str(tmp_path)]
+    options = ["eval", "--model_name_or_path", saved_model, "--tofu_split", "forget10", "--tofu_dir", str(tmp_path)]
     return [*options, "--output_dir", str(tmp_path / "e"), "--max_new_tokens", "2", "--json"]
 
 
