@@ -30,7 +30,7 @@ from ..files.run_folder import EVALUATION_FILE, PARTIAL_FILE, RECORDS_FILE, REPO
 from ..files.schemas import Report
 from ..masks.fingerprint import model_fingerprint
 from ..text import printable
-from .arguments import asks_for_tofu, load_tokenizer
+from .arguments import asks_for_tofu, load_tokenizer, require_model
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
 from .going_on import advising, rerun_advice
