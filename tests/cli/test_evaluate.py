@@ -2,9 +2,9 @@ import json
 
 import pytest
 from peft import LoraConfig, PeftConfig, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wagle_trl.cli import arguments, eval_model
+from wagle_trl.cli import arguments
 from wagle_trl.cli.main import main
 from wagle_trl.data import tofu as tofu_rows
 from wagle_trl.evaluation import tofu
@@ -302,14 +302,14 @@ def test_all_model_options_reach_the_model_and_the_tokenizer(eval_options, monke
         load = cls.from_pretrained
         monkeypatch.setattr(cls, "from_pretrained", lambda *args, **kw: seen.update({cls: kw}) or load(*args, **kw))
 
-    spy(eval_model.AutoModelForCausalLM)
+    spy(AutoModelForCausalLM)
     spy(arguments.AutoTokenizer)
     options = ["--model_revision", "v1", "--dtype", "bfloat16", "--attn_implementation", "eager"]
     assert main([*eval_options, "--generate", "false", *options, "--trust_remote_code"]) == 0
     shared = {"revision": "v1", "trust_remote_code": True}
     assert seen[arguments.AutoTokenizer] == shared
     model_only = {"dtype": "bfloat16", "attn_implementation": "eager"}
-    assert seen[eval_model.AutoModelForCausalLM] == shared | model_only
+    assert seen[AutoModelForCausalLM] == shared | model_only
 
 
 @pytest.mark.parametrize("option", ["--load_in_4bit", "--use_peft"])
