@@ -72,6 +72,13 @@ def test_an_evaluation_of_other_weights_is_not_that_of_the_run(make_run):
     assert run.measured()["forget_prob"] == EVALUATION["forget_prob"] and not run.remarks
 
 
+def test_rows_that_were_cut_are_remarked(make_run):
+    counted = {"rows": 40, "rows_cut": 1, "given": 4000, "scored": 1438}
+    whole = counted | {"rows_cut": 0, "scored": 4000}
+    (run,) = load_runs([make_run(training=TRAINING | {"answer_tokens": {"forget": counted, "retain": whole}})])
+    assert run.remarks == ["Of the forget set, 1 of 40 rows are cut, 2,562 answer tokens (64.0%) are not scored."]
+
+
 def test_what_is_not_known_is_left_out(make_run):
     (run,) = load_runs([make_run(training=TRAINING | {"mask": None, "log_history": [], "cost": {}})])
     assert run.numbers() == {"objective": "NPO", "base_model": "/models/my/base", "learning_rate": 2e-5}

@@ -7,11 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.lengths import AnswerTokens
 from ..files.manifest import check_same_run
 from ..files.reading import read_json
 from ..files.run_folder import EVALUATION_FILE, MASK_FILE, REPORT_FILE
 from ..files.schemas import Attack, Evaluation, Report
 from ..masks.mask import WeightMask
+from ..text import escaped
 from .history import History
 from .trajectory import matched
 
@@ -70,6 +72,9 @@ class Run:
             remarks.append("The answer probabilities of the saved weights were not measured during training.")
         if self.evaluates_other_weights:
             remarks.append(f"{EVALUATION_FILE} in its folder is of other weights. It is left out.")
+        for name, counted in self.training.get("answer_tokens", {}).items():
+            if counted["rows_cut"]:
+                remarks.append(f"Of the {escaped(name)} set, {AnswerTokens(**counted)}.")
         return remarks
 
     @property
