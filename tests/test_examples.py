@@ -85,7 +85,7 @@ def arguments(base, forget_rows, retain_rows, tmp_path) -> list[str]:
     options = {
         "model_name_or_path": tmp_path / "model",
         "dataset_name": tmp_path / "forget",
-        "retain_dataset_name": tmp_path / "retain",
+        "retain_dataset": tmp_path / "retain",
         "output_dir": tmp_path / "out",
     }
     return command_line(options | TWO_STEPS)
@@ -135,7 +135,7 @@ def test_the_dpo_script_takes_a_saved_mask_and_rows_to_compute_one(base, forget_
     write_rows(tmp_path / "rows", forget_rows)
     rows = str(tmp_path / "rows")
     config = MaskConfig(mask_score="wagle")
-    arguments = dict(dataset_name=rows, forget_dataset_name=rows, retain_dataset_name=rows)
+    arguments = dict(dataset_name=rows, forget_dataset=rows, retain_dataset=rows)
     script_arguments = main.__globals__["MaskScriptArguments"]
     training = MaskedDPOConfig(str(tmp_path / "out"), report_to="none", bf16=False)
     main(script_arguments(**arguments), training, ModelConfig("model"), config)

@@ -6,7 +6,7 @@ python examples/scripts/dpo_masked.py \
     --model_name_or_path meta-llama/Llama-3.2-1B-Instruct \
     --dtype bfloat16 \
     --dataset_name trl-lib/ultrafeedback_binarized \
-    --forget_dataset_name data/answers \
+    --forget_dataset data/answers \
     --mask_score gradient \
     --mask_density 0.05 \
     --learning_rate 5e-7 \
@@ -16,7 +16,7 @@ python examples/scripts/dpo_masked.py \
     --output_dir Llama-3.2-1B-Instruct-DPO
 ```
 
-`--forget_dataset_name` are rows with answers: the mask takes the weights that hold them. `--retain_dataset_name` are rows
+`--forget_dataset` are rows with answers: the mask takes the weights that hold them. `--retain_dataset` are rows
 to spare, for scores that compare two sets, such as `wagle`. `--mask_score random` and `--mask_score magnitude` need
 neither. `--mask PATH` takes a saved mask instead of computing one.
 """
@@ -32,10 +32,10 @@ from wagle_trl import MaskConfig, MaskedDPOConfig, MaskedDPOTrainer
 @dataclass
 class MaskScriptArguments(ScriptArguments):
     mask: str | None = field(default=None, metadata={"help": "Path of a saved mask. By default one is computed."})
-    forget_dataset_name: str | None = field(
+    forget_dataset: str | None = field(
         default=None, metadata={"help": "Path or name of the rows whose weights the mask takes."}
     )
-    retain_dataset_name: str | None = field(
+    retain_dataset: str | None = field(
         default=None, metadata={"help": "Path or name of the rows whose weights the mask spares."}
     )
 
@@ -67,8 +67,8 @@ def main(
         # The difference from TRL's script
         mask=script_args.mask,
         mask_config=mask_config if script_args.mask is None else None,
-        forget_dataset=load_rows(script_args.forget_dataset_name, script_args.dataset_train_split),
-        retain_dataset=load_rows(script_args.retain_dataset_name, script_args.dataset_train_split),
+        forget_dataset=load_rows(script_args.forget_dataset, script_args.dataset_train_split),
+        retain_dataset=load_rows(script_args.retain_dataset, script_args.dataset_train_split),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)

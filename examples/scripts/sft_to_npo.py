@@ -6,7 +6,7 @@ python examples/scripts/sft_to_npo.py \
     --model_name_or_path meta-llama/Llama-3.2-1B-Instruct \
     --dtype bfloat16 \
     --dataset_name data/forget \
-    --retain_dataset_name data/retain \
+    --retain_dataset data/retain \
     --learning_rate 1e-5 \
     --num_train_epochs 5 \
     --per_device_train_batch_size 4 \
@@ -28,7 +28,7 @@ from wagle_trl import MaskConfig, NPOTrainer
 # Changed: the rows to keep. The rows to forget stay where the training rows were, in `--dataset_name`.
 @dataclass
 class UnlearningScriptArguments(ScriptArguments):
-    retain_dataset_name: str | None = field(default=None, metadata={"help": "Path or name of the rows to keep."})
+    retain_dataset: str | None = field(default=None, metadata={"help": "Path or name of the rows to keep."})
 
 
 def main(script_args: UnlearningScriptArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
@@ -38,7 +38,7 @@ def main(script_args: UnlearningScriptArguments, training_args: SFTConfig, model
         "dtype": model_args.dtype,
     }
     dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
-    retain_dataset = load_dataset(script_args.retain_dataset_name, split=script_args.dataset_train_split)
+    retain_dataset = load_dataset(script_args.retain_dataset, split=script_args.dataset_train_split)
 
     # Changed, from
     #     trainer = SFTTrainer(

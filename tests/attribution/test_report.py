@@ -133,6 +133,19 @@ def test_a_plot_is_a_png_that_shows_the_mask(mask, tmp_path):
     assert other.shape != picture.shape or (other != picture).any()
 
 
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("PDF", b"%PDF")])
+def test_the_suffix_chooses_another_kind_of_picture(suffix, start, mask, tmp_path):
+    assert plot_mask(mask, tmp_path / f"mask.{suffix}").read_bytes().startswith(start)
+
+
+def test_a_picture_names_density_model_and_the_other_weights():
+    masks = {"model.layers.0.weight": torch.tensor([1.0, 0.0]), "model.norm.weight": torch.tensor([0.0, 0.0])}
+    mask = WeightMask.from_dense(masks, MaskInfo(base_model="/home/me/models/small$"))
+    axes = draw_masks([("wagle", mask)]).axes[0]
+    assert axes.get_title() == "wagle\n1 of 4 weights (25%)\nof small\\$"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "other"]
+
+
 def test_an_interrupted_plot_leaves_the_old_one(mask, tmp_path, monkeypatch):
     path = plot_mask(mask, tmp_path / "mask.png")
     before = path.read_bytes()
@@ -177,7 +190,7 @@ def test_a_score_of_a_hostile_name_is_drawn_and_shown_like_any_other(score, tmp_
     mask = WeightMask.from_dense(masks, MaskInfo(score=score))
     figure = draw_masks([(score, mask)])
     title, count = figure.axes[0].get_title().split("\n")
-    assert title.isprintable() and len(title) < 80 and count == "18 of 18 weights"
+    assert title.isprintable() and len(title) < 80 and count == "18 of 18 weights (100%)"
     assert plot_mask(mask, tmp_path / "mask.png").stat().st_size > 1000
     check_shown(*report_tables(mask_report(mask)))
 

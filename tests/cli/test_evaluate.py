@@ -2,9 +2,9 @@ import json
 
 import pytest
 from peft import LoraConfig, PeftConfig, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wagle_trl.cli import arguments, eval_model
+from wagle_trl.cli import arguments
 from wagle_trl.cli.main import main
 from wagle_trl.data import tofu as tofu_rows
 from wagle_trl.evaluation import tofu
@@ -153,7 +153,10 @@ def test_a_base_model_of_another_architecture_is_refused_before_the_evaluation(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--holdout_dataset", "h.jsonl", "--forget", "forget10"], "Give either --holdout_dataset or --forget"),
+        (
+            ["--holdout_dataset", "h.jsonl", "--tofu_split", "forget10"],
+            "Give either --holdout_dataset or --tofu_split",
+        ),
         (["--batch_size", "0"], "`batch_size` is 0"),
         (["--mia_k", "20"], "`mia_k` is 20.0"),
     ],
@@ -161,7 +164,7 @@ def test_a_base_model_of_another_architecture_is_refused_before_the_evaluation(
 def test_options_that_make_no_sense_are_refused_before_a_model_is_loaded(
     options, message, data, tmp_path, write_jsonl, capsys
 ):
-    rows = [] if "--forget" in options else data
+    rows = [] if "--tofu_split" in options else data
     assert main(["eval", "--model_name_or_path", str(tmp_path / "none"), *rows, *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -204,7 +207,7 @@ def tofu_options(saved_model, write_jsonl, tmp_path, monkeypatch):
     for name in ("forget10", "retain", "real_authors", "world_facts"):
         write_jsonl(f"{name}_perturbed", [with_alternatives(row)] * 3)
     write_jsonl("holdout10", [{"prompt": "Question: what is it\nAnswer:", "completion": " 7"}])
-    options = ["eval", "--model_name_or_path", saved_model, "--forget", "forget10", "--tofu_dir", str(tmp_path)]
+    options = ["eval", "--model_name_or_path", saved_model, "--tofu_split", "forget10", "--tofu_dir", str(tmp_path)]
     return [*options, "--output_dir", str(tmp_path / "e"), "--max_new_tokens", "2", "--json"]
 
 
@@ -300,14 +303,14 @@ def test_all_model_options_reach_the_model_and_the_tokenizer(eval_options, monke
         load = cls.from_pretrained
         monkeypatch.setattr(cls, "from_pretrained", lambda *args, **kw: seen.update({cls: kw}) or load(*args, **kw))
 
-    spy(eval_model.AutoModelForCausalLM)
+    spy(AutoModelForCausalLM)
     spy(arguments.AutoTokenizer)
     options = ["--model_revision", "v1", "--dtype", "bfloat16", "--attn_implementation", "eager"]
     assert main([*eval_options, "--generate", "false", *options, "--trust_remote_code"]) == 0
     shared = {"revision": "v1", "trust_remote_code": True}
     assert seen[arguments.AutoTokenizer] == shared
     model_only = {"dtype": "bfloat16", "attn_implementation": "eager"}
-    assert seen[eval_model.AutoModelForCausalLM] == shared | model_only
+    assert seen[AutoModelForCausalLM] == shared | model_only
 
 
 @pytest.mark.parametrize("option", ["--load_in_4bit", "--use_peft"])

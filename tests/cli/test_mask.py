@@ -17,6 +17,7 @@ def test_mask_writes_the_mask_its_picture_and_its_report(saved_model, data, quic
         "wagle",
         "--mask_density",
         "0.1",
+        "--plot_pdf",
     ]
     assert main([*argv, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -24,6 +25,7 @@ def test_mask_writes_the_mask_its_picture_and_its_report(saved_model, data, quic
     assert content["num_selected"] == WeightMask.load(out).num_selected
     assert set(content["jaccard"]) == {"|g_f|", "|theta*g_f|", "|g_f*g_r|", "|theta|", "random"}
     assert (out / "wagle_mask.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "wagle_mask.pdf").read_bytes().startswith(b"%PDF")
     assert json.loads((out / "wagle_report.json").read_text())["mask"]["density"] == content["density"]
     assert not (out / "model.safetensors").exists()
 

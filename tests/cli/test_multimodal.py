@@ -29,7 +29,8 @@ def test_every_command_takes_it(kind, tiny_tokenizer, data, quick, write_jsonl, 
     rows = [write_jsonl(name, [{"question": f"Where does {name} live?", "answer": "Oslo."}]) for name in ("Ada", "Bo")]
     options = ["--batch_size", "2", "--max_new_tokens", "2", "--forget_dataset", rows[0], "--retain_dataset", rows[1]]
     capsys.readouterr()
-    assert main(["eval", "--model_name_or_path", out, *options, "--base_model_name_or_path", base, "--json"]) == 0
+    options += ["--base_model_name_or_path", base, "--output_dir", str(tmp_path / "eval"), "--json"]
+    assert main(["eval", "--model_name_or_path", out, *options]) == 0
     assert 0 < json.loads(capsys.readouterr().out)["forget_prob"] < 1
 
     unlearned = AutoModelForImageTextToText.from_pretrained(out)

@@ -56,10 +56,10 @@ REFUSED = {
     "object for text": ("name: {a: b}", "'name' cannot be an object"),
     "number in a list": ("parts: [[1]]", "'parts' cannot be a list"),
     "text for a number": ("rate: fast", "invalid float value: 'fast'"),
-    "unknown name": ("speed: 3", "unknown arguments: --speed 3"),
-    "name of the parser's own": ("self: 3", "self"),
+    "unknown name": ("speed: 3", "there is no option 'speed'"),
+    "name of the parser's own": ("self: 3", "there is no option 'self'"),
     "syntax": ("rate: 1\nsteps: [", "line 2 is not readable as options in YAML"),
-    "hostile name": ('"\\e[2J": 3', "unknown arguments"),
+    "hostile name": ('"\\e[2J": 3', "there is no option '\\x1b[2J'"),
 }
 
 

@@ -46,7 +46,7 @@ def test_report_prints_tables_and_where_the_document_is(finished, tmp_path, caps
 
 def test_help_says_what_a_run_is(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["report", "--help"])
+        main(["report", "--help-all"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "RUN [RUN ...]" in text and "wagle_eval.json" in text and "(default: wagle- report)" in text

@@ -204,6 +204,28 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_extra_that_brings_i
     assert f"{name} is not installed; `pip install 'wagle-trl[{name}]'`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "report_to: there is no tracker 'tensorbord'; expected one of none, all, "),
+        ("clearml", "clearml is not installed"),
+        ("mlflow", "mlflow is not installed"),
+    ],
+)
+def test_other_trackers_are_refused_before_any_work(name, message, capsys):
+    assert main(["npo", "--model_name_or_path", "no-such-model", "--output_dir", "out", "--report_to", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and "no-such-model" not in line
+
+
+@pytest.mark.parametrize("given", ["forget", "retain"])
+def test_the_rows_that_are_missing_are_named(given, saved_model, data, quick, capsys):
+    rows = data[:2] if given == "forget" else data[2:]
+    assert main(["npo", "--model_name_or_path", saved_model, *rows, *quick]) == 2
+    missing = "retain" if given == "forget" else "forget"
+    assert f"No data: give --{missing}_dataset, or --tofu_split forget10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_every_example_has_options_that_its_command_knows(path):
     _, command, *argv = path.read_text().splitlines()[0].removeprefix("# ").split()
@@ -227,7 +249,7 @@ def test_adapters_train_without_a_mask_unless_it_is_given_by_its_path(saved_mode
 
 @pytest.mark.parametrize("options", [UnlearningData, FineTuningData])
 @pytest.mark.parametrize("rows", ["forget_dataset", "retain_dataset"])
-@pytest.mark.parametrize("tofu", ["forget", "tofu_dir"])
+@pytest.mark.parametrize("tofu", ["tofu_split", "tofu_dir"])
 def test_rows_of_ones_own_do_not_go_with_tofu(options, rows, tofu):
     with pytest.raises(ValueError, match=f"Give either --{rows} or --{tofu}, not both."):
         options(**{rows: "rows.jsonl", tofu: "forget10"}).rows()
@@ -237,7 +259,7 @@ def test_rows_of_ones_own_do_not_go_with_tofu(options, rows, tofu):
 def test_rows_that_tofu_does_not_bring_go_with_it(options, tmp_path, write_jsonl):
     rows = [{"question": f"q{i}", "answer": "a"} for i in range(41)]
     write_jsonl("full", rows)
-    forget, retain = FineTuningData(forget="forget01", tofu_dir=str(tmp_path), **options).rows()
+    forget, retain = FineTuningData(tofu_split="forget01", tofu_dir=str(tmp_path), **options).rows()
     assert (len(forget), len(retain)) == (40, 1)
 
 

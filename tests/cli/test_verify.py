@@ -1,11 +1,13 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from wagle_trl import WeightMask
@@ -133,15 +135,69 @@ def test_verify_takes_a_mask_from_elsewhere(saved_model, unlearned_folder, tmp_p
     (tmp_path / "unlearned" / "wagle_mask.safetensors").rename(tmp_path / "mask.safetensors")
     assert main(["verify", saved_model, unlearned_folder, str(tmp_path / "mask.safetensors")]) == 0
     assert "Verified: no weight outside the mask differs." in capsys.readouterr().out
-    assert main(["verify", saved_model, unlearned_folder]) == 2
-    assert "No mask file at" in capsys.readouterr().err
+    assert main(["verify", saved_model, unlearned_folder]) == 1
+    assert "DIFFERENT, and there is no mask that says what may differ" in capsys.readouterr().out
+
+
+def test_without_a_mask_two_equal_models_are_the_same(saved_model, capsys):
+    assert main(["verify", saved_model, saved_model]) == 0
+    assert "There is no mask, and nothing differs" in capsys.readouterr().out
+    assert main(["verify", saved_model, saved_model, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["verified"] is True and content["mask"] is None and content["differing"] == {}
+
+
+def test_models_of_the_hub_without_a_mask_are_compared_too(tiny_model, hub, capsys):
+    tiny_model().push_to_hub("user/base")
+    assert main(["verify", "user/base", "user/base"]) == 0
+    assert "There is no mask, and nothing differs" in capsys.readouterr().out
+
+
+def test_without_a_mask_everything_that_differs_is_listed(saved_model, unlearned_folder, capsys):
+    folder = Path(unlearned_folder)
+    (folder / "wagle_mask.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 10.0}))
+    (folder / "chat_template.jinja").write_text("Hello")
+    model = load_file(folder / "model.safetensors")
+    norm = model.pop("model.norm.weight")
+    up = "model.layers.0.mlp.up_proj.weight"
+    model |= {"model.extra.weight": norm.clone(), up: model[up].double()}
+    save_file(model, folder / "model.safetensors", {"format": "pt"})
+    assert main(["verify", saved_model, unlearned_folder, "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["verified"] is False
+    assert content["only_in_base"] == ["model.norm.weight"] and content["only_in_unlearned"] == ["model.extra.weight"]
+    assert content["dtypes"] == {up: {"before": "float32", "after": "float64"}}
+    assert content["differing"][up]["share"] == pytest.approx(0.1, abs=0.01)
+    assert content["config_changes"].keys() == {"rms_norm_eps"} and "chat_template.jinja" in content["other_files"]
+    assert main(["verify", saved_model, unlearned_folder]) == 1
+    out = capsys.readouterr().out
+    assert up in out and "rms_norm_eps" in out and "Tensors that only BASE has: model.norm.weight." in out
+
+
+def test_without_a_mask_another_shape_is_listed_and_equal_numbers_in_another_dtype_differ(
+    saved_model, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    shutil.copytree(saved_model, other)
+    model = load_file(other / "model.safetensors")
+    model |= {"model.norm.weight": torch.ones(3)}
+    save_file(model, other / "model.safetensors", {"format": "pt"})
+    assert main(["verify", saved_model, str(other), "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["shapes"].keys() == {"model.norm.weight"} and content["differing"] == {}
+    AutoModelForCausalLM.from_pretrained(saved_model, dtype="float64").save_pretrained(other)
+    assert main(["verify", saved_model, str(other), "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["dtypes"] and content["differing"] == {} and content["loaded_as"]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "the following arguments are required: BASE, UNLEARNED (see `wagle verify --help`)"),
-        (["{base}", "{base}"], "No mask file at"),
+        (["{base}", "{base}", "{base}"], "No mask file at"),
         (["missing/folder", "{unlearned}"], "missing/folder"),
     ],
     ids=["nothing", "no mask", "no base"],

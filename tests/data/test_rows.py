@@ -1,9 +1,12 @@
 """Rows from files and folders."""
 
+import bz2
+import gzip
 import json
 
+import pyarrow
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, Value
 
 from wagle_trl.data.rows import load_rows, read_jsonl
 
@@ -150,3 +153,108 @@ def test_windows_line_ends_and_a_missing_last_one_are_read(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "a"}\r\n{"text": "b"}')
     assert read_jsonl(path) == [{"text": "a"}, {"text": "b"}]
+
+
+# Tables and other files
+
+QA = [
+    {"question": "Who, 1?", "answer": 'A "B"\nC'},
+    {"question": "Code", "answer": "0044"},
+    {"question": "q", "answer": "NA"},
+]
+
+
+def write_table(path, delimiter=","):
+    quoted = [[f'"{value}"' for value in (row["question"], row["answer"].replace('"', '""'))] for row in QA[:1]]
+    plain = [[row["question"], row["answer"]] for row in QA[1:]]
+    content = "\r\n".join(delimiter.join(line) for line in (["question", "answer"], *quoted, *plain)) + "\r\n\r\n"
+    path.write_bytes(content.encode("utf-8-sig"))
+    return path
+
+
+def write_compressed(path, compress):
+    return path.write_bytes(compress("".join(json.dumps(row) + "\n" for row in QA).encode())) and path
+
+
+WRITERS = {
+    "rows.csv": write_table,
+    "ROWS.CSV": write_table,
+    "rows.tsv": lambda path: write_table(path, "\t"),
+    "rows.ndjson": lambda path: write_lines(path, QA),
+    "rows.jsonl.gz": lambda path: write_compressed(path, gzip.compress),
+    "rows.json.bz2": lambda path: write_compressed(path, bz2.compress),
+    "rows.jsonl.zst": lambda path: write_compressed(path, lambda text: pyarrow.compress(text, "zstd", asbytes=True)),
+    "rows[1].parquet": lambda path: Dataset.from_list(QA).to_parquet(path) and path,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_rows_come_back_from_files_of_every_kind_with_the_name_of_the_file(name, tmp_path):
+    dataset = load_rows(WRITERS[name](tmp_path / name))
+    assert dataset.to_list() == QA and dataset.info.dataset_name == name
+
+
+@pytest.mark.parametrize("kind", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_both_kinds_of_arrow_files_are_read(kind, tmp_path):
+    rows = Dataset.from_list(QA, features=Features({"question": Value("large_string"), "answer": Value("string")}))
+    with kind(str(tmp_path / "rows.arrow"), rows.data.table.schema) as writer:
+        writer.write_table(rows.data.table)
+    dataset = load_rows(tmp_path / "rows.arrow")
+    assert dataset.to_list() == QA and dataset.features == rows.features
+
+
+def test_every_line_of_a_text_is_a_row(tmp_path):
+    (tmp_path / "rows.txt").write_text("one\u2028two\n\n three\r\n", newline="")
+    assert load_rows(tmp_path / "rows.txt")["text"] == ["one\u2028two", " three"]
+
+
+DAMAGED = {
+    "bad.csv": (b'question,answer\na,b\n"c,d\n', r"bad\.csv, line 3 is not readable as a table"),
+    "short.csv": (b"question,answer\na,b\n\nc\n", r"short\.csv, line 4: the row has not the 2 columns"),
+    "long.csv": (b"question,answer\na,b,c\n", r"long\.csv, line 2: the row has not the 2 columns"),
+    "twice.csv": (b"answer,answer\na,b\n", r"twice\.csv, line 1: two columns have one name"),
+    "latin.csv": (b"question,answer\na,caf\xe9\n", r"latin\.csv, line 2 is not text in UTF-8"),
+    "list.csv": (b"text,perturbed_answer\na,b\n", r"list\.csv, line 2: 'perturbed_answer' should be a list"),
+    "empty.csv": (b"", r"The data set '.*empty\.csv' is empty"),
+    "other.csv": (b"a;b\nc;d\n", r"has columns a;b; expected .*question/answer"),
+    "rows.jsonl.gz": (b"no gzip", r"rows\.jsonl\.gz cannot be decompressed"),
+    "rows.parquet": (b"PAR1 no parquet", r"rows\.parquet is not readable as columns"),
+    "rows.arrow": (b"ARROW1 no arrow", r"rows\.arrow is not readable as columns"),
+    "rows.xlsx": (b"PK", r"The suffix of '.*rows\.xlsx' does not say .* expected one of \.jsonl, \.json, .*\.csv"),
+    "rows": (b"", r"The suffix of '.*rows' does not say"),
+    "rows.pkl": (b"", r"The suffix of '.*rows\.pkl' does not say"),
+    "rows.parquet.gz": (b"", r"The suffix of '.*rows\.parquet\.gz' does not say"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_file_that_is_no_rows_is_refused_with_its_name_and_line(name, tmp_path):
+    content, message = DAMAGED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_rows(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl.gz", "sub/rows.CSV"])
+def test_a_file_that_is_missing_is_never_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"^No such data file: {name}\.$"):
+        load_rows(name)
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "nobody/nothing", "./rows"])
+def test_what_is_nowhere_is_said_to_be_neither_here_nor_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=rf"^No data at '{name}': there is no such file or folder, and the Hub"
+    ):
+        load_rows(name)
+
+
+def test_damaged_files_of_a_folder_are_one_kind_of_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(ValueError, match=r"Cannot read the data set '.*rows'"):
+        load_rows(tmp_path / "rows")

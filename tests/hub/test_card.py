@@ -46,7 +46,7 @@ BEFORE = {"forget_prob": 0.99, "retain_prob": 0.98, "model_utility": 0.61}
 EVALUATION = {
     "model": "/home/me/out",
     "base_model": "user/base",
-    "options": {"forget": "forget10", "tofu_dir": "/home/me/tofu"},
+    "options": {"tofu_split": "forget10", "tofu_dir": "/home/me/tofu"},
     "forget_prob": 0.1234,
     "retain_prob": 0.9,
     "model_utility": 0.6,

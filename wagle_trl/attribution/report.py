@@ -12,9 +12,9 @@ from rich.table import Table
 from wagle_kernels import ScoreSpec
 
 from ..files.atomic import atomic_path
-from ..masks.anatomy import layer_of, module_of
+from ..masks.anatomy import layer_label, layer_of, module_of
 from ..masks.mask import WeightMask
-from ..text import figure_text
+from ..text import figure_text, percent
 from .lazy_scores import LazyScores
 from .scores import SCORES
 from .selection import select
@@ -94,17 +94,17 @@ def _density_table(part: str, densities: dict[str, float]) -> Table:
     title = f"Selected share by {part}"
     table = Table(part, "density", title=title, min_width=len(title))
     for name, density in densities.items():
-        table.add_row(name, f"{density:.4f}")
+        table.add_row(layer_label(name), f"{density:.4f}")
     return table
 
 
 def plot_mask(mask: WeightMask, path: str | os.PathLike) -> Path:
     """
-    Draw the selected share of every layer and module type, as a PNG.
+    Draw the selected share of every layer and module type.
 
     Args:
         mask ([`WeightMask`]): The mask.
-        path (`str` or `os.PathLike`): File to write.
+        path (`str` or `os.PathLike`): File to write: a PDF or SVG where the suffix says so, else a PNG.
     """
     return plot_masks([(mask.info.score or "mask", mask)], path)
 
@@ -116,11 +116,12 @@ def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike)
     Args:
         masks (iterable of `tuple[str, WeightMask]`): At least one pair of title and mask. Only one mask at a time is
             held in memory.
-        path (`str` or `os.PathLike`): File to write.
+        path (`str` or `os.PathLike`): As in [`plot_mask`].
     """
     path = Path(path)
+    kind = {".pdf": "pdf", ".svg": "svg"}.get(path.suffix.lower(), "png")
     with atomic_path(path) as temporary:
-        draw_masks(masks).savefig(temporary, dpi=150, format="png")
+        draw_masks(masks).savefig(temporary, dpi=150, format=kind)
     return path
 
 
@@ -131,7 +132,9 @@ def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
 
     titles, densities = [], []
     for title, mask in masks:
-        titles.append(f"{figure_text(title)}\n{mask.num_selected:,} of {mask.numel:,} weights")
+        count = f"{mask.num_selected:,} of {mask.numel:,} weights ({percent(mask.density)})"
+        model = [f"of {figure_text(Path(mask.info.base_model).name)}"] if mask.info.base_model else []
+        titles.append("\n".join([figure_text(title), count, *model]))
         densities.append(mask.density_by("parameter"))
     layers, modules = (
         list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
@@ -167,7 +170,7 @@ def _label_parts(panels, count: int, columns: int, layers: list[str], modules: l
     """Write the names of layers and modules at the outer panels, and hide all panels after the first `count`."""
     labels = [figure_text(module.removesuffix(".weight")) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
-    panels[0].set_yticks(range(len(layers)), map(figure_text, layers))
+    panels[0].set_yticks(range(len(layers)), map(figure_text, map(layer_label, layers)))
     for place, axes in enumerate(panels):
         axes.set_visible(place < count)
         axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)

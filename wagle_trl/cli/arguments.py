@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 class TofuOptions(Protocol):
     """Options that name the TOFU data."""
 
-    forget: str | None
+    tofu_split: str | None
     tofu_dir: str | None
 
 
@@ -41,7 +41,7 @@ class ModelOptions(Protocol):
 
 def asks_for_tofu(options: TofuOptions, own: Sequence[str]) -> bool:
     """Whether the options name TOFU. Naming one of the options in `own` too, which TOFU fills, raises a `ValueError`."""
-    tofu = [name for name in ("forget", "tofu_dir") if getattr(options, name) is not None]
+    tofu = [name for name in ("tofu_split", "tofu_dir") if getattr(options, name) is not None]
     given = [name for name in own if getattr(options, name) is not None]
     if tofu and given:
         raise ValueError(f"Give either --{given[0]} or --{tofu[0]}, not both.")
@@ -57,14 +57,14 @@ class UnlearningData:
         forget_dataset, retain_dataset (`str`, *optional*): As in [`~wagle_trl.data.rows.load_rows`].
         unseen_dataset (`str`, *optional*): Rows to measure, in the same forms.
         tofu_dir (`str`, *optional*): Folder of the TOFU data; by default TOFU is loaded from the Hub.
-        forget (`str`, *optional*): TOFU split that fills both data sets.
+        tofu_split (`str`, *optional*): TOFU split that fills both data sets.
     """
 
     forget_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Rows to forget: a Hub data set (`name` or `name:config`), a folder, or a .jsonl file with "
-            "prompt/completion, question/answer, messages, text, or input_ids/labels."
+            "help": "Rows to forget: a Hub data set (`name` or `name:config`), a folder, or a file (.jsonl, .json, .csv, "
+            ".tsv, .parquet, .arrow or .txt) with prompt/completion, question/answer, messages, text, or input_ids/labels."
         },
     )
     retain_dataset: str | None = field(
@@ -80,7 +80,7 @@ class UnlearningData:
     tofu_dir: str | None = field(
         default=None, metadata={"help": "Folder with TOFU's full.jsonl; by default TOFU is loaded from the Hub."}
     )
-    forget: str | None = field(
+    tofu_split: str | None = field(
         default=None, metadata={"help": "TOFU split to forget: 'forget01', 'forget05' or 'forget10'. Fills both sets."}
     )
 
@@ -90,9 +90,10 @@ class UnlearningData:
         """The data sets as trainers take them."""
         forget, retain = self.rows()
         if forget is None or retain is None:
+            rows = {"--forget_dataset": forget, "--retain_dataset": retain}
+            missing = " and ".join(name for name, dataset in rows.items() if dataset is None)
             raise ValueError(
-                "No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU (with --tofu_dir "
-                "for a local copy)."
+                f"No data: give {missing}, or --tofu_split forget10 for TOFU (with --tofu_dir for a local copy)."
             )
         return {"train_dataset": forget, "retain_dataset": retain}
 
@@ -105,7 +106,7 @@ class UnlearningData:
     def rows(self) -> tuple[Dataset | None, Dataset | None]:
         """Load forget and retain rows unchanged; `None` for rows that the options do not name."""
         if asks_for_tofu(self, ("forget_dataset", "retain_dataset")):
-            return load_tofu(self.forget or "forget10", self.tofu_dir)
+            return load_tofu(self.tofu_split or "forget10", self.tofu_dir)
         sources = self.forget_dataset, self.retain_dataset
         forget, retain = (None if source is None else load_rows(source) for source in sources)
         return forget, retain
@@ -134,9 +135,7 @@ class FineTuningData(UnlearningData):
         forget, retain = self.rows()
         train = retain if self.dataset_name is None else load_rows(self.dataset_name)
         if train is None:
-            raise ValueError(
-                "No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a .jsonl file."
-            )
+            raise ValueError("No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a file.")
         datasets = {"train_dataset": train, "forget_dataset": forget, "retain_dataset": retain}
         return {name: rows for name, rows in datasets.items() if rows is not None}
 

@@ -15,7 +15,7 @@ from ..files.atomic import check_writable
 from ..files.checkpoint import Checkpoint
 from ..files.run_folder import DELTA_FILE
 from ..hub.load import base_of, checkpoint_of, require_base
-from ..masks.anatomy import layer_of
+from ..masks.anatomy import layer_label, layer_of
 from ..masks.mask import WeightMask
 from .output import Output, key_value_table
 from .parser import WagleParser
@@ -177,7 +177,7 @@ def _overlap_table(merged: MergeResult) -> Table:
         total[1] += merged.conflicts[name]
     table = Table("layer", "selected by several", "given different values", title="Overlap of the deltas")
     for layer, (shared, conflicts) in counts.items():
-        table.add_row(layer, f"{shared:,}", f"{conflicts:,}")
+        table.add_row(layer_label(layer), f"{shared:,}", f"{conflicts:,}")
     return table
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from ..comparison.runs import attack_label
+from ..masks.anatomy import layer_label
 
 
 def evaluation_tables(model: str, summary: dict[str, Any]) -> list[Table]:
@@ -15,7 +16,7 @@ def evaluation_tables(model: str, summary: dict[str, Any]) -> list[Table]:
         if not isinstance(value, dict):
             table.add_row(name, f"{value:.4g}")
     for layer, share in summary.get("weights_changed_by_layer", {}).items():
-        layers.add_row(layer, f"{share:.4g}")
+        layers.add_row(layer_label(layer), f"{share:.4g}")
     return [table, *([layers] if layers.row_count else []), *_attack_tables(summary)]
 
 

@@ -33,9 +33,10 @@ from ..files.schemas import Report
 from ..hub.card_file import refresh_card
 from ..masks.fingerprint import model_fingerprint
 from ..text import printable
-from .arguments import asks_for_tofu, load_tokenizer
+from .arguments import asks_for_tofu, load_tokenizer, require_model
 from .eval_model import EvalModel
 from .eval_tables import evaluation_tables
+from .going_on import advising, rerun_advice
 from .output import Output
 from .parser import parse
 
@@ -50,7 +51,7 @@ class EvalArguments:
     Args:
         forget_dataset, retain_dataset, unseen_dataset, holdout_dataset (`str`, *optional*): As in
             [`~wagle_trl.data.rows.load_rows`].
-        tofu_dir, forget (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
+        tofu_dir, tofu_split (`str`, *optional*): Fill all sets but the unseen one with those of TOFU.
         reference_records (`str`, *optional*): Records of a retrained model: one that never saw the forget rows.
     """
 
@@ -58,8 +59,8 @@ class EvalArguments:
     forget_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Forget rows: a Hub data set, a folder or a .jsonl file, with question/answer, prompt/completion, "
-            "messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios."
+            "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle npo`, with question/answer, "
+            "prompt/completion, messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios."
         },
     )
     retain_dataset: str | None = field(default=None, metadata={"help": "Retain rows, in the same forms."})
@@ -77,7 +78,7 @@ class EvalArguments:
     tofu_dir: str | None = field(
         default=None, metadata={"help": "Folder with the TOFU files; by default TOFU is loaded from the Hub."}
     )
-    forget: str | None = field(
+    tofu_split: str | None = field(
         default=None, metadata={"help": "TOFU split that was forgotten: 'forget01', 'forget05' or 'forget10'."}
     )
     reference_records: str | None = field(
@@ -91,7 +92,7 @@ class EvalArguments:
     def load(self) -> dict[str, Sequence[Row]]:
         """Load the rows, by the name of their set."""
         own = ("forget_dataset", "retain_dataset", "holdout_dataset")
-        sets = load_tofu_evaluation(self.forget or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
+        sets = load_tofu_evaluation(self.tofu_split or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
         sources = {
             FORGET: self.forget_dataset,
             "retain": self.retain_dataset,
@@ -100,7 +101,7 @@ class EvalArguments:
         }
         sets |= {name: load_rows(source).to_list() for name, source in sources.items() if source is not None}
         if not sets:
-            raise ValueError("No data: give --forget_dataset and --retain_dataset, or --forget forget10 for TOFU.")
+            raise ValueError("No data: give --forget_dataset and --retain_dataset, or --tofu_split forget10 for TOFU.")
         if HOLDOUT in sets and FORGET not in sets:
             raise ValueError("--holdout_dataset needs --forget_dataset: membership inference tells the two apart.")
         return sets
@@ -110,6 +111,11 @@ def run(argv: list[str], command: str) -> Output:
     kinds = [EvalArguments, EvalOptions, AttackConfig, EvalModel]
     *_, model_args = parse(kinds, argv, command)
     args, options, attacks, model_args = parse(kinds, argv, command, **trained_on(model_args))
+    with advising(lambda error: rerun_advice(Path(args.output_dir), command, argv)):
+        return _evaluate(args, options, attacks, model_args)
+
+
+def _evaluate(args: EvalArguments, options: EvalOptions, attacks: AttackConfig, model_args: EvalModel) -> Output:
     sets = _checked_sets(args, attacks, model_args)
     retrained = (
         None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)
@@ -137,7 +143,7 @@ def run(argv: list[str], command: str) -> Output:
         _save(folder, f"{ATTACKS_FOLDER}/{variant}/{RECORDS_FILE}", result.records, facts | summary)
     for partial in (folder / PARTIAL_FILE, *(folder / ATTACKS_FOLDER).glob(f"*/{PARTIAL_FILE}")):
         partial.unlink()
-    return Output({"output_dir": str(folder), **summary}, evaluation_tables(model_args.model_name_or_path, summary))
+    return Output({"output_dir": str(folder), **summary}, evaluation_tables(require_model(model_args), summary))
 
 
 def trained_on(model_args: EvalModel) -> dict[str, Any]:

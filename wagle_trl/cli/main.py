@@ -12,10 +12,14 @@ from contextlib import contextmanager, redirect_stdout
 
 from ..terminal import Terminal
 from ..text import printable
-from .output import Output
+from .guess import did_you_mean
+from .help import short_help
+from .output import Advice, Output
 
 _DEBUG_VALUES = (["underflow_overflow"], ["tpu_metrics_debug"])  # of `TrainingArguments`
+_HELP = ("-h", "--help")
 _MAX_LENGTH = 799  # characters of an error
+_MAX_NOTE = 10_000  # a command to copy is long
 EX_SOFTWARE = 70  # of sysexits.h; `os.EX_SOFTWARE` is missing on Windows
 
 # command -> (module, what it does); a module has `run(argv, command) -> Output`
@@ -58,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         interrupted, 143 terminated (SIGTERM). Python's own 1 for a traceback would look like a failed check.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    if not argv or argv[0] in _HELP:
         print(_usage())
         return 0 if argv else 2
     if argv[0] == "--version":
@@ -67,6 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         print(version("wagle-trl"))
         return 0
     command, as_json = argv[0], "--json" in argv
+    if command not in COMMANDS:
+        advice = did_you_mean(command, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}."
+        print(printable(f"wagle {command}: error: unknown command{advice}", _MAX_LENGTH), file=sys.stderr)
+        return 2
+    if any(argument in _HELP for argument in argv):
+        print(short_help(command, COMMANDS[command][1]))
+        return 0
+    argv = ["--help" if argument == "--help-all" else argument for argument in argv]
     argv = [argument for argument in argv[1:] if argument != "--json"]
     debug = _pop_debug(argv)
     try:
@@ -76,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         is_terminated = isinstance(stop, _Terminated)
         _close_bars()
         print(f"wagle {command}: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr)
+        _show_advice(stop)
         return 143 if is_terminated else 130
     except Exception as error:
         if debug:
@@ -110,8 +125,6 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 
 
 def _run(command: str, argv: list[str], as_json: bool) -> Output:
-    if command not in COMMANDS:
-        raise ValueError(f"unknown command; expected one of {', '.join(COMMANDS)}.")
     warnings.filterwarnings("ignore", category=FutureWarning)  # deprecations inside TRL and transformers
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     os.environ.setdefault(
@@ -138,7 +151,15 @@ def _explain(command: str, error: Exception) -> int:
     message = f"error: {text}" if is_expected else f"unexpected {type(error).__name__}: {text}; {advice}"
     _close_bars()
     print(printable(f"wagle {command}: {message}", _MAX_LENGTH), file=sys.stderr)
+    _show_advice(error)
     return 2 if is_expected else EX_SOFTWARE
+
+
+def _show_advice(error: BaseException) -> None:
+    """Print how to go on, which commands add to what interrupts them."""
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, Advice):
+            print(printable(note, _MAX_NOTE), file=sys.stderr)
 
 
 def _close_bars() -> None:
@@ -178,7 +199,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "wagle COMMAND --help lists every option with its default. --json prints one JSON object on stdout,",
-            "--debug shows the traceback of an error.",
+            "wagle COMMAND --help shows an example and the most common options, --help-all every option with its default.",
+            "--json prints one JSON object on stdout, --debug shows the traceback of an error.",
         ]
     )

@@ -3,6 +3,7 @@
 option `mask`, which says where `wagle npo` takes its mask from, is ignored: the mask is always computed.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..attribution.report import mask_report, plot_mask, report_tables
@@ -17,20 +18,31 @@ from .parser import parse
 from .train import build_trainer, option_types
 
 
+@dataclass
+class MaskPlot:
+    """Option of the picture."""
+
+    plot_pdf: bool = field(default=False, metadata={"help": "Write the picture as PDF, too."})
+
+
 def run(argv: list[str], command: str) -> Output:
-    data_args, _, mask_config, training_args, model_args = parse(option_types("npo"), argv, command)
+    types = [*option_types("npo"), MaskPlot]
+    data_args, _, mask_config, training_args, model_args, plot = parse(types, argv, command)
     folder = Path(training_args.output_dir)
     before = Manifest.read(folder)
     if before is not None and any(matches_any(name, WEIGHTS) and name != MASK_FILE for name in before.files):
         raise ValueError(
             f"'{folder}' holds a trained model; choose another --output_dir, or the mask would be taken for its own."
         )
+    training_args.report_to = []  # nothing is logged: a tracker of the shared file need not be installed
     trainer = build_trainer(NPOTrainer, data_args, training_args, model_args, mask_config=mask_config)
     mask = trainer.compute_mask()
+    plots = [PLOT_FILE, str(Path(PLOT_FILE).with_suffix(".pdf"))] if plot.plot_pdf else [PLOT_FILE]
     with staging_folder(folder) as stage:
         mask.save(stage)
-        plot_mask(mask, stage / PLOT_FILE)
+        for name in plots:
+            plot_mask(mask, stage / name)
         write_run_report(trainer, stage, objective="mask")
-        Manifest.of(stage, [MASK_FILE, PLOT_FILE, REPORT_FILE]).move_into_place(stage, folder)
+        Manifest.of(stage, [MASK_FILE, *plots, REPORT_FILE]).move_into_place(stage, folder)
     report = mask_report(mask)
     return Output(report | {"output_dir": str(folder)}, report_tables(report))

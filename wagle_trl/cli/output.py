@@ -23,6 +23,10 @@ class Output:
     exit_code: int = 0
 
 
+class Advice(str):
+    """Note on an exception that the command line shows below the error."""
+
+
 def key_value_table(title: str, content: dict[str, Any]) -> Table:
     """Make a table of two columns, with rounded numbers."""
     table = Table("name", "value", title=title, show_header=False)

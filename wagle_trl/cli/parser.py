@@ -11,6 +11,7 @@ from trl import TrlParser
 
 from ..files.reading import read_yaml, short_value
 from ..text import printable
+from .guess import did_you_mean
 
 _OPTION = "--config"
 _LENIENT = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
@@ -32,16 +33,33 @@ class WagleParser(TrlParser):
 
     def parse_args_and_config(self, args: Sequence[str], *others, **options) -> tuple[Any, ...]:
         file, args = config_file(args)
+        self._check_names(args)
         if file is None:
             return super().parse_args_and_config(args, *others, **options)
         given = self._read_options(file)
         try:
-            unknown = self.set_defaults_with_config(**given)
-            if unknown:
-                self.error(f"unknown arguments: {' '.join(unknown)}")
+            self.set_defaults_with_config(**given)
             return super().parse_args_and_config(args, *others, **options)
         except Exception as error:  # a dataclass may raise anything for values that a command line cannot have
             raise ValueError(f"With the options of {printable(file, 200)}: {printable(error, 500)}") from error
+
+    def parse_args_into_dataclasses(self, args: Sequence[str], *others, **options) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *parsed, rest = super().parse_args_into_dataclasses(args, return_remaining_strings=True)
+        if rest:  # options of other names are refused before, so these are values
+            self.error(f"'{printable(rest[0], 100)}' belongs to no option")
+        return (*parsed,)
+
+    def _check_names(self, args: Sequence[str]) -> None:
+        """Refuse options that do not exist before argparse names those that are missing."""
+        known = self._option_string_actions
+        for argument in args:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and len(name) > 2 and " " not in name and name not in known:
+                self.error(f"there is no option {printable(name, 100)}{self._guess(name[2:], '--')}")
+
+    def _guess(self, name: str, prefix: str) -> str:
+        names = [option[2:] for option in self._option_string_actions if "-" not in option[2:]]
+        return did_you_mean(name.replace("-", "_"), names, prefix)
 
     def _read_options(self, file: str) -> dict[str, Any]:
         place, options = printable(file, 200), read_yaml(file)
@@ -51,6 +69,10 @@ class WagleParser(TrlParser):
                 f"{place}: 'env' would set environment variables ({printable(names, 200)}), which decide where tokens are "
                 f"sent and what runs. Remove it; set what you trust in the shell, as in `NAME=value {self.prog} ...`."
             )
+        known = {action.dest for action in self._actions}
+        for name in options:
+            if name not in known:
+                self.error(f"{place}: there is no option '{printable(name, 100)}'{self._guess(name, '')}")
         kinds = {name: kind for source in self.dataclass_types for name, kind in get_type_hints(source).items()}
         for name, value in options.items():
             if name in kinds and not isinstance(value, str) and not _has_type(kinds[name], value):

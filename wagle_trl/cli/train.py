@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import get_peft_config, get_quantization_config
 
 from ..attribution.config import MaskConfig
@@ -21,6 +22,7 @@ from .arguments import (
     model_init_kwargs,
     require_model,
 )
+from .going_on import advising, resume_advice
 from .output import Output, key_value_table
 from .parser import parse
 
@@ -35,9 +37,10 @@ def run(argv: list[str], command: str) -> Output:
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
     trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.create_model_card()
+    with advising(lambda error: resume_advice(error, trainer, command, argv)):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return _summary(trainer)
@@ -79,10 +82,15 @@ def build_trainer(
 
 def _require_trackers(names: list[str]) -> None:
     """Refuse a missing tracker before the model is loaded; transformers would refuse it after."""
+    not_looked_up = {*TRACKERS, "azure_ml", "flyte"}  # transformers does not always look for the last two
     for name in names:
-        modules = TRACKERS.get(name)
-        if modules and not any(map(find_spec, modules)):
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(("none", "all", *INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"report_to: there is no tracker '{name}'; expected one of {known}.")
+        if name in TRACKERS and not any(map(find_spec, TRACKERS[name])):
             raise ImportError(f"report_to: {name} is not installed; `pip install 'wagle-trl[{name}]'` brings it.")
+        if name not in (*not_looked_up, *get_available_reporting_integrations()):
+            raise ImportError(f"report_to: {name} is not installed, or not set up; install it, or choose another one.")
 
 
 def _checkpoint(value: str | None) -> str | bool | None:

@@ -139,7 +139,7 @@ def verify(base: Checkpoint, unlearned: Checkpoint, mask: WeightMask, *, progres
     total = sum(map(unlearned.numel, unlearned))
     with tqdm(total=total, desc="Comparing", unit="weight", unit_scale=True, disable=not progress) as bar:
         for name in unlearned:
-            result.parameters[name] = _weight_changes(base, unlearned, mask.bits.get(name), name, bar)
+            result.parameters[name] = weight_changes(base, unlearned, mask.bits.get(name), name, bar)
             if is_rounded(base.dtype(name), unlearned.dtype(name)):
                 result.narrowed[name] = dtype_name(base.dtype(name)), dtype_name(unlearned.dtype(name))
     return result
@@ -176,7 +176,7 @@ def check_mask(mask: WeightMask, checkpoint: Checkpoint) -> None:
             )
 
 
-def _weight_changes(
+def weight_changes(
     base: Checkpoint, unlearned: Checkpoint, bits: Tensor | None, name: str, bar: tqdm
 ) -> WeightChanges:
     def compare(start: int) -> WeightChanges:

@@ -1,5 +1,7 @@
 """Reading of untrusted files: content that follows a schema, or an error that names the file, line and field."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -16,7 +18,9 @@ from ..text import printable
 
 Schema = TypeVar("Schema")
 
+COMPRESSIONS = (".gz", ".bz2", ".lz4", ".zst")
 _MAX_DEPTH = 100
+_MAX_FIELD = 2**31 - 1  # characters
 _MAX_DIGITS = 300  # of a whole number; a float holds no more
 _MAX_SHOWN = 80
 _MAX_YAML_NODES = 10_000  # an alias counts as all the nodes that it stands for
@@ -63,9 +67,44 @@ def read_json_lines(path: str | os.PathLike, schema: TypeForm[Schema]) -> list[S
     return [parse_json(line, schema, path, number) for number, line in lines if line.strip()]
 
 
+def read_csv(path: str | os.PathLike, schema: TypeForm[Schema], delimiter: str = ",") -> list[Schema]:
+    """
+    Read a table whose first line names the columns. All values are text, as they stand: no number loses its zeros, and
+    "NA" stays what it is.
+
+    Args:
+        path (`str` or `os.PathLike`): As in [`read_json`].
+        schema (`type`): Schema of each row.
+        delimiter (`str`, *optional*, defaults to `","`): What separates the columns.
+    """
+    csv.field_size_limit(_MAX_FIELD)  # that of the library is 128 KB: documents are longer
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    rows: list[Any] = []
+    try:
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise ValueError(f"{_place(path, 1)}: two columns have one name.")
+        for row in reader:
+            place = _place(path, reader.line_num)
+            if None in row or None in row.values():
+                raise ValueError(f"{place}: the row has not the {len(names)} columns that the first line names.")
+            rows.append(validated(row, schema, place))
+    except csv.Error as error:
+        raise ValueError(f"{_place(path, reader.reader.line_num)} is not readable as a table ({error}).") from error
+    return rows
+
+
 def read_text(path: str | os.PathLike) -> str:
-    """Read text in UTF-8, with or without a byte order mark."""
-    content = Path(path).read_bytes()
+    """Read text in UTF-8, with or without a byte order mark, and compressed if the suffix says so."""
+    if Path(path).suffix.lower() in COMPRESSIONS:
+        import pyarrow  # late: most files are not compressed
+
+        try:
+            content = pyarrow.input_stream(os.fspath(path)).read()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{_place(path)} cannot be decompressed ({printable(error, 200)}).") from error
+    else:
+        content = Path(path).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

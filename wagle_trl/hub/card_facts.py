@@ -219,7 +219,7 @@ class Facts:
     def tofu(self) -> str | None:
         """Split of TOFU that was evaluated, unless data sets are hashed."""
         options = self.run.evaluation.get("options", {})
-        split = options.get("forget", "forget10" if "tofu_dir" in options else None)
+        split = options.get("tofu_split", "forget10" if "tofu_dir" in options else None)
         return split if split in TOFU_FORGET_ROWS and not self.hashed else None
 
     @property

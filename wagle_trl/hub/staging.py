@@ -119,7 +119,8 @@ def stage_mask(folder: Path, stage: Path, base_model: str | None) -> None:
     """Write the mask, without local paths, and its picture into `stage`. The arguments are those of [`stage_model`]."""
     check_inside_folder(folder / MASK_FILE)
     mask = WeightMask.load(folder)
-    mask.public(base_model, _is_local(folder, mask.info.base_model)).save(stage)
+    mask = mask.public(base_model, _is_local(folder, mask.info.base_model))
+    mask.save(stage)
     plot_mask(mask, stage / PLOT_FILE)
 
 

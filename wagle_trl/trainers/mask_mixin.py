@@ -34,6 +34,7 @@ from .checks import (
     check_save_delta,
 )
 from .hub_pushes import HubPushes
+from .log_lines import use_log_lines
 from .mask_callback import MaskedTraining, masked_optimizer, only_masked_weights_trainable
 from .mask_options import MaskOptions
 from .memory_watch import MemoryWatch
@@ -103,6 +104,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         self.mask = WeightMask.load(mask) if isinstance(mask, str | os.PathLike) else mask
         self.answer_tokens: dict[str, AnswerTokens] = {}
         super().__init__(*args, **kwargs)
+        use_log_lines(self, given.get("callbacks"))
         self.mask_options = self.args if isinstance(self.args, MaskOptions) else MaskOptions()
         if masked:
             check_accelerator(self.accelerator)
@@ -119,8 +121,6 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         rows |= {} if forget_dataset is None else {"forget": forget_dataset}
         rows = {name: dataset for name, dataset in rows.items() if isinstance(dataset, Dataset)}
         self.run_inputs = RunInputs(given.get("model", self.model), revision, rows)
-        if self.mask is not None:
-            self.mask.check(self.model)
         check_before_work(self, masked)
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
