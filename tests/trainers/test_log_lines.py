@@ -20,6 +20,10 @@ LOGS = {
         {"forget_probability": 0.41, "retain_probability": 0.97, "epoch": 2.0},
         "step 40/120  answer probability  forget 0.998 -> 0.41  retain 0.97",
     ),
+    "of the best model": (
+        {"forget_probability": 0.41, "retain_probability": 0.97, "loaded_step": 20},
+        "step 20/120  answer probability  forget 0.998 -> 0.41  retain 0.97",
+    ),
     "of an evaluation": (
         {
             "eval_forget_loss": 1.5,

@@ -110,13 +110,15 @@ def _same_rows(rows: Any, others: Dataset | None) -> bool:
 
 def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
     """
-    Check model, tokenizer, rows and options against each other, before any batch is computed.
+    Check model, mask, tokenizer, rows and options against each other, before any batch is computed.
 
     Args:
         trainer ([`~trainers.mask_mixin.MaskMixin`]): Trainer with its prepared data sets.
         masked (`bool`): Whether it trains a mask.
     """
     args, rows = trainer.args, trainer.train_dataset
+    if trainer.mask is not None:
+        trainer.mask.check(trainer.model)
     if not masked and not any(parameter.requires_grad for parameter in trainer.model.parameters()):
         raise ValueError(
             "Every parameter is frozen and there is no mask, so nothing would train; unfreeze some or pass a mask."
@@ -130,6 +132,8 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
     evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     sets = [(trainer.train_set, rows), ("forget", trainer.forget_dataset), ("retain", trainer.retain_dataset)]
     for name, dataset in (*sets, *evaluated.items()):
+        if trainer.processing_class is None:  # a trainer of one's own may have none
+            break
         if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
             check_tokens(trainer.model, trainer.processing_class, {name: dataset["input_ids"]})
     _check_fused_heads(trainer)

@@ -11,7 +11,7 @@ from .trainer_base import TrainerBase
 
 # Short names of what stands last in a line
 _LAST = {"learning_rate": "lr", "grad_norm": "grad", "selected_moved": "moved"}
-_HIDDEN = {"epoch", "num_input_tokens_seen", "step", "total_flos"}
+_HIDDEN = {"epoch", "loaded_step", "num_input_tokens_seen", "step", "total_flos"}
 _HIDDEN_ENDS = ("num_tokens", "_per_second")
 _EVAL = "eval_"
 
@@ -54,14 +54,15 @@ def log_line(logs: Mapping[str, Any], state: TrainerState) -> str:
     """
     Format a measurement, such as `step 40/120  loss 1.52  lr 1e-05  grad 2.1  moved 3.2%`.
 
-    Answer probabilities stand beside those of the first measurement: `forget 0.998 -> 0.41`.
+    Answer probabilities stand beside those of the first measurement: `forget 0.998 -> 0.41`. The step is
+    that of the weights, which may be an earlier one.
 
     Args:
         logs (`dict`): What was measured.
         state ([`~transformers.TrainerState`]): State of the trainer.
     """
     shown = {name: value for name, value in logs.items() if name not in _HIDDEN and not name.endswith(_HIDDEN_ENDS)}
-    parts = [f"step {state.global_step}/{state.max_steps}"]
+    parts = [f"step {logs.get('loaded_step', state.global_step)}/{state.max_steps}"]
     if shown and all(name.endswith(SUFFIX) for name in shown):
         first = {name: value for entry in reversed(state.log_history) for name, value in entry.items()}
         parts.append("answer probability")

@@ -121,8 +121,6 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         rows |= {} if forget_dataset is None else {"forget": forget_dataset}
         rows = {name: dataset for name, dataset in rows.items() if isinstance(dataset, Dataset)}
         self.run_inputs = RunInputs(given.get("model", self.model), revision, rows)
-        if self.mask is not None:
-            self.mask.check(self.model)
         check_before_work(self, masked)
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
