@@ -146,7 +146,7 @@ def spoken(make_trainer, capsys):
 def test_a_run_prints_its_plan_first_and_its_peak_after(spoken):
     trainer, out = spoken(mask_config=MaskConfig(mask_density=0.5))
     assert "predicted peak, GB" in out and "attribution memory: resident" in out
-    assert out.index("predicted peak") < out.index("'loss'") < out.index("Peak memory of training")
+    assert out.index("predicted peak") < out.index("  loss ") < out.index("Peak memory of training")
     assert "Peak memory of attribution" in out
     assert trainer.memory.plan.fits is True
 
