@@ -285,3 +285,12 @@ def test_a_name_in_a_model_that_commands_the_terminal_is_refused_before_it_is_sh
     assert (
         "model.safetensors: '\\x1b[31mEVIL' is not a valid name of a tensor" in shown and "\x1b[31mEVIL" not in shown
     )
+
+
+def test_plain_text_may_stand_in_another_column(saved_model, write_jsonl, quick, tmp_path):
+    files = [write_jsonl(who, [{"story": f"{who} lives in Oslo."}]) for who in ("Ada", "Bo")]
+    data = ["--forget_dataset", files[0], "--retain_dataset", files[1]]
+    named = ["--model_name_or_path", saved_model, "--trajectory_steps", "0", "--dataset_text_field", "story"]
+    assert main(["npo", *named, *data, *quick, "--mask_score", "random"]) == 0
+    out = ["--model_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "eval")]
+    assert main(["eval", *out, *data, "--generate", "false"]) == 0  # the report names the column

@@ -71,6 +71,13 @@ def test_options_that_decide_what_is_scored_reach_the_evaluation(make_trainer, f
     assert [sum(label != -100 for label in s.answers[0]["labels"][1:]) for s in samples] == counted
 
 
+@pytest.mark.parametrize("kind", ["npo", "masked_sft"])
+def test_plain_text_may_stand_in_another_column(kind, make_trainer, tiny_tokenizer):
+    rows = [Dataset.from_list([{"story": text}]) for text in ("Ada lives in Oslo.", "Bo lives in Lima.")]
+    trainer = make_trainer(kind, dataset_text_field="story", train_dataset=rows[0], retain_dataset=rows[1])
+    assert trainer.train_dataset[0]["labels"] == tokenize_row({"text": "Ada lives in Oslo."}, tiny_tokenizer)["labels"]
+
+
 def test_rows_that_a_function_formatted_are_scored_whole(make_trainer, tiny_tokenizer):
     trainer = make_trainer(
         train_dataset=Dataset.from_list([{"who": "Ada", "where": "Oslo"}]),

@@ -86,9 +86,9 @@ class UnlearningData:
 
     eval_names = {"train_dataset": "forget", "retain_dataset": "retain"}
 
-    def load(self) -> dict[str, Dataset]:
-        """The data sets as trainers take them."""
-        forget, retain = self.rows()
+    def load(self, text_field: str = "text") -> dict[str, Dataset]:
+        """Load the data sets by the names of a trainer's arguments."""
+        forget, retain = self.rows(text_field)
         if forget is None or retain is None:
             rows = {"--forget_dataset": forget, "--retain_dataset": retain}
             missing = " and ".join(name for name, dataset in rows.items() if dataset is None)
@@ -97,18 +97,18 @@ class UnlearningData:
             )
         return {"train_dataset": forget, "retain_dataset": retain}
 
-    def watched(self) -> dict[str, Dataset]:
-        """Evaluation sets beside those trained on."""
+    def load_unseen(self, text_field: str = "text") -> dict[str, Dataset]:
+        """Load the evaluation sets that are not trained on."""
         if self.unseen_dataset is None:
             return {}
-        return {"unseen_retain": load_rows(self.unseen_dataset)}
+        return {"unseen_retain": load_rows(self.unseen_dataset, text_field=text_field)}
 
-    def rows(self) -> tuple[Dataset | None, Dataset | None]:
+    def rows(self, text_field: str = "text") -> tuple[Dataset | None, Dataset | None]:
         """Load forget and retain rows unchanged; `None` for rows that the options do not name."""
         if asks_for_tofu(self, ("forget_dataset", "retain_dataset")):
             return load_tofu(self.tofu_split or "forget10", self.tofu_dir)
         sources = self.forget_dataset, self.retain_dataset
-        forget, retain = (None if source is None else load_rows(source) for source in sources)
+        forget, retain = (None if source is None else load_rows(source, text_field=text_field) for source in sources)
         return forget, retain
 
 
@@ -131,9 +131,9 @@ class FineTuningData(UnlearningData):
 
     eval_names = {"train_dataset": "train", "forget_dataset": "forget", "retain_dataset": "retain"}
 
-    def load(self) -> dict[str, Dataset]:
-        forget, retain = self.rows()
-        train = retain if self.dataset_name is None else load_rows(self.dataset_name)
+    def load(self, text_field: str = "text") -> dict[str, Dataset]:
+        forget, retain = self.rows(text_field)
+        train = retain if self.dataset_name is None else load_rows(self.dataset_name, text_field=text_field)
         if train is None:
             raise ValueError("No data: give --dataset_name (or --retain_dataset) a Hub name, a folder or a file.")
         datasets = {"train_dataset": train, "forget_dataset": forget, "retain_dataset": retain}

@@ -89,7 +89,7 @@ class EvalArguments:
         },
     )
 
-    def load(self) -> dict[str, Sequence[Row]]:
+    def load(self, text_field: str) -> dict[str, Sequence[Row]]:
         """Load the rows, by the name of their set."""
         own = ("forget_dataset", "retain_dataset", "holdout_dataset")
         sets = load_tofu_evaluation(self.tofu_split or "forget10", self.tofu_dir) if asks_for_tofu(self, own) else {}
@@ -99,7 +99,8 @@ class EvalArguments:
             "unseen_retain": self.unseen_dataset,
             HOLDOUT: self.holdout_dataset,
         }
-        sets |= {name: load_rows(source).to_list() for name, source in sources.items() if source is not None}
+        given = {name: source for name, source in sources.items() if source is not None}
+        sets |= {name: load_rows(source, text_field=text_field).to_list() for name, source in given.items()}
         if not sets:
             raise ValueError("No data: give --forget_dataset and --retain_dataset, or --tofu_split forget10 for TOFU.")
         if HOLDOUT in sets and FORGET not in sets:
@@ -116,15 +117,13 @@ def run(argv: list[str], command: str) -> Output:
 
 
 def _evaluate(args: EvalArguments, options: EvalOptions, attacks: AttackConfig, model_args: EvalModel) -> Output:
-    sets = _checked_sets(args, attacks, model_args)
+    sets = _checked_sets(args, options, attacks, model_args)
     retrained = (
         None if args.reference_records is None else read_retrained_records(args.reference_records, sets, options)
     )
     tokenizer, model = load_tokenizer(model_args, model_args.trust_remote_code), model_args.load()
     base = model_args.load_base(model)
-    check_writable(
-        args.output_dir
-    )  # before the long work, but after loading: a model that is missing leaves no folder
+    check_writable(args.output_dir)  # after loading: a model that is missing leaves no folder
     folder, facts = Path(args.output_dir), _evaluation_facts(args, options, model_args, model)
     _check_same_weights(folder, facts)
     records = evaluate_sets(model, tokenizer, sets, options, base=base, folder=folder)
@@ -163,10 +162,12 @@ def trained_on(model_args: EvalModel) -> dict[str, Any]:
     return {name: options[name] for name in RowOptions.__dataclass_fields__ if name in options}
 
 
-def _checked_sets(args: EvalArguments, attacks: AttackConfig, model_args: EvalModel) -> dict[str, Sequence[Row]]:
+def _checked_sets(
+    args: EvalArguments, options: EvalOptions, attacks: AttackConfig, model_args: EvalModel
+) -> dict[str, Sequence[Row]]:
     """Load the rows. Rows that do not allow what is asked for raise a `ValueError` before a model is loaded."""
-    sets = args.load()
-    check_disjoint(sets)
+    sets = args.load(options.dataset_text_field)
+    check_disjoint(sets, options.dataset_text_field)
     attacks.check(sets)
     if model_args.base_model_name_or_path is not None:
         unseen_set(sets)

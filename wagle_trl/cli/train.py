@@ -64,8 +64,8 @@ def build_trainer(
     model = require_model(model_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args, masked=bool(mask))
     tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
-    datasets = data_args.load()
-    evaluated = data_args.watched()
+    datasets = data_args.load(training_args.dataset_text_field)
+    evaluated = data_args.load_unseen(training_args.dataset_text_field)
     if training_args.eval_strategy != "no":
         evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()} | evaluated
     return trainer_class(

@@ -69,12 +69,12 @@ def _require_text(row: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"It has no {name}: {printable(dict(row), 200)}; remove it or fill it in.")
 
 
-def to_trl(dataset: Dataset, tokenizer: Processing) -> Dataset:
+def to_trl(dataset: Dataset, tokenizer: Processing, text_field: str = "text") -> Dataset:
     """
     `dataset` in a form that `SFTTrainer` trains on: questions and answers become prompt/completion, conversations have roles
     and text, others stay.
     """
-    if row_format(dataset.column_names, "the data set") == ("question", "answer"):
+    if row_format(dataset.column_names, "the data set", text_field) == ("question", "answer"):
         convert, removed, options = to_prompt_completion, dataset.column_names, {"tokenizer": tokenizer}
     elif any(with_messages(row) != dict(row) for row in dataset):  # pyright: ignore[reportArgumentType]
         convert, removed, options = with_messages, ["conversations"], {}

@@ -17,7 +17,7 @@ from ..text import one_line, printable
 from .formats import row_format
 
 
-def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
+def load_rows(source: str | os.PathLike, split: str = "train", text_field: str = "text") -> Dataset:
     """
     Load a data set whose rows have `prompt`/`completion`, `question`/`answer`, `messages`, `text` or
     `input_ids`/`labels`.
@@ -28,6 +28,7 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
             `.json`, `.csv`, `.tsv` or `.txt` (one row per line), each also compressed (`.gz`, `.bz2`, `.lz4`, `.zst`), or
             `.parquet` or `.arrow`. All columns of `.csv` and `.tsv` are text.
         split (`str`, *optional*, defaults to `"train"`): Split of a folder or of a data set on the Hub.
+        text_field (`str`, *optional*, defaults to `"text"`): Column of rows of plain text.
     """
     path = Path(source)
     if path.is_dir():
@@ -44,7 +45,7 @@ def load_rows(source: str | os.PathLike, split: str = "train") -> Dataset:
         dataset = _load_from_hub(str(source), split)
     if len(dataset) == 0:
         raise ValueError(f"The data set '{printable(source)}' is empty.")
-    row_format(dataset.column_names, str(source))
+    row_format(dataset.column_names, str(source), text_field)
     return dataset
 
 

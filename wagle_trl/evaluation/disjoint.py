@@ -12,15 +12,16 @@ from .metrics import FORGET
 _DISJOINT_SETS = {HOLDOUT: (FORGET, "retain"), "unseen_retain": (FORGET, "retain")}
 
 
-def check_disjoint(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+def check_disjoint(sets: Mapping[str, Iterable[Mapping[str, Any]]], text_field: str = "text") -> None:
     """
     Raise a `ValueError` if an unseen row is also in a set that a model was trained on.
 
     Args:
         sets (`dict[str, list[dict]]`): Set name -> rows. Rows are the same if the columns of their format are, such as
             question and answer; other columns do not matter.
+        text_field (`str`, *optional*, defaults to `"text"`): Column of rows of plain text.
     """
-    contents = {name: {_content(row) for row in rows} for name, rows in sets.items()}
+    contents = {name: {_content(row, text_field) for row in rows} for name, rows in sets.items()}
     for name, others in _DISJOINT_SETS.items():
         for other in others:
             if shared := contents.get(name, set()) & contents.get(other, set()):
@@ -30,5 +31,5 @@ def check_disjoint(sets: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
                 )
 
 
-def _content(row: Mapping[str, Any]) -> str:
-    return json.dumps([row[column] for column in filled_columns(row)])
+def _content(row: Mapping[str, Any], text_field: str) -> str:
+    return json.dumps([row[column] for column in filled_columns(row, text_field)])

@@ -166,7 +166,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         template = self.chat_template or getattr(processing_class, "chat_template", None)
         self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
         if isinstance(dataset, Dataset) and formatting_func is None:
-            dataset = to_trl(dataset, processing_class)
+            dataset = to_trl(dataset, processing_class, args.dataset_text_field)
             check_answers(dataset, processing_class, args.dataset_text_field, dataset_name)
         if args.completion_only_loss is None:  # decided per data set; TRL would decide for all by the training rows
             self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
