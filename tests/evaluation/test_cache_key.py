@@ -3,7 +3,8 @@ import copy
 import pytest
 
 from wagle_trl.evaluation.cache_key import evaluation_key
-from wagle_trl.evaluation.tofu import EvalOptions, prepare_rows
+from wagle_trl.evaluation.samples import prepare_rows
+from wagle_trl.evaluation.tofu import EvalOptions
 
 from .conftest import ROWS
 

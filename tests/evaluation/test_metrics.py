@@ -12,12 +12,12 @@ from wagle_trl.evaluation.metrics import (
     forget_truth_ratio,
     model_utility,
     multiple_choice_probability,
-    rouge_l_recall,
     summarize,
     truth_ratio,
     truth_ratios,
     utility_truth_ratio,
 )
+from wagle_trl.evaluation.rouge import rouge_l_recall
 
 LOGS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tofu_eval_logs"
 MODELS = ["llama2-7b_full", "llama2-7b_retain90"]

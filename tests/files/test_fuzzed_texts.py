@@ -26,8 +26,9 @@ from wagle_trl.deltas.config_changes import config_changes
 from wagle_trl.evaluation.resumable_records import PartialRecords
 from wagle_trl.evaluation.retrained_model import read_retrained_records
 from wagle_trl.evaluation.robustness import AttackConfig
+from wagle_trl.evaluation.samples import prepare_rows
 from wagle_trl.evaluation.suite import summarize_all
-from wagle_trl.evaluation.tofu import EvalOptions, prepare_rows
+from wagle_trl.evaluation.tofu import EvalOptions
 from wagle_trl.files.checkpoint import Checkpoint
 from wagle_trl.files.run_folder import EVALUATION_FILE, REPORT_FILE
 from wagle_trl.hub.card import model_card

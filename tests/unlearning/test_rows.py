@@ -10,7 +10,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from wagle_trl.cli.main import main
 from wagle_trl.data.tokenization import tokenize_row
-from wagle_trl.evaluation.tofu import EvalOptions, prepare_rows
+from wagle_trl.evaluation.samples import prepare_rows
+from wagle_trl.evaluation.tofu import EvalOptions
 from wagle_trl.trainers.run_report import run_report
 
 from ..support.rows import SHAPES, write_lines

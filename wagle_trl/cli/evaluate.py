@@ -21,8 +21,9 @@ from ..evaluation.membership import HOLDOUT
 from ..evaluation.metrics import FORGET
 from ..evaluation.retrained_model import read_retrained_records
 from ..evaluation.robustness import AttackConfig, AttackResult, evaluate_attack
+from ..evaluation.samples import Row
 from ..evaluation.suite import evaluate_sets, summarize_all, unseen_set
-from ..evaluation.tofu import EvalOptions, Row, write_records
+from ..evaluation.tofu import EvalOptions, write_records
 from ..files.atomic import check_writable, move_into_place, staging_folder, write_json
 from ..files.earlier_files import evaluated_fingerprint
 from ..files.hub_file import is_hub_name

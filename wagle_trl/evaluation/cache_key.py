@@ -7,7 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..masks.cache_key import cache_key
 from .inference import stop_token_ids
-from .tofu import EvalOptions, Sample
+from .samples import Sample
+from .tofu import EvalOptions
 
 
 def evaluation_key(

@@ -13,7 +13,8 @@ from ..files.schemas import Record
 from ..text import printable
 from .membership import HOLDOUT, membership_summary, privleak
 from .metrics import FORGET, forget_quality, records_by_set, truth_ratios
-from .tofu import EvalOptions, Row, read_records
+from .samples import Row
+from .tofu import EvalOptions, read_records
 
 logger = logging.get_logger(__name__)
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attacks import has_bitsandbytes, paraphrased, quantized, relearn, relearn_split
 from .metrics import FORGET
+from .samples import Row
 from .suite import evaluate_sets, summarize_all
-from .tofu import EvalOptions, Row
+from .tofu import EvalOptions
 
 # The forget set shows whether an attack succeeds, the others whether it damages the model
 ATTACKED_SETS = (FORGET, "retain", "unseen_retain")

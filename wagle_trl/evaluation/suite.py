@@ -21,7 +21,8 @@ from .memorization import memorization_summary
 from .metrics import records_by_set, summarize
 from .resumable_records import PartialRecords
 from .retrained_model import retrained_model_summary
-from .tofu import EvalOptions, Row, Sample, evaluate_samples, prepare_rows, warn_of_no_words
+from .samples import Row, Sample, prepare_rows
+from .tofu import EvalOptions, evaluate_samples, warn_of_no_words
 
 logger = logging.get_logger(__name__)
 

@@ -1,0 +1,114 @@
+"""Rows made ready for evaluation: tokens as in training, the text of question and answer, and other answers beside it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from ..data.formats import filled_columns, split_prompt
+from ..data.tokenization import DEFAULT, IGNORED, RowOptions, cut_tokens, num_scored, tokenize_row, uncut_tokens
+from .inference import Tokenized
+
+Row = Mapping[str, Any]
+
+
+class Sample(NamedTuple):
+    """
+    A tokenized row with its record.
+
+    Attributes:
+        record (`dict`): What is known before the evaluation, which adds the rest: `set`, `index`, `question`, `answer`.
+        answers (`list[dict]`): `input_ids` and `labels` of the answer, then, where there are perturbed ones, of the
+            paraphrased (if any) and the perturbed.
+        has_paraphrase (`bool`): Whether the second of them is a paraphrase.
+        prompt (`list[int]`): What to generate an answer from; empty for plain text.
+    """
+
+    record: dict[str, Any]
+    answers: list[Tokenized]
+    has_paraphrase: bool
+    prompt: list[int]
+
+
+def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
+    """A row with another answer, asked in the same way."""
+    example = split_prompt(row, tokenizer, options.dataset_text_field)
+    is_text = isinstance(example["completion"], str)
+    begun = answer if not is_text or row.get("question") is None else f" {answer}"
+    asked = {name: row.get(name) for name in ("tools", "chat_template_kwargs")}
+    return {**asked, **example, "completion": begun if is_text else [{"role": "assistant", "content": answer}]}
+
+
+def _prompt_part(tokenized: Tokenized) -> list[int]:
+    answer_start = next(i for i, label in enumerate(tokenized["labels"]) if label != IGNORED)
+    return tokenized["input_ids"][:answer_start]
+
+
+def _question_and_answer(
+    row: Row, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase, options: RowOptions
+) -> tuple[str, str]:
+    """What is asked and answered, as text; of tokens and tool calls, what they decode to."""
+    if row.get("input_ids") is not None:
+        asked, answered = None, None
+    elif filled_columns(row, options.dataset_text_field) == ("question", "answer"):
+        asked, answered = row["question"], row["answer"]
+    else:
+        example = split_prompt(row, tokenizer, options.dataset_text_field)
+        asked, answered = (_last_text(example[name]) for name in ("prompt", "completion"))
+    answer = [label for label in tokenized["labels"] if label != IGNORED]
+    parts = tokenizer.batch_decode([_prompt_part(tokenized), answer], skip_special_tokens=True)
+    return parts[0] if asked is None else asked, answered or parts[1]
+
+
+def _last_text(value: str | list[dict[str, Any]]) -> str | None:
+    """Text, or that of the last message, if it has any."""
+    return value if isinstance(value, str) else value[-1]["content"]
+
+
+def prepare_rows(
+    rows: Iterable[Row], set_name: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions = DEFAULT
+) -> list[Sample]:
+    """The rows of a set as samples, or a `ValueError` that names a row without an answer."""
+    samples = []
+    for index, row in enumerate(rows):
+        try:
+            samples.append(_sample(row, {"set": set_name, "index": index}, tokenizer, options))
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the set '{set_name}' cannot be evaluated. {error}") from error
+    if not samples:
+        raise ValueError(f"The set '{set_name}' is empty: there is nothing to evaluate.")
+    return samples
+
+
+def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Sample:
+    uncut = uncut_tokens(row, tokenizer, options)
+    tokenized = cut_tokens(uncut, options)
+    if num_scored(tokenized["labels"]) == 0:
+        given = f"its {num_scored(uncut['labels'])} answer tokens are beyond max_length={options.max_length}"
+        raise ValueError(f"It has no answer: {given if tokenized != uncut else f'all its labels are {IGNORED}'}.")
+    if cut := num_scored(uncut["labels"]) - num_scored(tokenized["labels"]):
+        record["num_token_cut"] = cut
+    answers_alone = replace(RowOptions.of(options), completion_only_loss=None, assistant_only_loss=False)
+    asked = tokenize_row(row, tokenizer, answers_alone)
+    question, answer = _question_and_answer(row, asked, tokenizer, options)
+    if not answer.strip():
+        raise ValueError("Its answer is empty.")
+    perturbed = _perturbed_answers(row)
+    paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
+    others = [
+        tokenize_row(_with_answer(row, text, tokenizer, options), tokenizer, options)
+        for text in [*paraphrased, *perturbed]
+    ]
+    record |= {"question": question.strip(), "answer": answer.strip()}
+    return Sample(record, [tokenized, *others], bool(paraphrased), _prompt_part(asked))
+
+
+def _perturbed_answers(row: Row) -> list[str]:
+    perturbed = row.get("perturbed_answer")
+    if perturbed is None:  # `datasets` fills a column that a row lacks with None
+        return []
+    if not isinstance(perturbed, list) or not all(isinstance(text, str) for text in perturbed):
+        # In a string, each letter would be an answer
+        raise ValueError("Its `perturbed_answer` is not a list of strings.")
+    return perturbed
