@@ -287,6 +287,20 @@ def test_a_name_in_a_model_that_commands_the_terminal_is_refused_before_it_is_sh
     )
 
 
+def test_options_of_a_mask_that_is_not_computed_are_named(data, quick, saved_model, caplog):
+    options = [*data, *quick, "--model_name_or_path", saved_model, "--trajectory_steps", "0", "--mask", "none"]
+    with caplog.at_level("WARNING", "wagle_trl"):
+        assert main(["npo", *options, "--mask_density", "0.2", "--mask_score", "snip"]) == 0
+    assert "these options do nothing: mask_score, mask_density" in caplog.text
+
+
+@pytest.mark.parametrize(("place", "name"), [(1, "forget"), (3, "retain")])
+def test_rows_that_count_as_unseen_must_not_be_trained_on(place, name, data, quick, saved_model, capsys):
+    options = [*data, "--unseen_dataset", data[place], *quick, "--model_name_or_path", saved_model]
+    assert main(["npo", *options]) == 2
+    assert f"rows are in both the {name} and the unseen set" in capsys.readouterr().err
+
+
 def test_plain_text_may_stand_in_another_column(saved_model, write_jsonl, quick, tmp_path):
     files = [write_jsonl(who, [{"story": f"{who} lives in Oslo."}]) for who in ("Ada", "Bo")]
     data = ["--forget_dataset", files[0], "--retain_dataset", files[1]]

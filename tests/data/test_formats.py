@@ -120,6 +120,16 @@ def test_conversations_are_converted_for_trl(tiny_tokenizer):
         ({"prompt": [USER], "completion": "Oslo."}, "Prompt and completion must both be text, or both be messages"),
         ({"question": 7, "answer": "Oslo."}, "Its question is 7, which is no text"),
         ({"text": ["Oslo."]}, "Its text is .* which is no text"),
+        ({"messages": "[]"}, "Its messages is '\\[\\]', which is no list of messages"),
+        ({"prompt": [], "completion": [ASSISTANT]}, "Its prompt has no message"),
+        (
+            {"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]},
+            "a message of the role 'user', which is no answer",
+        ),
+        ({"messages": [{"role": "user", "content": None}, ASSISTANT]}, "a message of the user without content"),
+        ({"messages": [USER, {"role": "assistant", "content": 0}]}, "has content that is no text: 0"),
+        ({"messages": [USER, ASSISTANT | {"tool_calls": [{"type": "function"}]}]}, "a tool call without the name"),
+        ({"messages": [USER, ASSISTANT | {"tool_calls": ["find"]}]}, "a tool call without the name"),
     ],
 )
 def test_a_row_that_cannot_be_split_says_why(row, message, tiny_tokenizer):

@@ -85,3 +85,11 @@ def test_rows_of_another_version_of_the_package_are_not_reused(long_rows, monkey
     assert fingerprint() == before
     monkeypatch.setitem(VERSIONS, "wagle-trl", "another")
     assert fingerprint() != before
+
+
+def test_rows_without_a_scored_token_can_be_left_out():
+    empty = {"input_ids": [5, 6], "labels": [5, -100]}
+    options = RowOptions(max_length=2)
+    rows, counted = fit_rows(Dataset.from_list([SHORT, empty, LONG]), options, "train", "truncate", drop_empty=True)
+    assert rows.to_list() == [{name: values[:2] for name, values in SHORT.items()}]
+    assert counted == AnswerTokens(rows=3, rows_cut=2, given=10, scored=1)

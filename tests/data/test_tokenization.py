@@ -150,7 +150,7 @@ def test_an_empty_think_block_is_not_scored_and_part_of_the_prompt(chat_tokenize
             "The chat template refuses it: System role not supported",
         ),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "does not hold its answer 'Oslo.'"),
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does not hold its answer 'Oslo.'"),
+        ("{% for m in messages %}{{ m.content | reverse }}{% endfor %}", "does not hold its answer 'Oslo.'"),
         (None, "It is a conversation, but the tokenizer has no chat template"),
     ],
 )
@@ -158,6 +158,41 @@ def test_a_template_that_does_not_show_the_answer_is_refused(template, message, 
     chat_tokenizer.chat_template = template
     with pytest.raises(ValueError, match=message):
         tokenize_row({"messages": [USER, ASSISTANT]}, chat_tokenizer)
+
+
+@pytest.mark.parametrize("answer", ["Write <s>text</s> in HTML.", "Oslo\u0327 & Bergen"])
+def test_an_answer_may_hold_special_tokens_and_signs(answer, chat_tokenizer):
+    tokens = tokenize_row({"messages": [USER, {"role": "assistant", "content": answer}]}, chat_tokenizer)
+    assert chat_tokenizer.decode([label for label in tokens["labels"] if label != -100]) == f"{answer}</s>"
+
+
+def test_a_template_may_change_capitals(chat_tokenizer):
+    chat_tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    tokens = tokenize_row({"messages": [USER, ASSISTANT]}, chat_tokenizer)
+    assert chat_tokenizer.decode([label for label in tokens["labels"] if label != -100]) == "OSLO."
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"tools": "{broken"}, "Its tools is no list"),
+        ({"chat_template_kwargs": "[1]"}, "Its chat_template_kwargs is no dict"),
+    ],
+)
+def test_what_goes_to_the_template_is_checked(columns, message, chat_tokenizer):
+    with pytest.raises(ValueError, match=message):
+        tokenize_row({"messages": [USER, ASSISTANT]} | columns, chat_tokenizer)
+
+
+def test_what_goes_to_the_template_may_be_json_or_empty(chat_tokenizer):
+    plain = tokenize_row({"messages": [USER, ASSISTANT]}, chat_tokenizer)
+    assert (
+        tokenize_row({"messages": [USER, ASSISTANT], "tools": "", "chat_template_kwargs": "{}"}, chat_tokenizer)
+        == plain
+    )
+    chat_tokenizer.chat_template = "{% if loud %}!{% endif %}" + CHAT_TEMPLATE
+    loud = tokenize_row({"messages": [USER, ASSISTANT], "chat_template_kwargs": '{"loud": true}'}, chat_tokenizer)
+    assert chat_tokenizer.decode(loud["input_ids"]).startswith("!")
 
 
 # Options
@@ -192,12 +227,20 @@ def test_masks_of_tokenized_rows_become_labels(tiny_tokenizer):
     assert tokenize_row(row, tiny_tokenizer, RowOptions(completion_only_loss=False))["labels"] == [5, 6, -100]
 
 
+def test_padding_of_tokenized_rows_is_left_out(tiny_tokenizer):
+    row = {"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}
+    assert tokenize_row(row, tiny_tokenizer) == {"input_ids": [5, 6], "labels": [5, 6]}
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
         ({"input_ids": [5, 6, 7], "labels": [-100, 6]}, "It has 3 input_ids and 2 labels"),
         ({"input_ids": [5, 6, 7], "completion_mask": [0, 1]}, "It has 3 input_ids and a mask of 2"),
         ({"input_ids": [5, 6], "labels": [-7, 6]}, "labels are not a token or -100"),
+        ({"input_ids": [5, 6, 7], "labels": [-100, 7, -100]}, "labels are other tokens than its input_ids"),
+        ({"input_ids": [5, 6], "labels": [-100, 999]}, "labels are other tokens than its input_ids"),
+        ({"input_ids": [5.0, 6.0]}, "Its input_ids are no whole numbers"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(row, message, tiny_tokenizer):

@@ -342,3 +342,25 @@ def test_rows_that_stream_from_a_generator_can_be_evaluated(make_trainer, retain
     trainer = make_trainer(eval_dataset={"kept": retain_rows, "streamed": streamed})
     metrics = trainer.evaluate()
     assert metrics["eval_streamed_loss"] == pytest.approx(metrics["eval_kept_loss"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train_epochs": 0, "max_steps": -1}, "num_train_epochs is 0 and max_steps -1: no step would be made"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+        ({"retain_weight": float("nan")}, "retain_weight must not be negative or infinite, got nan"),
+        ({"beta": float("inf")}, "beta must be positive and finite, got inf"),
+    ],
+)
+def test_options_that_make_no_step_or_no_number_are_refused(options, message, make_trainer):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options)
+
+
+def test_fine_tuning_takes_the_rows_that_trl_takes(make_trainer, retain_rows):
+    rows = Dataset.from_list([{"text": "Ada lives in Oslo."}, {"text": ""}])
+    streamed = IterableDataset.from_generator(lambda: iter(retain_rows.to_list()))
+    trainer = make_trainer("masked_sft", train_dataset=rows, eval_dataset={"kept": retain_rows, "streamed": streamed})
+    metrics = trainer.evaluate()
+    assert metrics["eval_streamed_loss"] == pytest.approx(metrics["eval_kept_loss"])

@@ -244,10 +244,18 @@ def test_resuming_another_run_is_refused(options, message, trained, make_trainer
 
 
 def test_other_options_than_the_checkpoint_has_are_said(trained, make_trainer, small_mask, caplog):
-    trainer = make_trainer(mask_config=small_mask, **OPTIONS | {"learning_rate": 2e-3, "beta": 0.2, "max_steps": 3})
+    changed = {"retain_weight": 2.0, "beta": 0.2, "max_steps": 3}
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS | changed)
     with caplog.at_level("WARNING", "wagle_trl"):
         trainer.train(resume_from_checkpoint=str(trained))
-    assert "learning_rate 0.001 -> 0.002" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
+    assert "retain_weight 1.0 -> 2.0" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay"])
+def test_options_that_the_optimizer_brings_back_must_be_the_same(option, trained, make_trainer, small_mask):
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS | {option: 0.02})
+    with pytest.raises(ValueError, match=f"was trained with {option} 0.0*1, which comes back with its optimizer"):
+        trainer.train(resume_from_checkpoint=str(trained))
 
 
 def test_a_mask_from_a_file_resumes_the_run_that_computed_it(trained, make_trainer):

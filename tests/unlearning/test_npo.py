@@ -108,9 +108,9 @@ def test_unlearning_lowers_the_forget_probability_and_keeps_the_retain_one(
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        ("beta", 0.0, "beta must be positive, got 0.0"),
-        ("beta", -1.0, "beta must be positive, got -1.0"),
-        ("retain_weight", -0.5, "retain_weight must not be negative, got -0.5"),
+        ("beta", 0.0, "beta must be positive and finite, got 0.0"),
+        ("beta", -1.0, "beta must be positive and finite, got -1.0"),
+        ("retain_weight", -0.5, "retain_weight must not be negative or infinite, got -0.5"),
     ],
 )
 def test_options_out_of_range_are_refused(option, value, message, tmp_path):

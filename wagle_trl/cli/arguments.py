@@ -24,6 +24,8 @@ from ..text import printable
 
 logger = logging.get_logger(__name__)
 
+UNSEEN = "unseen_retain"  # the evaluation set of rows that take no part
+
 
 class TofuOptions(Protocol):
     """Options that name the TOFU data."""
@@ -101,7 +103,7 @@ class UnlearningData:
         """Load the evaluation sets that are not trained on."""
         if self.unseen_dataset is None:
             return {}
-        return {"unseen_retain": load_rows(self.unseen_dataset, text_field=text_field)}
+        return {UNSEEN: load_rows(self.unseen_dataset, text_field=text_field)}
 
     def rows(self, text_field: str = "text") -> tuple[Dataset | None, Dataset | None]:
         """Load forget and retain rows unchanged; `None` for rows that the options do not name."""
@@ -210,6 +212,8 @@ def require_model(model_args: ModelOptions) -> str:
 def load_config(model_args: ModelOptions, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Load the config of the model."""
     name = require_model(model_args)
+    if Path(name, ADAPTER_CONFIG).is_file() and not Path(name, CONFIG_NAME).is_file():
+        raise ValueError(f"'{printable(name, 200)}' holds adapters; merge them into their model and give that.")
     with loading(name):
         return AutoConfig.from_pretrained(
             name, revision=model_args.model_revision, trust_remote_code=trust_remote_code

@@ -249,7 +249,14 @@ HELP = {
     "adapter": Help(
         "user/delta --output_dir adapter", {"arguments": _DELTA, "options": _DELTA_SOURCE}, "DELTA [BASE]"
     ),
-    "card": Help("out", {"arguments": {"FOLDER": "Output folder of a run."}, "options": _CARD}, "FOLDER"),
+    "card": Help(
+        "out",
+        {
+            "arguments": {"FOLDER": "Output folder of a run."},
+            "options": _CARD | {"--overwrite": "Replace a card that was edited."},
+        },
+        "FOLDER",
+    ),
     "push": Help(
         "out --hub_model_id user/name --what delta",
         {

@@ -1,6 +1,7 @@
 """Options from the command line and from YAML files, as in TRL, but safe against files of strangers."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -62,7 +63,10 @@ class WagleParser(TrlParser):
         return did_you_mean(name.replace("-", "_"), names, prefix)
 
     def _read_options(self, file: str) -> dict[str, Any]:
-        place, options = printable(file, 200), read_yaml(file)
+        place = printable(file, 200)
+        if not os.path.isfile(file):
+            raise ValueError(f"No such YAML file: {place}.")
+        options = read_yaml(file)
         if "env" in options:
             names = ", ".join(options["env"]) if isinstance(options["env"], dict) else options["env"]
             raise ValueError(

@@ -1,19 +1,23 @@
 """`wagle npo`, `wagle graddiff`, `wagle sft`: train with a mask or without one."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import logging
 from trl import get_peft_config, get_quantization_config
 
 from ..attribution.config import MaskConfig
 from ..attribution.report import report_tables
+from ..data.pairing import check_disjoint
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
 from ..unlearning.grad_diff import GradDiffTrainer
 from ..unlearning.npo import NPOTrainer
 from .arguments import (
+    UNSEEN,
     FineTuningData,
     MaskSource,
     UnlearningData,
@@ -26,6 +30,8 @@ from .going_on import advising, resume_advice
 from .output import Output, key_value_table
 from .parser import parse
 
+logger = logging.get_logger(__name__)
+
 TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
 # Name in `report_to` and of the extra -> modules of which transformers needs one
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
@@ -36,6 +42,9 @@ def run(argv: list[str], command: str) -> Output:
     _require_trackers(training_args.report_to)
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
+    unused = [option.name for option in fields(mask_config) if getattr(mask_config, option.name) != option.default]
+    if "mask_config" not in mask and unused:
+        logger.warning(f"No mask is computed, so these options do nothing: {', '.join(unused)}.")
     trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
     with advising(lambda error: resume_advice(error, trainer, command, argv)):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -68,7 +77,7 @@ def build_trainer(
     evaluated = data_args.load_unseen(training_args.dataset_text_field)
     if training_args.eval_strategy != "no":
         evaluated = {data_args.eval_names[name]: rows for name, rows in datasets.items()} | evaluated
-    return trainer_class(
+    trainer = trainer_class(
         model,
         training_args,
         **datasets,
@@ -78,6 +87,12 @@ def build_trainer(
         peft_config=get_peft_config(model_args),
         **mask,
     )
+    if UNSEEN in evaluated:  # its numbers would be of rows that took part
+        unseen: Any = trainer.eval_dataset
+        for name, rows in {trainer.train_set: trainer.train_dataset, "retain": trainer.retain_dataset}.items():
+            if rows is not None:
+                check_disjoint(rows, unseen[UNSEEN], (name, "unseen"))
+    return trainer
 
 
 def _require_trackers(names: list[str]) -> None:

@@ -125,6 +125,9 @@ def with_messages(row: Mapping[str, Any]) -> dict[str, Any]:
     `from`/`value` and `conversations` are renamed, ShareGPT's roles too, parts of text are joined, and a message that only
     calls a tool has the text "". A `ValueError` for images and other parts that are no text.
     """
+    for name in ("messages", "conversations"):
+        if row.get(name) is not None and not isinstance(row[name], list):
+            raise ValueError(f"Its {name} is {printable(repr(row[name]), 100)}, which is no list of messages.")
     lists = {name: row[name] for name in _CONVERSATIONS if isinstance(row.get(name), list)}
     if not lists:
         return dict(row)
@@ -138,10 +141,24 @@ def with_messages(row: Mapping[str, Any]) -> dict[str, Any]:
 def _plain_message(message: Any, column: str) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"Its {column} has a message without a role: {printable(message, 200)}.")
-    content = message.get("content") or ""
+    content = message.get("content")
+    if content is None and message.get("role") == "user":
+        raise ValueError(f"Its {column} has a message of the user without content: {printable(message, 200)}.")
+    content = "" if content is None else content
+    _check_tool_calls(message.get("tool_calls"), column)
     if not isinstance(content, str):
         content = "".join(_text_of(part, column) for part in (content if isinstance(content, list) else [content]))
     return without_nulls(message) | {"role": _ROLES.get(message["role"], message["role"]), "content": content}
+
+
+def _check_tool_calls(calls: Any, column: str) -> None:
+    """Refuse tool calls that are no list of named functions."""
+    for call in calls if isinstance(calls, list) else [calls] if calls is not None else []:
+        function = (call.get("function") or call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"Its {column} has a tool call without the name of a function: {printable(call, 200)}.")
+    if calls is not None and not isinstance(calls, list):
+        raise ValueError(f"Its {column} has tool calls that are no list: {printable(calls, 200)}.")
 
 
 def without_nulls(value: Any) -> Any:
@@ -180,7 +197,14 @@ def split_prompt(row: Mapping[str, Any], tokenizer: Processing, text_field: str 
 
 def _checked_pair(row: Mapping[str, Any]) -> dict[str, Any]:
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
+    if isinstance(prompt, list) and isinstance(completion, list) and completion:
+        if not prompt:
+            raise ValueError("Its prompt has no message; it needs a turn before the answer.")
+        if others := sorted({message["role"] for message in completion} - {"assistant"}):
+            raise ValueError(
+                f"Its completion has a message of the role '{printable(others[0], 50)}', which is no answer; move what comes "
+                "before the last answer into the prompt."
+            )
         _require_answer(completion)
     else:
         _require_text(row, "completion")

@@ -39,7 +39,9 @@ class AnswerTokens:
         return f"{self.rows_cut} of {self.rows} rows are cut, {lost:,} answer tokens ({share:.1%}) are not scored"
 
 
-def fit_rows(dataset: Dataset, options: RowOptions, name: str, long_rows: LongRows) -> tuple[Dataset, AnswerTokens]:
+def fit_rows(
+    dataset: Dataset, options: RowOptions, name: str, long_rows: LongRows, *, drop_empty: bool = False
+) -> tuple[Dataset, AnswerTokens]:
     """
     Rows within `options.max_length`, and what is left of their answers.
 
@@ -50,12 +52,14 @@ def fit_rows(dataset: Dataset, options: RowOptions, name: str, long_rows: LongRo
         long_rows (`str`):
             `"truncate"` cuts longer rows, `"split"` makes several rows of those of which every token is scored and cuts the
             others, and `"refuse"` raises a `ValueError` where an answer would be cut.
+        drop_empty (`bool`, *optional*, defaults to `False`):
+            Whether to leave out rows of which no token is scored, as TRL does, instead of raising a `ValueError`.
     """
     given = [num_scored(labels) for labels in dataset["labels"]]
-    if 0 in given:
+    if 0 in given and not drop_empty:
         raise ValueError(f"Row {given.index(0)} of the {name} set has no answer; remove it or give it one.")
     if options.max_length is None:
-        return dataset, AnswerTokens.of(given, given)
+        return _with_answers(dataset, given), AnswerTokens.of(given, given)
     if long_rows == "split":
         arguments = {"size": options.max_length, "versions": VERSIONS}
         dataset = dataset.map(_split, batched=True, fn_kwargs=arguments, remove_columns=dataset.column_names)
@@ -64,7 +68,7 @@ def fit_rows(dataset: Dataset, options: RowOptions, name: str, long_rows: LongRo
         dataset, cut_tokens, f"the {name} set", {"options": options}, None, f"Truncating {name} dataset"
     )
     scored = [num_scored(labels) for labels in fitting["labels"]]
-    if 0 in scored:
+    if 0 in scored and not drop_empty:
         raise ValueError(
             f"{scored.count(0)} rows of the {name} set have no answer token left within max_length={options.max_length}; "
             "raise it or shorten the prompts."
@@ -76,7 +80,11 @@ def fit_rows(dataset: Dataset, options: RowOptions, name: str, long_rows: LongRo
             f"{given[row]} answer tokens would be cut off and stay in the model. Raise max_length; or set long_rows to 'split' "
             "(rows of plain text) or 'truncate'."
         )
-    return fitting, AnswerTokens.of(given, scored)
+    return _with_answers(fitting, scored), AnswerTokens.of(given, scored)
+
+
+def _with_answers(dataset: Dataset, scored: list[int]) -> Dataset:
+    return dataset.select([i for i, count in enumerate(scored) if count]) if 0 in scored else dataset
 
 
 def _split(rows: dict[str, list[list[int]]], size: int, versions: dict[str, str]) -> dict[str, list[list[int]]]:

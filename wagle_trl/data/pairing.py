@@ -74,12 +74,12 @@ class PairCollator:
         return {**self.collator(rows), **extras}
 
 
-def check_disjoint(forget: Dataset, retain: Dataset) -> None:
-    """Raise a `ValueError` if a tokenized row is in both sets."""
+def check_disjoint(forget: Dataset, retain: Dataset, names: tuple[str, str] = ("forget", "retain")) -> None:
+    """Raise a `ValueError` if a tokenized row is in both sets, which have these names."""
     rows = {tuple(ids): i for i, ids in enumerate(forget["input_ids"])}
     shared = [(rows[ids], j) for j, ids in enumerate(map(tuple, retain["input_ids"])) if ids in rows]
     if shared:
         raise ValueError(
-            f"{len(shared)} rows are in both the forget and the retain set (first: forget row {shared[0][0]} = retain "
-            f"row {shared[0][1]}); remove them from one."
+            f"{len(shared)} rows are in both the {names[0]} and the {names[1]} set (first: {names[0]} row {shared[0][0]} = "
+            f"{names[1]} row {shared[0][1]}); remove them from one."
         )

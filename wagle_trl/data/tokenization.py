@@ -8,6 +8,7 @@ block, is no part of it.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,6 +122,8 @@ def _labels(ids: list[int], start: int) -> list[int]:
 def _given_tokens(row: Mapping[str, Any], options: RowOptions) -> dict[str, list[int]]:
     """A tokenized row, with its own labels, or by its own masks as in `SFTTrainer`."""
     ids = list(row["input_ids"])
+    if not all(isinstance(i, int) for i in ids):
+        raise ValueError("Its input_ids are no whole numbers.")
     labels = ids if row.get("labels") is None else list(row["labels"])
     if row.get("labels") is None:
         names = (
@@ -134,8 +137,14 @@ def _given_tokens(row: Mapping[str, Any], options: RowOptions) -> dict[str, list
             labels = [label if kept else IGNORED for label, kept in zip(labels, mask, strict=True)]
     if len(labels) != len(ids):
         raise ValueError(f"It has {len(ids)} input_ids and {len(labels)} labels; each token needs one of both.")
-    if not all(isinstance(i, int) for i in (*ids, *labels)) or any(-100 < label < 0 for label in labels):
+    if not all(isinstance(i, int) for i in labels) or any(-100 < label < 0 for label in labels):
         raise ValueError("Its labels are not a token or -100 for each of its tokens.")
+    if any(label not in (IGNORED, token) for token, label in zip(ids, labels, strict=True)):
+        raise ValueError("Its labels are other tokens than its input_ids; they must not be shifted.")
+    attended = row.get("attention_mask")
+    if attended is not None and len(attended) == len(ids):  # what is not attended to is padding
+        kept = [i for i, bit in enumerate(attended) if bit]
+        ids, labels = [ids[i] for i in kept], [labels[i] for i in kept]
     return {"input_ids": ids, "labels": labels}
 
 
@@ -169,6 +178,17 @@ def prompt_token_ids(example: Mapping[str, Any], processing: Processing) -> list
 # Conversations
 
 
+def _parsed(row: Mapping[str, Any], column: str, kind: type) -> Any:
+    """What a column holds, which may be written as JSON; `None` if it is empty."""
+    value = row.get(column)
+    if isinstance(value, str) and value.strip():
+        with suppress(ValueError):
+            value = json.loads(value)
+    if value and not isinstance(value, kind):
+        raise ValueError(f"Its {column} is no {kind.__name__}: {printable(repr(value), 100)}.")
+    return value or None
+
+
 class _Template:
     """
     The chat template, and what a row gives it.
@@ -187,12 +207,11 @@ class _Template:
             )
         if marked and not has_generation_markers(template):
             template = get_training_chat_template(processing)
-        tools = row.get("tools")
         self.processing = processing
         self.options = {
             "chat_template": pin_date(template),
-            "tools": without_nulls(json.loads(tools) if isinstance(tools, str) else tools),
-            **without_nulls(row.get("chat_template_kwargs") or {}),
+            "tools": without_nulls(_parsed(row, "tools", list)),
+            **(without_nulls(_parsed(row, "chat_template_kwargs", dict)) or {}),
         }
         self.takes_text = self._takes_text()
 
@@ -251,7 +270,7 @@ def _check_answer_scored(
         calls = [call.get("function") or call for call in message.get("tool_calls") or ()]
         for text in (answer, *(call["name"] for call in calls)):
             # By way of the tokenizer, which may know neither all letters nor capitals
-            known = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+            known = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
             if _letters(known) not in _letters(scored):
                 raise ValueError(
                     f"The chat template does not hold its answer {printable(repr(text), 100)}: what would be scored is "
@@ -260,7 +279,7 @@ def _check_answer_scored(
 
 
 def _letters(text) -> str:
-    return "".join(filter(str.isalnum, text))
+    return "".join(filter(str.isalnum, text)).casefold()
 
 
 def pin_date(chat_template: Any) -> Any:

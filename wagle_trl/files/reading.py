@@ -81,7 +81,9 @@ def read_csv(path: str | os.PathLike, schema: TypeForm[Schema], delimiter: str =
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows: list[Any] = []
     try:
-        names = reader.fieldnames or []
+        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if len(names) == 1 and ";" in names[0]:
+            raise ValueError(f"{_place(path, 1)}: the columns are separated by ';'; separate them by ','.")
         if len(set(names)) < len(names):
             raise ValueError(f"{_place(path, 1)}: two columns have one name.")
         for row in reader:

@@ -13,7 +13,6 @@ from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
 from ..attribution.selection import num_to_select
 from ..data.compatibility import check_tokens
-from ..data.formats import Processing, filled_columns, split_prompt
 from ..files.atomic import check_writable
 from ..losses.vocabulary import check_fused_head
 from ..masks.fingerprint import model_fingerprint
@@ -35,16 +34,6 @@ def check_rows(dataset: Dataset | None, name: str) -> None:
         raise ValueError(f"`{name}` must be a `Dataset`, got {type(dataset).__name__}; pick one split of it.")
     if dataset is not None and len(dataset) == 0:
         raise ValueError(f"`{name}` is empty; pass at least one row.")
-
-
-def check_answers(dataset: Dataset, tokenizer: Processing, text_field: str, name: str) -> None:
-    """Every row of the set `name` must have an answer."""
-    for index, row in enumerate(dataset):
-        try:
-            if filled_columns(row, text_field) != ("input_ids",):  # pyright: ignore[reportArgumentType]
-                split_prompt(row, tokenizer, text_field)  # pyright: ignore[reportArgumentType]
-        except ValueError as error:
-            raise ValueError(f"Row {index} of the {name} set cannot be used. {error}") from error
 
 
 def check_arguments(args: FilledArguments, masked: bool, given: dict[str, Any], unlearns: bool) -> None:
@@ -122,6 +111,13 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
     if not masked and not any(parameter.requires_grad for parameter in trainer.model.parameters()):
         raise ValueError(
             "Every parameter is frozen and there is no mask, so nothing would train; unfreeze some or pass a mask."
+        )
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(
+            f"num_train_epochs is {args.num_train_epochs:g} and max_steps {args.max_steps}: no step would be made."
         )
     step = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < step:

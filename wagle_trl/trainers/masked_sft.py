@@ -34,7 +34,7 @@ from ..files.model_class import check_causal_lm
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
-from .checks import check_answers, check_rows, check_unpacked
+from .checks import check_rows, check_unpacked
 from .mask_mixin import MaskMixin
 from .mask_options import MaskOptions
 
@@ -162,26 +162,26 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
     # Rows
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        """Prepare rows as `SFTTrainer` does, but check every row and count the answer tokens that are cut."""
+        """Prepare rows as `SFTTrainer` does, and count the answer tokens that are cut."""
         template = self.chat_template or getattr(processing_class, "chat_template", None)
         self.chat_template = pin_date(template) if template != pin_date(template) else self.chat_template
         if isinstance(dataset, Dataset) and formatting_func is None:
             dataset = to_trl(dataset, processing_class, args.dataset_text_field)
-            check_answers(dataset, processing_class, args.dataset_text_field, dataset_name)
         if args.completion_only_loss is None:  # decided per data set; TRL would decide for all by the training rows
-            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or ())
+            self.completion_only_loss = {"prompt", "completion"} <= set(get_dataset_column_names(dataset))
         if packing or not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         uncut = copy.copy(args)
         uncut.max_length = None
         rows = super()._prepare_dataset(dataset, processing_class, uncut, packing, formatting_func, dataset_name)
-        return self._fit(rows, args, dataset_name)  # pyright: ignore[reportArgumentType]
+        return self._fit(rows, args, dataset_name, drop_empty=True)  # pyright: ignore[reportArgumentType]
 
-    def _fit(self, rows: Dataset, args: MaskedSFTConfig, name: str) -> Dataset:
+    def _fit(self, rows: Dataset, args: MaskedSFTConfig, name: str, drop_empty: bool = False) -> Dataset:
         """Keep rows within `max_length`, and record how much of their answers is left, for log, report and card."""
         must_fit = args.long_rows == "split" or name == "train"
         name = self.train_set if name == "train" else name
-        rows, counted = fit_rows(rows, RowOptions.of(args), name, args.long_rows if must_fit else "truncate")
+        long_rows = args.long_rows if must_fit else "truncate"
+        rows, counted = fit_rows(rows, RowOptions.of(args), name, long_rows, drop_empty=drop_empty)
         self.answer_tokens[name] = counted
         if counted.rows_cut:
             logger.warning(f"max_length={args.max_length} of the {name} set: {counted}.")

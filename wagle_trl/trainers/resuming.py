@@ -130,6 +130,9 @@ def rows_key(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+_RESTORED = ("learning_rate", "weight_decay")  # options that the state of the optimizer holds
+
+
 def check_same_run(trainer: MaskedTrainerBase, folder: Path, manifest: Manifest) -> None:
     """
     Refuse a checkpoint of another objective, other rows or another mask than the trainer's. A warning names other
@@ -158,6 +161,13 @@ def check_same_run(trainer: MaskedTrainerBase, folder: Path, manifest: Manifest)
         for name in _OPTIMIZER_FILES:
             if name not in manifest.files:
                 raise ValueError(f"'{folder}' cannot be resumed from: {_NO_STATE}.")
+    for name in _RESTORED:
+        before, after = saved["options"].get(name), now["options"].get(name)
+        if before is not None and before != after:
+            raise ValueError(
+                f"'{folder}' was trained with {name} {printable(before)}, which comes back with its optimizer, whatever is given "
+                f"({printable(after)}); give the same, or start a new run from it as the model."
+            )
     changed = _differences(saved["options"], now["options"])
     if changed:
         logger.warning(f"Resuming '{folder}' with other options than it was saved with: {printable(changed)}.")

@@ -1,5 +1,6 @@
 """The options of every objective."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,8 +58,8 @@ class UnlearningConfig(MaskedSFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.retain_weight < 0:
-            raise ValueError(f"retain_weight must not be negative, got {self.retain_weight}.")
+        if not 0 <= self.retain_weight < math.inf:
+            raise ValueError(f"retain_weight must not be negative or infinite, got {self.retain_weight}.")
         if self.trajectory_steps < 0:
             raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
         if self.trajectory_rows < 1:

@@ -1,5 +1,6 @@
 """Negative preference optimization (arXiv 2404.05868)."""
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,8 +30,8 @@ class NPOConfig(UnlearningConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}.")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"beta must be positive and finite, got {self.beta}.")
 
 
 class NPOTrainer(UnlearningTrainer):

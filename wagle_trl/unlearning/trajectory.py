@@ -1,5 +1,7 @@
 """The trajectory of unlearning: answer probabilities of a few rows of every set, every few steps."""
 
+import math
+
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -57,6 +59,11 @@ class Trajectory(TrainerCallback):
         model, state, should_log = self.trainer.model, self.trainer.state, control.should_log
         model.eval()  # `SFTTrainer.log` would otherwise flush the averages of the training metrics, too
         measured = {f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()}
+        if diverged := [name for name, value in measured.items() if not math.isfinite(value)]:
+            raise ValueError(
+                f"The model has diverged: {diverged[0]} is NaN after step {state.global_step}. Lower learning_rate, or raise "
+                "warmup_steps; nothing was saved at this step."
+            )
         if not any(
             {**measured, **of, "step": state.global_step}.items() <= entry.items() for entry in state.log_history
         ):
