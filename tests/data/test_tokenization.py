@@ -8,10 +8,10 @@ import trl
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from wagle_trl.data.chat_template import pin_date
 from wagle_trl.data.formats import split_prompt, to_trl
 from wagle_trl.data.tokenization import (
     RowOptions,
-    pin_date,
     prompt_token_ids,
     tokenize_dataset,
     tokenize_row,

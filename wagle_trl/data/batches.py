@@ -4,9 +4,10 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from .chat_template import tokenizer_of
 from .formats import Processing
 from .lengths import fit_rows
-from .tokenization import DEFAULT, RowOptions, tokenize_dataset, tokenizer_of
+from .tokenization import DEFAULT, RowOptions, tokenize_dataset
 
 
 def row_batches(

@@ -6,8 +6,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..text import printable
+from .chat_template import tokenizer_of
 from .formats import Processing
-from .tokenization import tokenizer_of
 
 Sets = Mapping[str, Iterable[Sequence[int]]]
 

@@ -27,9 +27,10 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 from trl.data_utils import get_dataset_column_names
 
 from ..attribution.config import MaskConfig
+from ..data.chat_template import pin_date
 from ..data.formats import to_trl
 from ..data.lengths import LongRows, fit_rows
-from ..data.tokenization import RowOptions, pin_date, tokenize_dataset
+from ..data.tokenization import RowOptions, tokenize_dataset
 from ..files.model_class import check_causal_lm
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..masks.mask import WeightMask
