@@ -10,6 +10,7 @@ from wagle_trl.attribution.compute_mask import compute_mask
 from wagle_trl.attribution.config import MaskConfig
 from wagle_trl.attribution.scores import SCORES
 from wagle_trl.attribution.statistics import accumulate_statistic
+from wagle_trl.data.tokenization import tokenize_row
 from wagle_trl.losses.per_sample import sample_losses
 from wagle_trl.masks.info import UNKNOWN_REVISION
 from wagle_trl.masks.mask import WeightMask
@@ -457,3 +458,22 @@ def test_weights_that_are_not_finite_are_refused(tiny_model):
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"The score of 'model\.layers\.1\.mlp\.up_proj\.weight' is NaN or infinite"):
         compute_mask(model, None, config=MaskConfig("magnitude"), progress=False)
+
+
+# Rows
+
+
+def test_rows_make_the_mask_of_their_tokens(tiny_model, tiny_tokenizer, forget_rows, retain_rows):
+    model, config = tiny_model(), MaskConfig(mask_score="wagle", mask_density=0.2)
+    rows = ([tokenize_row(row, tiny_tokenizer) for row in part] for part in (forget_rows, retain_rows))
+    pairs = ([(row["input_ids"], row["labels"]) for row in part] for part in rows)
+    expected, _ = compute_mask(model, *(batched(part, 2) for part in pairs), config, progress=False)
+    mask, _ = compute_mask(
+        model, forget_rows, retain_rows, config, tokenizer=tiny_tokenizer, batch_size=2, progress=False
+    )
+    assert mask == expected
+
+
+def test_rows_need_a_tokenizer(tiny_model, forget_rows, retain_rows):
+    with pytest.raises(ValueError, match="The forget rows are a `Dataset`; pass the model's `tokenizer` beside them"):
+        compute_mask(tiny_model(), forget_rows, retain_rows)
