@@ -46,7 +46,7 @@ class Writer:
 WRITERS = {
     "npo": Writer(
         f"npo {_UNLEARN} --save_total_limit 1 --mask_score random --save_delta",
-        f"npo {_UNLEARN} --save_total_limit 1 --mask_score random --save_delta --seed 7 --learning_rate 1e-3",
+        f"npo {_UNLEARN} --save_total_limit 1 --mask_score random --save_delta --seed 7 --retain_weight 2",
     ),
     "graddiff": Writer(f"graddiff {_UNLEARN} --mask none"),
     "sft": Writer(f"sft {_TRAIN} --use_peft --lora_r 2"),
