@@ -4,9 +4,7 @@ import copy
 import json
 
 import pytest
-import torch
 from datasets import Dataset
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from wagle_trl.cli.main import main
 from wagle_trl.data.tokenization import tokenize_row
@@ -14,6 +12,7 @@ from wagle_trl.evaluation.samples import prepare_rows
 from wagle_trl.evaluation.tofu import EvalOptions
 from wagle_trl.trainers.run_report import run_report
 
+from ..support.architectures import build
 from ..support.rows import SHAPES, write_lines
 
 THINKING = (  # a template with all that shapes of rows ask for
@@ -128,26 +127,11 @@ def test_retain_rows_may_be_cut(make_trainer, retain_rows):
     assert trainer.answer_tokens["retain"].rows_cut == 1
 
 
-def test_the_loss_of_the_router_counts(make_trainer, tiny_tokenizer):
-    config = MixtralConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        output_router_logits=True,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
+def test_the_loss_of_the_router_counts(make_trainer):
     losses = {}
     for coef in (0.0, 1.0, 3.0):
-        torch.manual_seed(0)
-        trainer = make_trainer(
-            "grad_diff", model=MixtralForCausalLM(config), mask_config=None, router_aux_loss_coef=coef, max_steps=1
-        )
+        options = {"mask_config": None, "router_aux_loss_coef": coef, "max_steps": 1}
+        trainer = make_trainer("grad_diff", model=build("mixtral", scale=0.1), **options)
         trainer.train()
         losses[coef] = trainer.state.log_history[0]["loss"]
     assert losses[1.0] > losses[0.0] + 0.5

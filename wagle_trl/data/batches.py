@@ -4,10 +4,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from .chat_template import tokenizer_of
 from .formats import Processing
 from .lengths import fit_rows
-from .tokenization import DEFAULT, RowOptions, tokenize_dataset
+from .tokenization import DEFAULT, RowOptions, padding_token_id, tokenize_dataset
 
 
 def row_batches(
@@ -24,7 +23,5 @@ def row_batches(
         options ([`~data.tokenization.RowOptions`], *optional*): What is scored, and how long rows may be.
     """
     rows, _ = fit_rows(tokenize_dataset(dataset, processing, options, name), options, name, "truncate")  # pyright: ignore[reportArgumentType]
-    tokenizer = tokenizer_of(processing)
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    collate = DataCollatorForLanguageModeling(padding)  # pyright: ignore[reportArgumentType]
+    collate = DataCollatorForLanguageModeling(padding_token_id(processing))
     return DataLoader(rows.select_columns(["input_ids", "labels"]), batch_size=batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]

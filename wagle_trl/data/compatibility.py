@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ..text import printable
 from .chat_template import tokenizer_of
 from .formats import Processing
+from .tokenization import padding_token_id
 
 Sets = Mapping[str, Iterable[Sequence[int]]]
 
@@ -23,7 +24,7 @@ def check_tokens(model: PreTrainedModel | PeftModel, processing: Processing, set
     """
     tokenizer = tokenizer_of(processing)
     num_embeddings: int = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    padding = padding_token_id(tokenizer)
     if isinstance(padding, int) and padding >= num_embeddings:
         _refuse_token(tokenizer, padding, "the padding token", num_embeddings)
     num_positions = _num_positions(model)

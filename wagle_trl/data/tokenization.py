@@ -120,8 +120,10 @@ def _given_tokens(row: Mapping[str, Any], options: RowOptions) -> dict[str, list
     ids = list(row["input_ids"])
     if not all(isinstance(i, int) for i in ids):
         raise ValueError("Its input_ids are no whole numbers.")
-    labels = ids if row.get("labels") is None else list(row["labels"])
-    if row.get("labels") is None:
+    if row.get("labels") is not None:
+        labels = list(row["labels"])
+    else:
+        labels = ids
         names = (
             ["assistant_masks"] if options.completion_only_loss is False else ["completion_mask", "assistant_masks"]
         )
@@ -142,6 +144,13 @@ def _given_tokens(row: Mapping[str, Any], options: RowOptions) -> dict[str, list
         kept = [i for i, bit in enumerate(attended) if bit]
         ids, labels = [ids[i] for i in kept], [labels[i] for i in kept]
     return {"input_ids": ids, "labels": labels}
+
+
+def padding_token_id(processing: Processing) -> int:
+    """Id of the token to pad with. It is neither attended to nor scored, so a token with a meaning will do."""
+    tokenizer = tokenizer_of(processing)
+    token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token_id  # pyright: ignore[reportReturnType]
 
 
 # Plain text

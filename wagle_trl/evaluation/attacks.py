@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..data.formats import filled_columns, with_messages
-from ..data.tokenization import DEFAULT, IGNORED, RowOptions, tokenize_row
-from .inference import Tokenized, answer_losses, model_inputs, pad, padding_token_id
+from ..data.tokenization import DEFAULT, IGNORED, RowOptions, padding_token_id, tokenize_row
+from .inference import Tokenized, answer_losses, model_inputs, pad
 from .metrics import answer_probability
 
 Bits = Literal[8, 4]

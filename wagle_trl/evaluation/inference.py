@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.tokenization import IGNORED, num_scored, prompt_token_ids
+from ..data.tokenization import IGNORED, num_scored, padding_token_id, prompt_token_ids
 
 # A token that cannot occur has the weight 0, and 0 times an infinite logarithm is NaN
 LOWEST_LOG_PROB = -1e4
@@ -62,12 +62,6 @@ def model_inputs(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad
     input_ids = pad(sequences, pad_token_id, side)
     attention_mask = pad([[1] * len(sequence) for sequence in sequences], 0, side)
     return {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
-
-
-def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token to pad with. It is neither attended to nor evaluated, so a token with a meaning will do."""
-    token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return token_id  # pyright: ignore[reportReturnType]
 
 
 # Likelihoods of answers

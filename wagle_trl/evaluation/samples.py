@@ -89,8 +89,10 @@ def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
         raise ValueError(f"It has no answer: {given if tokenized != uncut else f'all its labels are {IGNORED}'}.")
     if cut := num_scored(uncut["labels"]) - num_scored(tokenized["labels"]):
         record["num_token_cut"] = cut
-    answers_alone = replace(RowOptions.of(options), completion_only_loss=None, assistant_only_loss=False)
-    asked = tokenize_row(row, tokenizer, answers_alone)
+    asked = tokenized
+    if options.assistant_only_loss or options.completion_only_loss is False:  # then more than the answer is scored
+        answers_alone = replace(RowOptions.of(options), completion_only_loss=None, assistant_only_loss=False)
+        asked = tokenize_row(row, tokenizer, answers_alone)
     question, answer = _question_and_answer(row, asked, tokenizer, options)
     if not answer.strip():
         raise ValueError("Its answer is empty.")

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.compatibility import check_tokens
+from ..data.tokenization import padding_token_id
 from ..files.run_folder import PARTIAL_FILE
 from ..text import printable
 from .cache_key import evaluation_key
 from .drift import check_same_weights, kl_to_base
-from .inference import padding_token_id
 from .membership import HOLDOUT, membership_summary
 from .memorization import memorization_summary
 from .metrics import records_by_set, summarize

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.rows import read_jsonl
-from ..data.tokenization import RowOptions
+from ..data.tokenization import RowOptions, padding_token_id
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
 from ..text import printable
-from .inference import AnswerLikelihood, answer_likelihoods, batches, generate_answers, padding_token_id
+from .inference import AnswerLikelihood, answer_likelihoods, batches, generate_answers
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
 from .metrics import truth_ratio

@@ -127,11 +127,10 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
         )
     evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     sets = [(trainer.train_set, rows), ("forget", trainer.forget_dataset), ("retain", trainer.retain_dataset)]
-    for name, dataset in (*sets, *evaluated.items()):
-        if trainer.processing_class is None:  # a trainer of one's own may have none
-            break
-        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
-            check_tokens(trainer.model, trainer.processing_class, {name: dataset["input_ids"]})
+    if trainer.processing_class is not None:  # a trainer of one's own may have none
+        for name, dataset in (*sets, *evaluated.items()):
+            if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+                check_tokens(trainer.model, trainer.processing_class, {name: dataset["input_ids"]})
     _check_fused_heads(trainer)
 
 
