@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
@@ -31,18 +31,16 @@ def build_tokenizer(
         vocab_size (`int`, *optional*, defaults to `2048`):
             Largest number of tokens.
         split_digits (`bool`, *optional*, defaults to `False`):
-            Whether every digit is a token of its own. Otherwise the numbers in the texts become tokens like words.
+            Whether digits form tokens of three at most, as in the tokenizers of Llama 3. Otherwise the numbers in the texts
+            become tokens like words.
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: Tokenizer with `</s>` as end of sequence and `<pad>` as padding.
     """
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = (
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-        if split_digits
-        else byte_level
-    )
+    digits = pre_tokenizers.Split(Regex("[0-9]{1,3}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level]) if split_digits else byte_level
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -149,7 +149,10 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
 
     @classmethod
     def _to_config(cls, args: TrainingArguments | None, model: str | PreTrainedModel | PeftModel) -> MaskedSFTConfig:
-        """Convert `args` to this trainer's config, so that a script with an `SFTConfig` runs unchanged."""
+        """
+        Convert `args` to this trainer's config, so that a script with an `SFTConfig` runs unchanged. Options that stand at
+        the defaults of their own class take the defaults of this trainer's.
+        """
         if isinstance(args, cls.config_class):
             return args
         if args is None:
@@ -157,8 +160,10 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
             return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
         hidden = {name: value for name, value in vars(args).items() if name.endswith("_token")}  # `to_dict` hides them
         values = args.to_dict() | hidden
-        known = {field.name for field in dataclasses.fields(cls.config_class) if field.init}
-        return cls.config_class(**{name: value for name, value in values.items() if name in known})
+        defaults = {field.name: field.default for field in dataclasses.fields(args)}
+        own = {field.name: field.default for field in dataclasses.fields(cls.config_class) if field.init}
+        untouched = {name for name in own if values.get(name) == defaults.get(name) != own[name]}
+        return cls.config_class(**{name: values[name] for name in own if name in values and name not in untouched})
 
     # Rows
 

@@ -1,5 +1,6 @@
 """The base of the unlearning trainers: rows of every kind in one batch, with one forward and one backward pass."""
 
+import copy
 import os
 from abc import abstractmethod
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from ..masks.mask import WeightMask
 from ..trainers.masked_sft import MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
 from .config import UnlearningConfig
+from .defaults import default_learning_rate
 from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .trajectory import Trajectory
@@ -111,6 +113,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
             )
         if compute_loss_func is not None:
             raise ValueError("Unlearning has its own loss; subclass and override `forget_loss` for another.")
+        args = copy.copy(self._to_config(args, model))  # another trainer of the same `args` may need another rate
         super().__init__(
             model,
             args,
@@ -130,6 +133,9 @@ class UnlearningTrainer(MaskedSFTTrainer):
             mask_config=mask_config,
             mask=mask,
         )
+        if self.args.learning_rate is None:
+            density = mask_config.mask_density if mask_config else self.mask.density if self.mask else None
+            self.args.learning_rate = default_learning_rate(self.model, density)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         # Both terms are divided by the counts of the whole optimizer step, so the trainer must not divide again. Not by

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import SchedulerType
+
 from ..data.lengths import LongRows
 from ..trainers.masked_sft import MaskedSFTConfig
 
@@ -11,10 +13,19 @@ from ..trainers.masked_sft import MaskedSFTConfig
 @dataclass
 class UnlearningConfig(MaskedSFTConfig):
     r"""
-    Options of every unlearning trainer, on top of [`~trl.SFTConfig`].
+    Options of every unlearning trainer, on top of [`~trl.SFTConfig`]. The defaults of rate, length and schedule are those
+    of unlearning, not of fine-tuning; `benchmarks/results/defaults.json` shows what they do.
 
     Parameters:
-        retain_weight (`float`, *optional*, defaults to `1.0`):
+        learning_rate (`float`, *optional*):
+            Peak learning rate; by default [`~unlearning.defaults.default_learning_rate`], which depends on what trains.
+        num_train_epochs (`float`, *optional*, defaults to `20.0`):
+            Passes over the forget rows. Forgetting is fast; what it damages of the rest mends in the later passes.
+        warmup_steps (`float`, *optional*, defaults to `3`):
+            Steps over which the rate rises, or their share of all steps if below 1.
+        lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
+            Schedule. A constant rate does not depend on the length, so a run can stop when it is done.
+        retain_weight (`float`, *optional*, defaults to `5.0`):
             Weight of the loss on the retain rows.
         retain_loss (`str`, *optional*, defaults to `"nll"`):
             Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens.
@@ -31,7 +42,19 @@ class UnlearningConfig(MaskedSFTConfig):
             text, in both sets. `"truncate"` cuts the rows of both sets.
     """
 
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the retain rows."})
+    learning_rate: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None,
+        metadata={"help": "Peak learning rate; by default it depends on what trains: all weights, a mask or adapters."},
+    )
+    num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the forget rows."})
+    warmup_steps: float = field(
+        default=3, metadata={"help": "Steps over which the rate rises, or their share of all steps if below 1."}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant_with_warmup",
+        metadata={"help": "Schedule of the learning rate. A constant one does not depend on the length of the run."},
+    )
+    retain_weight: float = field(default=5.0, metadata={"help": "Weight of the loss on the retain rows."})
     retain_loss: Literal["nll"] = field(
         default="nll", metadata={"help": "Loss on the retain rows: 'nll', the cross-entropy of their answers."}
     )
@@ -58,6 +81,8 @@ class UnlearningConfig(MaskedSFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}.")
         if not 0 <= self.retain_weight < math.inf:
             raise ValueError(f"retain_weight must not be negative or infinite, got {self.retain_weight}.")
         if self.trajectory_steps < 0:
