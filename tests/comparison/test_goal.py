@@ -44,6 +44,8 @@ def test_it_counts_the_last_measurements_in_which_nothing_moved(forget, retain, 
 
 
 def test_it_is_taken_from_options_and_zero_is_no_level():
-    assert Goal.of({}) == Goal.of({"stop_forget_probability": 0}) == Goal.of({"stop_forget_probability": None}) == Goal()
+    assert (
+        Goal.of({}) == Goal.of({"stop_forget_probability": 0}) == Goal.of({"stop_forget_probability": None}) == Goal()
+    )
     options = {"stop_forget_probability": 0.2, "stop_retain_probability": 0.0, "stop_patience": 3}
     assert Goal.of(options) == Goal(0.2, 0.0, 3)

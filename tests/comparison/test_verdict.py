@@ -14,7 +14,11 @@ def columns(forget, retain=None):
 KINDS = {
     "done": (FALLING, [0.98, 0.9, 0.8, 0.9, 0.97], "forget 0.979 -> 0.06, retain 0.98 -> 0.97: done at step 40"),
     "done before": ([*FALLING, 0.01], None, "done at step 50, and first at step 40"),
-    "done once": (FALLING, [0.98, 0.98, 0.98, 0.98, 0.7], "0.06, retain 0.98 -> 0.7: forgotten, but retain is at 0.7 of"),
+    "done once": (
+        FALLING,
+        [0.98, 0.98, 0.98, 0.98, 0.7],
+        "0.06, retain 0.98 -> 0.7: forgotten, but retain is at 0.7 of",
+    ),
     "passed": ([*FALLING, 0.3], None, "done at step 40, but not in these weights: set stop_forget_probability"),
     "not kept": (
         FALLING,

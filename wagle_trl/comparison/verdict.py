@@ -32,7 +32,7 @@ def closing_verdict(history: History, options: Mapping[str, Any]) -> str | None:
 
 def verdict(
     trajectory: Mapping[str, Sequence[float]],
-    goal: Goal = Goal(),
+    goal: Goal | None = None,
     *,
     saved: Mapping[str, float] | None = None,
     saved_step: float | None = None,
@@ -44,7 +44,7 @@ def verdict(
     Args:
         trajectory (`dict[str, list[float]]`):
             Columns of [`~comparison.trajectory.trajectory`], with `retain`, from step 0 on.
-        goal ([`~comparison.goal.Goal`], *optional*): What was to be reached.
+        goal ([`~comparison.goal.Goal`], *optional*): What was to be reached; by default `Goal()`.
         saved (`dict[str, float]`, *optional*): Answer probabilities of the saved weights; by default the last ones.
         saved_step (`int`, *optional*): Step of the saved weights; by default the last one.
         longer (`str`, *optional*, defaults to `"num_train_epochs"`): Name of the option that makes a run longer.
@@ -58,7 +58,7 @@ def verdict(
     'forget 0.979 -> 0.06, retain 0.98 -> 0.97: done at step 84'
     ```
     """
-    measured = points(trajectory)
+    goal, measured = goal or Goal(), points(trajectory)
     before, last = measured[0], measured[-1]
     now = {**(last if saved is None else saved), "step": last["step"] if saved_step is None else saved_step}
     numbers = ", ".join(f"{name} {before[name]:.3g} -> {now[name]:.3g}" for name in ("forget", "retain"))
@@ -76,7 +76,8 @@ def _advice(measured: list[dict[str, float]], now: Mapping[str, float], goal: Go
         first = min(done, default=now["step"])
         return f"done at step {now['step']:g}" + (f", and first at step {first:g}" if first < now["step"] else "")
     if done:
-        cure = f"metric_for_best_model to '{KEPT}'" if now["step"] < measured[-1]["step"] else "stop_forget_probability"
+        is_best = now["step"] < measured[-1]["step"]
+        cure = f"metric_for_best_model to '{KEPT}'" if is_best else "stop_forget_probability"
         return f"done at step {done[-1]:g}, but not in these weights: set {cure}"
     if not goal.is_forgotten(now):
         return _on_forgetting(measured, now, goal, longer)
@@ -93,7 +94,7 @@ def _on_forgetting(measured: list[dict[str, float]], now: Mapping[str, float], g
         return f"forgotten at step {forgotten[-1]:g}, but not in these weights: {cure}"
     if before["forget"] - now["forget"] < _NOTHING * (before["forget"] - goal.forget_probability):
         return f"nothing was forgotten{halt}: raise learning_rate" + ("" if halt else f" or {longer}")
-    if goal.still(measured, before) < _RECENT:
+    if goal.still(measured, before) < min(_RECENT, goal.patience):
         return f"still falling: raise {longer}"
     return f"forget no longer falls{halt}: raise learning_rate, or lower retain_weight"
 

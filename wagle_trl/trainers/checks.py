@@ -78,7 +78,9 @@ def _check_best_metric(args: TrainingArguments, given: dict[str, Any], unlearns:
     metric = args.metric_for_best_model.removeprefix("eval_")
     if unlearns and metric == KEPT:
         if args.greater_is_better is False:
-            raise ValueError(f"metric_for_best_model '{KEPT}' is greater for better models; leave greater_is_better unset.")
+            raise ValueError(
+                f"metric_for_best_model '{KEPT}' is greater for better models; leave greater_is_better unset."
+            )
         return
     evaluated, train = given.get("eval_dataset"), given.get("train_dataset")
     sets = {f"{name}_": rows for name, rows in evaluated.items()} if isinstance(evaluated, dict) else {"": evaluated}

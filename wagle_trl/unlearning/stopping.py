@@ -49,7 +49,7 @@ class StopWhenDone(TrainerCallback):
         if state.global_step and self._is_over():  # resumed from the checkpoint with which it had ended
             control.should_training_stop = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: UnlearningConfig, state, control, **kwargs):
         if state.global_step % args.trajectory_steps or not self._is_over():
             return
         control.should_training_stop = True
