@@ -78,7 +78,16 @@ def world(name: str, seed: int, cache: Path, tofu_dir: Path) -> Path:
             split_digits=name == "records",
         )
         model = build_model(tokenizer, seed=seed, **MODEL)
-        train(model, tokenizer, known, seed=seed, description=folder.name, learning_rate=1e-3, max_length=256, **TRAINING[name])
+        train(
+            model,
+            tokenizer,
+            known,
+            seed=seed,
+            description=folder.name,
+            learning_rate=1e-3,
+            max_length=256,
+            **TRAINING[name],
+        )
         model.save_pretrained(scratch / "base")
         tokenizer.save_pretrained(scratch / "base")
         scratch.rename(folder)

@@ -12,8 +12,11 @@ from trl import get_peft_config, get_quantization_config
 
 from ..attribution.config import MaskConfig
 from ..attribution.report import report_tables
+from ..comparison.goal import Goal
 from ..data.pairing import check_disjoint
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
+from ..unlearning.base import UnlearningTrainer
+from ..unlearning.config import UnlearningConfig
 from ..unlearning.grad_diff import GradDiffTrainer
 from ..unlearning.npo import NPOTrainer
 from .arguments import (
@@ -38,7 +41,7 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio
 
 
 def run(argv: list[str], command: str) -> Output:
-    data_args, mask_source, mask_config, training_args, model_args = parse(option_types(command), argv, command)
+    data_args, mask_source, mask_config, training_args, model_args = _parse(argv, command)
     _require_trackers(training_args.report_to)
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
@@ -53,6 +56,18 @@ def run(argv: list[str], command: str) -> Output:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return _summary(trainer)
+
+
+def _parse(argv: list[str], command: str) -> tuple[Any, ...]:
+    """Parse the options of `command`; unlearning stops when it is done, unless nothing is to be measured."""
+    if not issubclass(TRAINERS[command], UnlearningTrainer):
+        return parse(option_types(command), argv, command)
+    level = Goal.forget_probability
+    options = parse(option_types(command), argv, command, stop_forget_probability=level)
+    args = next(option for option in options if isinstance(option, UnlearningConfig))
+    if args.trajectory_steps == 0 and args.stop_forget_probability == level:
+        args.stop_forget_probability = None
+    return options
 
 
 def option_types(command: str) -> list[type]:
@@ -127,9 +142,12 @@ def _summary(trainer: MaskedSFTTrainer) -> Output:
         if loaded is None or entry["step"] <= loaded or "loaded_step" in entry or "train_loss" in entry:
             logs |= entry
     content = {"output_dir": trainer.args.output_dir, **logs}
-    tables = [key_value_table(f"{trainer._name}: {trainer.args.output_dir}", content)]
+    tables: list[Any] = [key_value_table(f"{trainer._name}: {trainer.args.output_dir}", content)]
     report = trainer.mask_report
     if report is not None:
         content |= {"num_selected": report["num_selected"], "mask_density": report["density"]}
         tables = report_tables(report) + tables
+    content["verdict"] = trainer.verdict
+    if trainer.verdict:
+        tables.append(f"{trainer.verdict}.")
     return Output(content, tables)

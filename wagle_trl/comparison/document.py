@@ -67,7 +67,8 @@ def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[
 
 
 def _remarks(runs: Sequence[Run]) -> str:
-    return "\n".join(f"- {escaped(run.label)}: {' '.join(run.remarks)}" for run in runs if run.remarks)
+    sentences = {run.label: [*run.remarks, *([f"Verdict: {run.verdict}."] if run.verdict else [])] for run in runs}
+    return "\n".join(f"- {escaped(label)}: {' '.join(said)}" for label, said in sentences.items() if said)
 
 
 def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:

@@ -16,6 +16,7 @@ from ..masks.mask import WeightMask
 from ..text import escaped
 from .history import History
 from .trajectory import matched
+from .verdict import closing_verdict
 
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
 _PEAKS = ("attribution", "training")
@@ -76,6 +77,11 @@ class Run:
             if counted["rows_cut"]:
                 remarks.append(f"Of the {escaped(name)} set, {AnswerTokens(**counted)}.")
         return remarks
+
+    @property
+    def verdict(self) -> str | None:
+        """What came of unlearning, see [`~comparison.verdict.closing_verdict`]."""
+        return closing_verdict(self.history, self.training.get("options", {}))
 
     @property
     def attacks(self) -> dict[str, Attack]:

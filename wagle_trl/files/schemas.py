@@ -77,6 +77,9 @@ class TrainingOptions(TypedDict, total=False):
     learning_rate: float | None
     max_steps: int | None
     retain_weight: float | None
+    stop_forget_probability: float | None
+    stop_retain_probability: float
+    stop_patience: Count
 
 
 class _LogEntry(TypedDict, total=False):

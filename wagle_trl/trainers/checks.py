@@ -12,6 +12,7 @@ from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from ..attribution.config import MaskConfig
 from ..attribution.scores import get_score
 from ..attribution.selection import num_to_select
+from ..comparison.goal import KEPT
 from ..data.compatibility import check_tokens
 from ..files.atomic import check_writable
 from ..losses.vocabulary import check_fused_head
@@ -75,12 +76,19 @@ def _check_best_metric(args: TrainingArguments, given: dict[str, Any], unlearns:
     if args.metric_for_best_model is None or args.eval_strategy == "no":
         return
     metric = args.metric_for_best_model.removeprefix("eval_")
+    if unlearns and metric == KEPT:
+        if args.greater_is_better is False:
+            raise ValueError(
+                f"metric_for_best_model '{KEPT}' is greater for better models; leave greater_is_better unset."
+            )
+        return
     evaluated, train = given.get("eval_dataset"), given.get("train_dataset")
     sets = {f"{name}_": rows for name, rows in evaluated.items()} if isinstance(evaluated, dict) else {"": evaluated}
     chosen = [prefix for prefix in sets if metric.startswith(prefix)]
     forget = {prefix for prefix, rows in sets.items() if prefix == "forget_" or (unlearns and _same_rows(rows, train))}
     if not chosen:
-        options = [f"eval_{prefix}loss{' (with greater_is_better)' * (prefix in forget)}" for prefix in sets]
+        options = [KEPT] if unlearns else []
+        options += [f"eval_{prefix}loss{' (with greater_is_better)' * (prefix in forget)}" for prefix in sets]
         raise ValueError(
             f"metric_for_best_model is '{args.metric_for_best_model}', which is of none of the evaluation sets; choose one of "
             f"{', '.join(options)}."

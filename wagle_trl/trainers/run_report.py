@@ -10,6 +10,8 @@ from datasets import Dataset
 from peft import PeftModel, PeftType
 from transformers import TrainingArguments
 
+from ..comparison.history import History
+from ..comparison.verdict import closing_verdict
 from ..files.atomic import write_json
 from ..files.run_folder import REPORT_FILE
 from ..papers import Paper
@@ -54,7 +56,7 @@ def run_report(trainer: MaskedTrainerBase, objective: str | None = None) -> dict
     fingerprint = None if objective else trainer.saved_fingerprint()
     base = trainer.model.config._name_or_path
     adapters = trainer.model.active_peft_config if isinstance(trainer.model, PeftModel) else None
-    return {
+    report = {
         "objective": objective or trainer._name,
         "paper": None if objective else _paper(trainer),
         "base_model": base,
@@ -79,6 +81,9 @@ def run_report(trainer: MaskedTrainerBase, objective: str | None = None) -> dict
         "versions": {name: version(name) for name in _PACKAGES},
         "cost": _cost(trainer),
     }
+    # A checkpoint is of a run that goes on
+    verdict = None if trainer._saves_checkpoint else closing_verdict(History(report), report["options"])  # pyright: ignore[reportArgumentType]
+    return report | {"verdict": verdict}
 
 
 def _paper(trainer: MaskedTrainerBase) -> dict[str, str] | None:

@@ -83,6 +83,9 @@ if TYPE_CHECKING:
         @property
         def mask_report(self) -> dict[str, Any] | None: ...
 
+        @property
+        def verdict(self) -> str | None: ...
+
         def saved_fingerprint(self) -> str | None: ...
 else:
     FilledArguments, TrainerBase, MaskedTrainerBase = TrainingArguments, object, object

@@ -9,6 +9,8 @@ from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..comparison.history import History
+from ..comparison.verdict import closing_verdict
 from ..files.manifest import Manifest
 from ..masks.fingerprint import adapter_fingerprint, model_fingerprint
 from .trainer_base import TrainerBase
@@ -43,6 +45,23 @@ class WhichWeights(TrainerBase):
             self.earlier_training = [*self.earlier_training, self._last_training()]
         self.loaded_step = self.measured_fingerprint = None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def history(self) -> History:
+        """History of the training so far, over all calls of `train`."""
+        return History(
+            {
+                "steps": self.state.global_step,
+                "loaded_step": self.loaded_step,
+                "earlier_training": list(self.earlier_training),  # pyright: ignore[reportArgumentType]
+                "log_history": self.state.log_history,  # pyright: ignore[reportArgumentType]
+            }
+        )
+
+    @property
+    def verdict(self) -> str | None:
+        """What came of unlearning in one line, see [`~comparison.verdict.closing_verdict`]; `None` without measurements."""
+        return closing_verdict(self.history, vars(self.args))
 
     def saved_fingerprint(self) -> str | None:
         """Fingerprint of the weights that are saved, or of the adapters; `None` for a model that is sharded over processes."""

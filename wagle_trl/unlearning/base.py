@@ -25,6 +25,8 @@ from transformers import (
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
+from ..comparison.goal import KEPT, Goal
+from ..comparison.trajectory import probabilities
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
@@ -36,6 +38,7 @@ from .config import UnlearningConfig
 from .defaults import default_learning_rate
 from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
+from .stopping import StopWhenDone, asks_for_kept, check_measured
 from .trajectory import Trajectory
 
 RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
@@ -64,7 +67,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
         train_dataset ([`~datasets.Dataset`]):
             Rows to forget, in any format of [`~trl.SFTTrainer`].
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
-            For example `{"forget": ..., "retain": ...}`: cross-entropy and token accuracy of each.
+            For example `{"forget": ..., "retain": ...}`: cross-entropy and token accuracy of each. For the best model by
+            `metric_for_best_model="kept"`, see [`evaluate`], none are needed.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep. No row may be in both sets.
         mask_config ([`MaskConfig`], *optional*):
@@ -114,6 +118,9 @@ class UnlearningTrainer(MaskedSFTTrainer):
         if compute_loss_func is not None:
             raise ValueError("Unlearning has its own loss; subclass and override `forget_loss` for another.")
         args = copy.copy(self._to_config(args, model))  # another trainer of the same `args` may need another rate
+        check_measured(args)
+        if eval_dataset is None and asks_for_kept(args):
+            eval_dataset = {}  # transformers asks for evaluation rows; this metric is of the training rows
         super().__init__(
             model,
             args,
@@ -145,8 +152,12 @@ class UnlearningTrainer(MaskedSFTTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), seed)
         self.add_callback(_EpochSetter(self._pair_sampler))
+        self.goal, self._trajectory = Goal.of(vars(self.args)), None
         if self.args.trajectory_steps:
-            self.add_callback(Trajectory(self, self.args.trajectory_steps, self.args.trajectory_rows))
+            self._trajectory = Trajectory(self, self.args.trajectory_steps, self.args.trajectory_rows)
+            self.add_callback(self._trajectory)
+        if self.args.stop_forget_probability:
+            self.add_callback(StopWhenDone(self, self.goal))
 
     @abstractmethod
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
@@ -191,6 +202,8 @@ class UnlearningTrainer(MaskedSFTTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self.control.should_training_stop:  # before the first step: `StopWhenDone` has found nothing to do
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.stack([UnlearningBatch.count(batch["labels"][:, 1:] != -100) for batch in batches]).sum(0)
         # Every process divides by the counts of all; DDP then averages the gradients, see `compute_loss`
@@ -234,6 +247,31 @@ class UnlearningTrainer(MaskedSFTTrainer):
             self._metrics["train"][key].append(value)
         self._total_train_tokens += self._gather(attention_mask.sum()).sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Evaluate as [`~transformers.Trainer.evaluate`] does.
+
+        Without `eval_dataset` and with `args.trajectory_steps`, the metrics have `eval_kept`, too, which
+        `metric_for_best_model="kept"` names: the retain probability of a model that has forgotten
+        (`args.stop_forget_probability`, or 0.1 without it), and below zero for others what is left to forget. It is of
+        the training rows that are measured during training, so that no rows need to be given.
+        """
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # pyright: ignore[reportArgumentType]
+        if eval_dataset is not None or self._trajectory is None:
+            return metrics
+        rated = {f"{metric_key_prefix}_{KEPT}": self.goal.kept(probabilities(self._trajectory.measure()))}
+        self._trajectory.log(rated)
+        if not self.eval_dataset:  # then transformers has not told the callbacks
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, rated)
+        return metrics | rated
 
     # Reference
 

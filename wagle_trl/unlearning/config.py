@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import SchedulerType
 
+from ..comparison.goal import Goal
 from ..data.lengths import LongRows
 from ..trainers.masked_sft import MaskedSFTConfig
 
@@ -36,6 +37,16 @@ class UnlearningConfig(MaskedSFTConfig):
             [`~unlearning.trajectory.Trajectory`]; with `0` nothing is measured.
         trajectory_rows (`int`, *optional*, defaults to `16`):
             Number of rows of each set that are measured, at most.
+        stop_forget_probability (`float`, *optional*):
+            End the run at the first measurement in which the forget probability is at most this and the retain probability
+            is back, see `stop_retain_probability`. With `None` or `0`, the default here, every step is taken; the commands
+            `wagle npo` and `wagle graddiff` have `0.1` as their default. A run that begins below it does not end by it.
+        stop_retain_probability (`float`, *optional*, defaults to `0.95`):
+            Share of the retain probability before the first step that must be there when the run ends. It is that of the
+            retain rows trained on: other rows judge and never decide.
+        stop_patience (`int`, *optional*, defaults to `10`):
+            With `stop_forget_probability`, also end the run when nothing has moved for this number of measurements, see
+            [`~comparison.goal.Goal.still`].
         long_rows (`str`, *optional*, defaults to `"refuse"`):
             What to do with rows longer than `max_length`. `"refuse"` refuses forget rows whose answers would be cut, since
             the rest would stay in the model, and truncates retain rows. `"split"` makes several rows of each row of plain
@@ -44,7 +55,9 @@ class UnlearningConfig(MaskedSFTConfig):
 
     learning_rate: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
-        metadata={"help": "Peak learning rate; by default it depends on what trains: all weights, a mask or adapters."},
+        metadata={
+            "help": "Peak learning rate; by default it depends on what trains: all weights, a mask or adapters."
+        },
     )
     num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the forget rows."})
     warmup_steps: float = field(
@@ -70,6 +83,26 @@ class UnlearningConfig(MaskedSFTConfig):
     trajectory_rows: int = field(
         default=16, metadata={"help": "Number of rows of each set that are measured, at most."}
     )
+    stop_forget_probability: float | None = field(
+        default=None,
+        metadata={
+            "help": "End the run when the forget probability is at most this and the retain probability is back, see "
+            "`stop_retain_probability`; 0 takes every step. Off by default in Python, 0.1 in `wagle npo` and `wagle graddiff`."
+        },
+    )
+    stop_retain_probability: float = field(
+        default=Goal.retain_share,
+        metadata={
+            "help": "Share of the retain probability before the first step that must be there when the run ends, on the retain "
+            "rows trained on."
+        },
+    )
+    stop_patience: int = field(
+        default=Goal.patience,
+        metadata={
+            "help": "With stop_forget_probability, also end the run when nothing has moved for this number of measurements."
+        },
+    )
 
     long_rows: LongRows = field(
         default="refuse",
@@ -89,6 +122,14 @@ class UnlearningConfig(MaskedSFTConfig):
             raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
         if self.trajectory_rows < 1:
             raise ValueError(f"trajectory_rows must be at least 1, got {self.trajectory_rows}.")
+        if not 0 <= (self.stop_forget_probability or 0) < 1:
+            raise ValueError(
+                f"stop_forget_probability must be at least 0 and below 1, got {self.stop_forget_probability}."
+            )
+        if not 0 <= self.stop_retain_probability <= 1:
+            raise ValueError(f"stop_retain_probability must be from 0 to 1, got {self.stop_retain_probability}.")
+        if self.stop_patience < 1:
+            raise ValueError(f"stop_patience must be at least 1, got {self.stop_patience}.")
         if self.packing or self.eval_packing or self.padding_free:
             raise ValueError(
                 "Unlearning needs one row per sample; set `packing`, `eval_packing` and `padding_free` to False."

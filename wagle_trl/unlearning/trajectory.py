@@ -1,14 +1,21 @@
 """The trajectory of unlearning: answer probabilities of a few rows of every set, every few steps."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..comparison.trajectory import SUFFIX
+from ..distributed import broadcast_
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..trainers.masked_sft import MaskedSFTTrainer
+
+logger = logging.get_logger(__name__)
 
 
 class Trajectory(TrainerCallback):
@@ -54,30 +61,51 @@ class Trajectory(TrainerCallback):
         self._log(control, **({} if loaded is None else {"loaded_step": loaded}))
         if args.should_save:
             self.trainer.measured_fingerprint = self.trainer.saved_fingerprint()
+        if state.is_world_process_zero and self.trainer.verdict:
+            logger.warning(f"{self.trainer.verdict}.")
 
-    def _log(self, control, **of: float) -> None:
-        model, state, should_log = self.trainer.model, self.trainer.state, control.should_log
-        model.eval()  # `SFTTrainer.log` would otherwise flush the averages of the training metrics, too
-        measured = {f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()}
+    def measure(self) -> dict[str, float]:
+        """Measure the answer probability of each set under the weights as they are, by its name in the log."""
+        with in_eval_mode(self.trainer.model):
+            values = torch.stack([self._probability(batches) for batches in self.batches.values()])
+        # The processes must agree on when to stop and what is best, to the last bit
+        measured = dict(zip(self.batches, broadcast_(values).tolist(), strict=True))
         if diverged := [name for name, value in measured.items() if not math.isfinite(value)]:
             raise ValueError(
-                f"The model has diverged: {diverged[0]} is NaN after step {state.global_step}. Lower learning_rate, or raise "
-                "warmup_steps; nothing was saved at this step."
+                f"The model has diverged: {diverged[0]}{SUFFIX} is NaN after step {self.trainer.state.global_step}. Lower "
+                "learning_rate, or raise warmup_steps; nothing was saved at this step."
             )
-        if not any(
-            {**measured, **of, "step": state.global_step}.items() <= entry.items() for entry in state.log_history
-        ):
-            self.trainer.log(measured | of)
-        model.train()
+        return {f"{name}{SUFFIX}": value for name, value in measured.items()}
+
+    def _log(self, control, **of: float) -> None:
+        should_log, state, logs = control.should_log, self.trainer.state, self.measure() | of
+        if not any((logs | {"step": state.global_step}).items() <= entry.items() for entry in state.log_history):
+            self.log(logs)
         control.should_log = should_log  # any log clears it, and the training metrics would wait for the next
 
+    def log(self, logs: dict[str, float]) -> None:
+        """Log beside the training metrics, whose averages `SFTTrainer.log` would flush, too."""
+        with in_eval_mode(self.trainer.model):
+            self.trainer.log(logs)
+
     @torch.no_grad()
-    def _probability(self, batches: list[Batch]) -> float:
+    def _probability(self, batches: list[Batch]) -> torch.Tensor:
         model, device = self.trainer.model, self.trainer.args.device
         moved = ({key: value.to(device) for key, value in batch.items()} for batch in batches)
         with self.trainer.compute_loss_context_manager():
             losses = torch.cat([fused_sample_losses(model, batch)[0] for batch in moved])
-        return losses.float().neg().exp().mean().item()
+        return losses.float().neg().exp().mean()
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch a model to evaluation, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def evenly_spaced(rows: Dataset, count: int) -> Dataset:
