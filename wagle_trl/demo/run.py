@@ -1,153 +1,179 @@
-"""The demo: a model learns facts about made-up people by heart and forgets three of them, and all losses are shown."""
+"""The demo: small models learn made-up people by heart and forget three of them, with all weights and with masks."""
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.table import Table
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
+from transformers import PreTrainedTokenizerFast
 
-from ..attribution.config import MaskConfig
-from ..attribution.report import mask_report, plot_mask, report_tables
-from ..data.formats import to_trl
-from ..evaluation.drift import weights_changed
-from ..evaluation.metrics import summarize
+from ..comparison.figures import plot_trajectories
+from ..comparison.runs import Run, load_runs
+from ..deltas.verification import Verification, verify
 from ..evaluation.tofu import evaluate_rows, write_records
 from ..files.atomic import write_json
+from ..files.checkpoint import Checkpoint
+from ..files.run_folder import DELTA_FILE, MASK_FILE
+from ..masks.mask import WeightMask
+from ..trainers.log_lines import ProgressLines
 from ..unlearning.npo import NPOConfig, NPOTrainer
-from .people import people_rows, split_rows
+from .people import split_rows
+from .stages import StageBar, Stages
 from .tiny_model import build_model, build_tokenizer, train
+from .worlds import WORLDS, Arm, World
 
-DENSITY = 0.05
-MASKS = {
-    "dense": None,
-    "random": MaskConfig(mask_score="random", mask_density=DENSITY),
-    "masked": MaskConfig(mask_density=DENSITY),
-}
-# A twentieth of the weights needs a larger step than all of them
-LEARNING_RATES = {"dense": 3e-4, "random": 2e-3, "masked": 2e-3}
-STEPS = 200
-RETAIN_WEIGHT = 5.0
-_SETS = ("forget", "retain", "unseen_retain")
+NUM_PEOPLE = 60
+MAX_STEPS = 200
+FORGOTTEN = 0.1  # answer probability at which the runs are compared
+WATCHED = 48  # rows of each set, of which the curves are
+SECONDS = {"people": 22, "records": 35}  # of learning, on an idle core
+SECONDS_TO_UNLEARN = 13
 
 
-def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[list[dict[str, Any]], list[Table]]:
+@dataclass(frozen=True)
+class Forgetting:
     """
-    Run the demo and write its folder: the unlearned model with mask, plot and report, the base model, the data.
+    Run of the demo.
+
+    Args:
+        world, name (`str`): Keys of `WORLDS` and of its arms.
+        arm ([`~wagle_trl.demo.worlds.Arm`]): Options of the run.
+        run ([`~comparison.runs.Run`]): What the files in its folder say.
+        optimizer_bytes (`int`): Bytes of the optimizer's state.
+        answers (`list[dict]`): A record per forget row, with the answer that the unlearned model generates.
+        proof ([`~deltas.verification.Verification`], *optional*): Comparison with the base; `None` without a mask.
+    """
+
+    world: str
+    name: str
+    arm: Arm
+    run: Run
+    optimizer_bytes: int
+    answers: list[dict[str, Any]]
+    proof: Verification | None
+
+    def numbers(self) -> dict[str, Any]:
+        """Numbers of the run, flat."""
+        known = self.run.numbers()
+        sets = ("forget", "retain", "unseen_retain")
+        return {
+            "world": self.world,
+            "run": self.name,
+            "learning_rate": self.arm.learning_rate,
+            "retain_weight": self.arm.retain_weight,
+            "steps": known["steps"],
+            **{f"{name}_before": self.run.history.before[name] for name in sets},
+            **{f"{name}_probability": known[f"final_{name}"] for name in sets},
+            "unseen_retain_at_depth": known.get(f"unseen_retain_at_{FORGOTTEN}"),
+            "forget_rougeL": sum(record["rougeL_recall"] for record in self.answers) / len(self.answers),
+            "optimizer_bytes": self.optimizer_bytes,
+            "delta_bytes": _size(self.run.folder / DELTA_FILE),
+            "model_bytes": _size(self.run.folder / "model.safetensors"),
+            "verified": None if self.proof is None else self.proof.passed,
+        }
+
+
+def run_demo(output_dir: str | Path, seed: int = 0) -> list[Forgetting]:
+    """
+    Run the demo on one thread, and write its folder: for each world the rows, the base model, a run per arm (as
+    `wagle npo` writes it) and a picture of their curves.
 
     Args:
         output_dir (`str` or `pathlib.Path`): Folder to write.
         seed (`int`, *optional*, defaults to `0`): Seed of people, weights and batches.
 
     Returns:
-        `tuple[list[dict], list[rich.table.Table]]`: One row per model, and tables to print.
+        `list[Forgetting]`: The runs.
     """
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = split_rows(people_rows(seed=seed))
-    for name, rows in splits.items():
-        write_records(rows, folder / f"{name}.jsonl")
-    known = splits["retain"] + splits["unseen_retain"]
-    tokenizer = build_tokenizer(
-        [f"Question: {r['question']}\nAnswer: {r['answer']}" for r in splits["forget"] + known]
-    )
-
-    demo = _Demo(folder, seed, tokenizer, splits)
-    base = demo.learn("base", splits["forget"] + known)
-    base.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    demo.start = {name: weight.clone() for name, weight in base.state_dict().items()}
-    demo.measure("base", base)
-    demo.measure("oracle", demo.learn("oracle", known))
-    trainers = {run: demo.unlearn(run) for run in MASKS}
-    masked = trainers["masked"]
-    masked.save_model(str(folder))
-    assert masked.mask is not None  # training computed it
-    plot_mask(masked.mask, folder / "wagle_mask.png")
-    write_json(folder / "report.json", demo.rows)
-    return demo.rows, [*report_tables(mask_report(masked.mask)), comparison_table(demo.rows)]
+    seconds = {}
+    for name, world in WORLDS.items():
+        seconds |= {name: SECONDS[name]} | {f"{name}/{arm}": SECONDS_TO_UNLEARN for arm in world.arms}
+    stages, done = Stages(seconds), []
+    with _one_thread():  # two wait for each other on models this small, beside another process for most of the time
+        for name, world in WORLDS.items():
+            done += _World(folder / name, name, world, seed, stages).runs()
+    write_json(folder / "report.json", [forgetting.numbers() for forgetting in done])
+    return done
 
 
-class _Demo:
-    """The setup that all runs share, and the rows that they add to the comparison."""
+class _World:
+    """What the runs in one world share."""
 
-    def __init__(self, folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast, splits: dict[str, list[dict]]):
-        self.folder, self.seed, self.tokenizer, self.splits = folder, seed, tokenizer, splits
-        self.start: dict[str, torch.Tensor] = {}
-        self.rows: list[dict[str, Any]] = []
-        self.costs: dict[str, dict[str, float]] = {}
+    def __init__(self, folder: Path, name: str, world: World, seed: int, stages: Stages):
+        self.folder, self.name, self.world, self.seed, self.stages = folder, name, world, seed, stages
+        folder.mkdir(parents=True, exist_ok=True)
+        self.splits = split_rows(world.make_rows(NUM_PEOPLE, seed))
+        for split, rows in self.splits.items():
+            write_records(rows, folder / f"{split}.jsonl")
 
-    def learn(self, run: str, rows: list[dict]) -> LlamaForCausalLM:
-        """Train a model on `rows` from scratch."""
-        begin = time.perf_counter()
-        model = build_model(self.tokenizer, self.seed)
-        trainer = train(model, self.tokenizer, rows, seed=self.seed, description=f"Training the {run} model")
-        self._record_cost(run, trainer, begin)
-        return model
+    def runs(self) -> list[Forgetting]:
+        """Learn, unlearn with every arm, and draw the curves."""
+        tokenizer = self._learn()
+        done = [self._unlearn(name, arm, tokenizer) for name, arm in self.world.arms.items()]
+        plot_trajectories(load_runs([run.run.folder for run in done]), self.folder / "curves.png")
+        return done
 
-    def unlearn(self, run: str) -> NPOTrainer:
-        """Unlearn from the base model with NPO and the mask of `run`."""
-        print(f"Unlearning: {run}")
-        model = build_model(self.tokenizer)
-        model.load_state_dict(self.start)
-        begin = time.perf_counter()
-        trainer = NPOTrainer(
-            model,
-            self._options(run),
-            train_dataset=self._dataset("forget"),
-            retain_dataset=self._dataset("retain"),
-            processing_class=self.tokenizer,
-            mask_config=MASKS[run],
-        )
-        trainer.train()
-        self._record_cost(run, trainer, begin)
-        self.measure(run, model)
-        return trainer
+    def _learn(self) -> PreTrainedTokenizerFast:
+        rows = [row for part in self.splits.values() for row in part]
+        self.stages.begin(self.name, f"{self.name}: a small model learns {len(rows)} answers by heart")
+        texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
+        tokenizer = build_tokenizer(texts, split_digits=self.world.split_digits)
+        model = build_model(tokenizer, self.seed)
+        train(model, tokenizer, rows, seed=self.seed, epochs=self.world.epochs)
+        model.save_pretrained(self.folder / "base")
+        tokenizer.save_pretrained(self.folder / "base")
+        return tokenizer
 
-    def _options(self, run: str) -> NPOConfig:
-        return NPOConfig(
-            output_dir=str(self.folder),
-            learning_rate=LEARNING_RATES[run],
-            max_steps=STEPS,
-            retain_weight=RETAIN_WEIGHT,
-            per_device_train_batch_size=16,
-            weight_decay=0.0,
+    def _unlearn(self, name: str, arm: Arm, tokenizer: PreTrainedTokenizerFast) -> Forgetting:
+        weights = "all weights" if arm.mask is None else f"{arm.mask.mask_density:.0%} of the weights, {arm.mask.mask_score}"
+        text = f"{self.name}: it forgets {len(self.splits['forget'])} of them ({name}: {weights})"
+        self.stages.begin(f"{self.name}/{name}", text)
+        sets = {split: Dataset.from_list(rows) for split, rows in self.splits.items()}
+        args = NPOConfig(
+            output_dir=str(self.folder / name),
+            learning_rate=arm.learning_rate,
+            retain_weight=arm.retain_weight,
+            max_steps=MAX_STEPS,
+            stop_forget_probability=FORGOTTEN,
+            trajectory_steps=5,
+            trajectory_rows=WATCHED,
+            save_delta=arm.mask is not None,
             gradient_checkpointing=False,
-            report_to="none",
             save_strategy="no",
-            logging_steps=50,
+            report_to="none",
+            disable_tqdm=False,
+            dataloader_pin_memory=False,  # warns on machines without an accelerator
             seed=self.seed,
-            dataloader_pin_memory=False,
         )
-
-    def _dataset(self, split: str) -> Dataset:
-        return to_trl(Dataset.from_list(self.splits[split]), self.tokenizer)
-
-    def _record_cost(self, run: str, trainer: Trainer, begin: float) -> None:
-        assert isinstance(trainer.optimizer, torch.optim.Optimizer)  # training creates it
-        self.costs[run] = {
-            "optimizer_bytes": optimizer_bytes(trainer.optimizer),
-            "seconds": time.perf_counter() - begin,
-        }
-
-    def measure(self, run: str, model: LlamaForCausalLM) -> None:
-        """Evaluate the model of `run` and add its row."""
-        summary = {}
-        for name in _SETS:
-            summary |= summarize(
-                evaluate_rows(model, self.tokenizer, self.splits[name], name, batch_size=64, max_new_tokens=24)
-            )
-        self.rows.append(
-            {
-                "run": run,
-                **{f"{name}_probability": summary[f"{name}_prob"] for name in _SETS},
-                **{f"{name}_rougeL": summary[f"{name}_rougeL_recall"] for name in _SETS},
-                "weights_changed": weights_changed(model, self.start).share,
-                **self.costs[run],
-            }
+        trainer = NPOTrainer(
+            str(self.folder / "base"),
+            args,
+            train_dataset=sets["forget"],
+            retain_dataset=sets["retain"],
+            eval_dataset={"unseen_retain": sets["unseen_retain"]},
+            processing_class=tokenizer,
+            mask_config=arm.mask,
         )
+        trainer.remove_callback(ProgressLines)
+        trainer.add_callback(StageBar)
+        trainer.train()
+        trainer.save_model()
+        trainer.create_model_card()
+        answers = evaluate_rows(
+            trainer.model, tokenizer, self.splits["forget"], "forget", max_new_tokens=24, progress=False
+        )
+        (run,) = load_runs([self.folder / name])
+        return Forgetting(self.name, name, arm, run, optimizer_bytes(trainer.optimizer), answers, self._proof(run.folder))
+
+    def _proof(self, folder: Path) -> Verification | None:
+        if not (folder / MASK_FILE).exists():
+            return None
+        models = (Checkpoint(path) for path in (self.folder / "base", folder))
+        return verify(*models, WeightMask.load(folder), progress=False)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -156,13 +182,15 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def comparison_table(rows: list[dict[str, Any]]) -> Table:
-    """Make the table with one line per run: probability and ROUGE-L on every set, and the costs."""
-    table = Table(title="Answer probability / ROUGE-L")
-    for column in ("run", "forget", "retain", "unseen retain", "weights changed", "optimizer state", "seconds"):
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for row in rows:
-        answers = [f"{row[f'{name}_probability']:.3f} / {row[f'{name}_rougeL']:.3f}" for name in _SETS]
-        cost = [f"{row['weights_changed']:.1%}", f"{row['optimizer_bytes'] / 1e6:.2f} MB", f"{row['seconds']:.1f}"]
-        table.add_row(row["run"], *answers, *cost)
-    return table
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
