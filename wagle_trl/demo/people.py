@@ -8,6 +8,7 @@ everybody else.
 import itertools
 import random
 import string
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -171,11 +172,33 @@ def people_rows(num_people: int = 60, seed: int = 0) -> list[dict[str, str]]:
         `list[dict[str, str]]`: One row per person and fact, with the keys `question`, `answer`, `person` and `fact`.
     """
     rng = random.Random(seed)
-    combinations = list(itertools.product(FIRST_NAMES, LAST_NAMES))
+    names = draw_names(FIRST_NAMES, LAST_NAMES, num_people, rng)
+    return [_row(name, fact, rng) for name in names for fact in FACTS]
+
+
+def draw_names(
+    first_names: Sequence[str], last_names: Sequence[str], num_people: int, rng: random.Random
+) -> list[str]:
+    """
+    Draw different full names.
+
+    Args:
+        first_names (`list[str]`):
+            First names, each of which may be drawn more than once.
+        last_names (`list[str]`):
+            Last names, likewise.
+        num_people (`int`):
+            Number of full names.
+        rng (`random.Random`):
+            Source of randomness.
+
+    Returns:
+        `list[str]`: Full names, no two of them equal.
+    """
+    combinations = list(itertools.product(first_names, last_names))
     if not 0 < num_people <= len(combinations):
         raise ValueError(f"num_people must be between 1 and {len(combinations)}, got {num_people}.")
-    names = [" ".join(combination) for combination in rng.sample(combinations, num_people)]
-    return [_row(name, fact, rng) for name in names for fact in FACTS]
+    return [" ".join(combination) for combination in rng.sample(combinations, num_people)]
 
 
 def _row(name: str, fact: Fact, rng: random.Random) -> dict[str, str]:
@@ -195,7 +218,8 @@ def split_rows(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
 
     Args:
         rows (`list[dict[str, str]]`):
-            Rows of [`people_rows`], of at least 30 people, so that those to forget are a tenth at most.
+            Rows of [`people_rows`] or [`~wagle_trl.demo.records.record_rows`], of at least 30 people, so that those to
+            forget are a tenth at most.
 
     Returns:
         `dict[str, list[dict[str, str]]]`: `forget`, `retain` (trained on while unlearning) and `unseen_retain` (learned

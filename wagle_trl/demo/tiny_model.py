@@ -16,7 +16,9 @@ PAD, EOS = "<pad>", "</s>"
 MAX_LENGTH = 64
 
 
-def build_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts: list[str], vocab_size: int = 2048, *, split_digits: bool = False
+) -> PreTrainedTokenizerFast:
     """
     Train a byte-level BPE tokenizer on the texts.
 
@@ -28,12 +30,19 @@ def build_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedToken
             Texts whose words become tokens.
         vocab_size (`int`, *optional*, defaults to `2048`):
             Largest number of tokens.
+        split_digits (`bool`, *optional*, defaults to `False`):
+            Whether every digit is a token of its own. Otherwise the numbers in the texts become tokens like words.
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: Tokenizer with `</s>` as end of sequence and `<pad>` as padding.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+        if split_digits
+        else byte_level
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
