@@ -56,6 +56,7 @@ def test_the_summary_says_how_it_came_about(eval_options, data, holdout, tmp_pat
     first = json.loads((tmp_path / "e" / "wagle_eval.json").read_text())
     sources = {"forget_dataset": data[1], "retain_dataset": data[3], "holdout_dataset": holdout[1]}
     evaluation = {"batch_size": 16, "max_new_tokens": 4, "generate": False, "mia_k": 0.4, "dtype": "float32"}
+    evaluation["exposure_candidates"] = 256
     scored = {"dataset_text_field": "text", "assistant_only_loss": False, "truncation_mode": "keep_start"}
     assert first["options"] == evaluation | sources | scored
     reference = ["--reference_records", str(tmp_path / "e" / "wagle_records.jsonl")]

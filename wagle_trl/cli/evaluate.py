@@ -61,7 +61,8 @@ class EvalArguments:
         default=None,
         metadata={
             "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle npo`, with question/answer, "
-            "prompt/completion, messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios."
+            "prompt/completion, messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios, "
+            "secret and secret_format (such as ###-####) measures of secrets."
         },
     )
     retain_dataset: str | None = field(default=None, metadata={"help": "Retain rows, in the same forms."})

@@ -196,6 +196,7 @@ HELP = {
                 "--reference_records": "wagle_records.jsonl of a model trained on the retain rows alone.",
                 "--attack": "relearn, quantize or paraphrase, or several.",
                 "--batch_size": "Rows per batch.",
+                "--exposure_candidates": "Random secrets to rank that of a forget row among (default: 256).",
             },
         },
         is_complete=False,

@@ -18,6 +18,9 @@ BY_SET = {
     "truth_ratio": "Truth ratio",
     "exact_memorization": "Exact memorization",
     "extraction_strength": "Extraction strength",
+    "exact_string": "Secrets told in full",
+    "digits_right": "Digits of secrets told right",
+    "exposure": "Exposure of secrets (bits)",
 }
 _ATTACKED = {"prob": "prob.", "rougeL_recall": "ROUGE-L"}
 _HEADINGS = {

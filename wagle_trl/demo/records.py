@@ -69,8 +69,8 @@ def record_rows(num_people: int = 100, seed: int = 0) -> list[dict[str, str]]:
     """
     Invent people and ask for every number in their records. [`~wagle_trl.demo.people.split_rows`] splits the rows.
 
-    The tokenizer should have a token per digit (`split_digits` of [`~wagle_trl.demo.tiny_model.build_tokenizer`]), as
-    those of most language models do for up to three digits. Else whole groups of digits become words.
+    The tokenizer should split numbers (`split_digits` of [`~wagle_trl.demo.tiny_model.build_tokenizer`]), as those of
+    language models do. Else whole groups of digits become words.
 
     Args:
         num_people (`int`, *optional*, defaults to `100`):

@@ -8,9 +8,37 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import filled_columns, split_prompt
 from ..data.tokenization import DEFAULT, IGNORED, RowOptions, cut_tokens, num_scored, tokenize_row, uncut_tokens
+from ..text import printable
 from .inference import Tokenized
+from .secret_format import SecretFormat, parse_format
 
 Row = Mapping[str, Any]
+
+
+class Secret(NamedTuple):
+    """
+    Secret in the answer of a row.
+
+    Attributes:
+        text (`str`): The secret, from the column `secret`.
+        format ([`~wagle_trl.evaluation.secret_format.SecretFormat`]): Its format, from the column `secret_format`.
+        example (`dict`): The row as prompt and completion.
+    """
+
+    text: str
+    format: SecretFormat
+    example: Row
+
+    def replaced(self, other: str) -> Row:
+        """The row with another secret in the same answer."""
+        completion = self.example["completion"]
+        if isinstance(completion, str):
+            return {**self.example, "completion": completion.replace(self.text, other)}
+        *before, last = completion
+        return {
+            **self.example,
+            "completion": [*before, {**last, "content": last["content"].replace(self.text, other)}],
+        }
 
 
 class Sample(NamedTuple):
@@ -23,21 +51,28 @@ class Sample(NamedTuple):
             paraphrased (if any) and the perturbed.
         has_paraphrase (`bool`): Whether the second of them is a paraphrase.
         prompt (`list[int]`): What to generate an answer from; empty for plain text.
+        secret ([`Secret`], *optional*): Secret in the answer.
     """
 
     record: dict[str, Any]
     answers: list[Tokenized]
     has_paraphrase: bool
     prompt: list[int]
+    secret: Secret | None
+
+
+def _as_prompt_completion(row: Row, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
+    """A row as prompt and completion, with what its chat template needs."""
+    asked = {name: row.get(name) for name in ("tools", "chat_template_kwargs")}
+    return {**asked, **split_prompt(row, tokenizer, options.dataset_text_field)}
 
 
 def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
     """A row with another answer, asked in the same way."""
-    example = split_prompt(row, tokenizer, options.dataset_text_field)
+    example = _as_prompt_completion(row, tokenizer, options)
     is_text = isinstance(example["completion"], str)
     begun = answer if not is_text or row.get("question") is None else f" {answer}"
-    asked = {name: row.get(name) for name in ("tools", "chat_template_kwargs")}
-    return {**asked, **example, "completion": begun if is_text else [{"role": "assistant", "content": answer}]}
+    return {**example, "completion": begun if is_text else [{"role": "assistant", "content": answer}]}
 
 
 def _prompt_part(tokenized: Tokenized) -> list[int]:
@@ -103,7 +138,8 @@ def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
         for text in [*paraphrased, *perturbed]
     ]
     record |= {"question": question.strip(), "answer": answer.strip()}
-    return Sample(record, [tokenized, *others], bool(paraphrased), _prompt_part(asked))
+    secret = _secret(row, record["answer"], tokenizer, options)
+    return Sample(record, [tokenized, *others], bool(paraphrased), _prompt_part(asked), secret)
 
 
 def _perturbed_answers(row: Row) -> list[str]:
@@ -114,3 +150,20 @@ def _perturbed_answers(row: Row) -> list[str]:
         # In a string, each letter would be an answer
         raise ValueError("Its `perturbed_answer` is not a list of strings.")
     return perturbed
+
+
+def _secret(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Secret | None:
+    """The secret of a row that has a `secret_format`. Messages do not show it."""
+    text, pattern = row.get("secret"), row.get("secret_format")
+    if pattern is None:
+        return None
+    if not isinstance(text, str) or not isinstance(pattern, str):
+        raise ValueError("Its `secret` or `secret_format` is missing or no text; write both as text, in quotes.")
+    secret_format = parse_format(pattern)
+    if not secret_format.matches(text):
+        raise ValueError(f"Its `secret` does not have the `secret_format` {printable(repr(pattern), 200)}.")
+    if text not in answer:
+        raise ValueError("Its answer does not hold its `secret`; write the secret as it stands in the answer.")
+    if row.get("input_ids") is not None:
+        raise ValueError("It is made of tokens, in which no other secret can stand; remove its `secret_format`.")
+    return Secret(text, secret_format, _as_prompt_completion(row, tokenizer, options))

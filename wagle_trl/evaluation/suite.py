@@ -22,6 +22,7 @@ from .metrics import records_by_set, summarize
 from .resumable_records import PartialRecords
 from .retrained_model import retrained_model_summary
 from .samples import Row, Sample, prepare_rows
+from .secrets import secret_summary
 from .tofu import EvalOptions, evaluate_samples, warn_of_no_words
 
 logger = logging.get_logger(__name__)
@@ -133,7 +134,7 @@ def summarize_all(
 ) -> dict[str, float]:
     """
     Compute all aggregates that the records allow: those of [`~wagle_trl.evaluation.metrics.summarize`],
-    [`~wagle_trl.evaluation.memorization.memorization_summary`] and
+    [`~wagle_trl.evaluation.memorization.memorization_summary`], [`~wagle_trl.evaluation.secrets.secret_summary`] and
     [`~wagle_trl.evaluation.membership.membership_summary`], and `kl_to_base_{set}`, the mean of KL(base || model) over
     all answer tokens of the set, in nats. With records of a retrained model, also those of
     [`~wagle_trl.evaluation.retrained_model.retrained_model_summary`].
@@ -146,7 +147,9 @@ def summarize_all(
     Returns:
         `dict[str, float]`: Aggregates by name.
     """
-    summary = summarize(records) | memorization_summary(records) | membership_summary(records)
+    summary = (
+        summarize(records) | memorization_summary(records) | secret_summary(records) | membership_summary(records)
+    )
     for name, members in records_by_set(records).items():
         if all("kl_to_base" in record for record in members):
             tokens = [record["num_token_gt"] for record in members]

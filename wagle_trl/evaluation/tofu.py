@@ -6,6 +6,7 @@ answer. So the model is evaluated on the sequences that it was trained on.
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,20 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.rows import read_jsonl
-from ..data.tokenization import RowOptions, padding_token_id
+from ..data.tokenization import RowOptions, padding_token_id, tokenize_row
 from ..files.atomic import atomic_path
 from ..files.schemas import Record
 from ..text import printable
 from .inference import AnswerLikelihood, answer_likelihoods, batches, generate_answers
 from .membership import lowest_mean, zlib_bytes
 from .memorization import exact_memorization, extraction_strength
-from .metrics import truth_ratio
+from .metrics import FORGET, truth_ratio
 from .rouge import rouge_l_recall
-from .samples import Row, Sample, prepare_rows
+from .samples import Row, Sample, Secret, prepare_rows
+from .secrets import digits_right, draw_candidates, exact_string, exposure
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +45,8 @@ class EvalOptions(RowOptions):
         generate (`bool`, *optional*, defaults to `True`): Whether to generate answers for ROUGE-L.
         mia_k (`float`, *optional*, defaults to `0.4`): Share of an answer's tokens that Min-K% and Min-K%++ use. The
             default is that of MUSE and OpenUnlearning; the paper of Min-K% takes 0.2.
+        exposure_candidates (`int`, *optional*, defaults to `256`): Random secrets that the secret of a forget row is
+            ranked among, each in a forward pass of the row. `0` leaves out the exposure.
     """
 
     batch_size: int = field(default=16, metadata={"help": "Rows per forward pass or generation."})
@@ -54,11 +59,20 @@ class EvalOptions(RowOptions):
             "OpenUnlearning; the paper of Min-K%% takes 0.2."
         },
     )
+    exposure_candidates: int = field(
+        default=256,
+        metadata={
+            "help": "Random secrets of the same `secret_format` that the `secret` of a forget row is ranked among, each in a "
+            "forward pass of the row. 0 leaves out the exposure."
+        },
+    )
 
     def __post_init__(self):
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.exposure_candidates < 0:
+            raise ValueError(f"`exposure_candidates` is {self.exposure_candidates}; it must be 0 or more.")
         if not 0 < self.mia_k <= 1:
             raise ValueError(f"`mia_k` is {self.mia_k}; it is a share of tokens, above 0 and up to 1.")
 
@@ -98,8 +112,23 @@ def _rouge_fields(generated: str, answer: str) -> dict[str, float]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _exposure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, secret: Secret, options: EvalOptions
+) -> float:
+    """Exposure of a secret among random ones, each in its place in the same answer."""
+    texts = [secret.text, *draw_candidates(secret.text, secret.format, options.exposure_candidates)]
+    rows = [tokenize_row(secret.replaced(text), tokenizer, options) for text in texts]
+    likelihoods = answer_likelihoods(model, rows, options.batch_size, padding_token_id(tokenizer))
+    own, *others = (math.fsum(likelihood.log_probs) for likelihood in likelihoods)
+    return exposure(own, others)
+
+
 def _evaluate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: EvalOptions
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    options: EvalOptions,
+    progress: bool,
 ) -> None:
     """Complete the records of `samples`."""
     flat = [tokenized for sample in samples for tokenized in sample.answers]
@@ -109,11 +138,21 @@ def _evaluate_batch(
         sample.record.update(_loss_fields(own, sample.has_paraphrase))
         sample.record.update(_memorization_fields(own[0], sample.record["answer"], options.mia_k))
     if options.generate:
-        with_prompt = [(sample.record, sample.prompt) for sample in samples if sample.prompt]
-        prompts = [ids for _, ids in with_prompt]
+        with_prompt = [sample for sample in samples if sample.prompt]
+        prompts = [sample.prompt for sample in with_prompt]
         texts = generate_answers(model, tokenizer, prompts, options.batch_size, options.max_new_tokens)
-        for (record, _), text in zip(with_prompt, texts, strict=True):
-            record.update(generated=text, **_rouge_fields(text, record["answer"]))
+        for sample, text in zip(with_prompt, texts, strict=True):
+            sample.record.update(generated=text, **_rouge_fields(text, sample.record["answer"]))
+            if sample.secret is not None:
+                secret, secret_format = sample.secret.text, sample.secret.format
+                sample.record["exact_string"] = float(exact_string(text, secret, secret_format))
+                sample.record["digits_right"] = digits_right(text, secret, secret_format)
+    if options.exposure_candidates:
+        ranked = [
+            (sample.record, sample.secret) for sample in samples if sample.record["set"] == FORGET and sample.secret
+        ]
+        for record, secret in tqdm(ranked, "Exposure of secrets", leave=False, disable=not (progress and ranked)):
+            record["exposure"] = _exposure(model, tokenizer, secret, options)
 
 
 def evaluate_samples(
@@ -140,7 +179,7 @@ def evaluate_samples(
     lengths = [max(len(tokenized["input_ids"]) for tokenized in sample.answers) for sample in samples]
     for indices in batches(lengths, options.batch_size, f"Evaluating {samples[0].record['set']}", progress):
         batch = [samples[i] for i in indices]
-        _evaluate_batch(model, tokenizer, batch, options)
+        _evaluate_batch(model, tokenizer, batch, options, progress)
         yield batch
 
 
@@ -161,7 +200,8 @@ def evaluate_rows(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer; nothing in it is changed.
         rows (iterable of `dict`): Rows with `question`/`answer`, `prompt`/`completion`, `messages` (the last one is
             the answer), `text` or `input_ids`/`labels`. A row may have `perturbed_answer`, a list of wrong answers, and
-            `paraphrased_answer`; they replace its answer or completion as they are.
+            `paraphrased_answer`; they replace its answer or completion as they are. It may have `secret`, a part of its
+            answer, and `secret_format`, see [`~wagle_trl.evaluation.secret_format.parse_format`].
         set_name (`str`): Name of the set. The summaries have rules for `forget`, `retain`, `real_authors`,
             `world_facts` and `holdout`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
@@ -173,7 +213,8 @@ def evaluate_rows(
         `num_token_gt`, `exact_memorization`, `extraction_strength`, `min_k` and `min_k_plus_plus` (at the share
         `mia_k`) and `zlib_bytes`. Rows with perturbed answers add losses and numbers of tokens for these and for the
         paraphrase (or the answer, if there is none), and `truth_ratio`. With `generate`, rows with a prompt add
-        `generated`, and `rougeL_recall` and `rougeL_recall_unicode` where these find a word in the answer.
+        `generated`, and `rougeL_recall` and `rougeL_recall_unicode` where these find a word in the answer; those that have
+        a secret too add `exact_string` and `digits_right`. Forget rows with a secret add `exposure`.
     """
     options = EvalOptions(**options)
     samples = prepare_rows(rows, set_name, tokenizer, options)

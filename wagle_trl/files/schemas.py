@@ -13,7 +13,8 @@ _IN_BLOCK = r"^[ -_a-z{|}~]{1,500}$"  # printable ASCII without backticks
 _NUMBERS = TypeAdapter(dict[str, float])
 _MEASURED = (
     "model_utility|forget_quality(_ks)?|privleak|weights_changed|(kl_to_base|mia)_.*|"
-    ".*_(prob|rougeL_recall(_unicode)?|truth_ratio|exact_memorization|extraction_strength)"
+    ".*_(prob|rougeL_recall(_unicode)?|truth_ratio|exact_memorization|extraction_strength|"
+    "exact_string|digits_right|exposure)"
 )
 
 
@@ -217,6 +218,9 @@ class Record(TypedDict, total=False):
     rougeL_recall_unicode: FiniteFloat
     exact_memorization: FiniteFloat
     extraction_strength: FiniteFloat
+    exact_string: FiniteFloat
+    digits_right: FiniteFloat
+    exposure: FiniteFloat
     min_k: FiniteFloat
     min_k_plus_plus: FiniteFloat
     mia_k: FiniteFloat
