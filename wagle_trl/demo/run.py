@@ -129,7 +129,9 @@ class _World:
         return tokenizer
 
     def _unlearn(self, name: str, arm: Arm, tokenizer: PreTrainedTokenizerFast) -> Forgetting:
-        weights = "all weights" if arm.mask is None else f"{arm.mask.mask_density:.0%} of the weights, {arm.mask.mask_score}"
+        weights = (
+            "all weights" if arm.mask is None else f"{arm.mask.mask_density:.0%} of the weights, {arm.mask.mask_score}"
+        )
         text = f"{self.name}: it forgets {len(self.splits['forget'])} of them ({name}: {weights})"
         self.stages.begin(f"{self.name}/{name}", text)
         sets = {split: Dataset.from_list(rows) for split, rows in self.splits.items()}
@@ -161,13 +163,16 @@ class _World:
         trainer.remove_callback(ProgressLines)
         trainer.add_callback(StageBar)
         trainer.train()
+        self.stages.end(trainer.verdict)
         trainer.save_model()
         trainer.create_model_card()
         answers = evaluate_rows(
             trainer.model, tokenizer, self.splits["forget"], "forget", max_new_tokens=24, progress=False
         )
         (run,) = load_runs([self.folder / name])
-        return Forgetting(self.name, name, arm, run, optimizer_bytes(trainer.optimizer), answers, self._proof(run.folder))
+        return Forgetting(
+            self.name, name, arm, run, optimizer_bytes(trainer.optimizer), answers, self._proof(run.folder)
+        )
 
     def _proof(self, folder: Path) -> Verification | None:
         if not (folder / MASK_FILE).exists():

@@ -34,6 +34,11 @@ class Stages:
         minutes, seconds = divmod(round(left * speed), 60)
         print(f"{place + 1} of {len(names)}  {text} (about {minutes}:{seconds:02} left)", file=sys.stderr, flush=True)
 
+    def end(self, text: str | None) -> None:
+        """Say on stderr what came of the stage."""
+        if text:
+            print(f"        {text}", file=sys.stderr, flush=True)
+
 
 class StageBar(ProgressCallback):
     """Progress bar without logs, which is gone when its stage ends."""

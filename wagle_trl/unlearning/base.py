@@ -32,10 +32,11 @@ from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
 from ..losses.vocabulary import answer_log_probs
 from ..masks.mask import WeightMask
+from ..trainers.checks import check_rows
 from ..trainers.masked_sft import MaskedSFTTrainer
 from .batch import Stream, UnlearningBatch
 from .config import UnlearningConfig
-from .defaults import default_learning_rate
+from .defaults import default_learning_rate, default_num_train_epochs
 from .dropout import disable_dropout
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
 from .stopping import StopWhenDone, asks_for_kept, check_measured
@@ -118,6 +119,9 @@ class UnlearningTrainer(MaskedSFTTrainer):
         if compute_loss_func is not None:
             raise ValueError("Unlearning has its own loss; subclass and override `forget_loss` for another.")
         args = copy.copy(self._to_config(args, model))  # another trainer of the same `args` may need another rate
+        if args.num_train_epochs is None:
+            check_rows(train_dataset, "train_dataset")
+            args.num_train_epochs = default_num_train_epochs(len(train_dataset), args)
         check_measured(args)
         if eval_dataset is None and asks_for_kept(args):
             eval_dataset = {}  # transformers asks for evaluation rows; this metric is of the training rows

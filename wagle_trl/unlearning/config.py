@@ -20,13 +20,14 @@ class UnlearningConfig(MaskedSFTConfig):
     Parameters:
         learning_rate (`float`, *optional*):
             Peak learning rate; by default [`~unlearning.defaults.default_learning_rate`], which depends on what trains.
-        num_train_epochs (`float`, *optional*, defaults to `20.0`):
-            Passes over the forget rows. Forgetting is fast; what it damages of the rest mends in the later passes.
+        num_train_epochs (`float`, *optional*):
+            Passes over the forget rows; by default those of [`~unlearning.defaults.default_num_train_epochs`]: 200 steps, and
+            at least 5 passes. Forgetting is fast; what it damages of the rest mends in the later steps.
         warmup_steps (`float`, *optional*, defaults to `3`):
             Steps over which the rate rises, or their share of all steps if below 1.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Schedule. A constant rate does not depend on the length, so a run can stop when it is done.
-        retain_weight (`float`, *optional*, defaults to `5.0`):
+        retain_weight (`float`, *optional*, defaults to `10.0`):
             Weight of the loss on the retain rows.
         retain_loss (`str`, *optional*, defaults to `"nll"`):
             Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens.
@@ -59,7 +60,10 @@ class UnlearningConfig(MaskedSFTConfig):
             "help": "Peak learning rate; by default it depends on what trains: all weights, a mask or adapters."
         },
     )
-    num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the forget rows."})
+    num_train_epochs: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None,
+        metadata={"help": "Passes over the forget rows; by default as many as make 200 steps, and at least 5."},
+    )
     warmup_steps: float = field(
         default=3, metadata={"help": "Steps over which the rate rises, or their share of all steps if below 1."}
     )
@@ -67,7 +71,7 @@ class UnlearningConfig(MaskedSFTConfig):
         default="constant_with_warmup",
         metadata={"help": "Schedule of the learning rate. A constant one does not depend on the length of the run."},
     )
-    retain_weight: float = field(default=5.0, metadata={"help": "Weight of the loss on the retain rows."})
+    retain_weight: float = field(default=10.0, metadata={"help": "Weight of the loss on the retain rows."})
     retain_loss: Literal["nll"] = field(
         default="nll", metadata={"help": "Loss on the retain rows: 'nll', the cross-entropy of their answers."}
     )

@@ -1,13 +1,15 @@
-"""The learning rate of unlearning where none is given: it depends on what trains."""
+"""Learning rate and length of unlearning where none is given: they depend on what trains, and on how many rows."""
 
 import math
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
-DENSE = 1e-4
-ADAPTERS = 1e-3
+DENSE = 5e-5
+ADAPTERS = 3e-4
 WIDTH = 256  # hidden size of the models that these were found on
+STEPS = 200
+EPOCHS = 5
 
 
 def default_learning_rate(model: PreTrainedModel | PeftModel, density: float | None = None) -> float:
@@ -31,3 +33,20 @@ def default_learning_rate(model: PreTrainedModel | PeftModel, density: float | N
         return ADAPTERS
     width = model.config.get_text_config().hidden_size
     return float(f"{DENSE * WIDTH / width / math.sqrt(density or 1.0):.2g}")
+
+
+def default_num_train_epochs(num_rows: int, args: TrainingArguments) -> float:
+    """
+    Choose how often the forget rows are seen: as often as makes `STEPS` steps, and at least `EPOCHS` times. Adam forgets
+    a few rows in hardly fewer steps than many.
+
+    Args:
+        num_rows (`int`): Number of forget rows.
+        args ([`~transformers.TrainingArguments`]): Batch size, accumulation and number of processes.
+
+    Returns:
+        `float`: A whole number of epochs.
+    """
+    rows_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    steps_per_epoch = max(1, math.ceil(num_rows / max(1, rows_per_step)))
+    return float(max(EPOCHS, math.ceil(STEPS / steps_per_epoch)))
