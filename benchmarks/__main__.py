@@ -4,6 +4,7 @@ import runpy
 import sys
 
 NAMES = (
+    "defaults",
     "deltas",
     "fused_heads",
     "kernels",
