@@ -36,8 +36,7 @@ _UNLEARNING: Group = {
     "--trajectory_steps": "Steps between two measurements of the answer probabilities; 0 measures nothing.",
     "--stop_forget_probability": "End the run when the forget probability is at most this and the retain probability is "
     "back, or when nothing moves any more; 0 takes every step (default: 0.1).",
-    "--stop_retain_probability": "Share of the retain probability before the first step that must be back "
-    "(default: 0.95).",
+    "--stop_retain_probability": "Share of the first retain probability that must be back (default: 0.95).",
     "--stop_patience": "Measurements without movement that end the run (default: 10).",
 }
 _TRAINING: Group = {

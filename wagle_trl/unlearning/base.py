@@ -25,8 +25,7 @@ from transformers import (
 from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
-from ..comparison.goal import KEPT, Goal
-from ..comparison.trajectory import probabilities
+from ..comparison.goal import Goal
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
 from ..losses.objectives import cross_entropy
@@ -38,8 +37,9 @@ from .batch import Stream, UnlearningBatch
 from .config import UnlearningConfig
 from .defaults import default_learning_rate, default_num_train_epochs
 from .dropout import disable_dropout
+from .kept import KeptMetric, asks_for_kept
 from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
-from .stopping import StopWhenDone, asks_for_kept, check_measured
+from .stopping import StopWhenDone, check_measured
 from .trajectory import Trajectory
 
 RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
@@ -47,7 +47,7 @@ RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
 }
 
 
-class UnlearningTrainer(MaskedSFTTrainer):
+class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
     """
     Base of the trainers that forget `train_dataset` and keep `retain_dataset`.
 
@@ -68,8 +68,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
         train_dataset ([`~datasets.Dataset`]):
             Rows to forget, in any format of [`~trl.SFTTrainer`].
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
-            For example `{"forget": ..., "retain": ...}`: cross-entropy and token accuracy of each. For the best model by
-            `metric_for_best_model="kept"`, see [`evaluate`], none are needed.
+            For example `{"forget": ..., "retain": ...}`: cross-entropy and token accuracy of each.
         retain_dataset ([`~datasets.Dataset`]):
             Rows to keep. No row may be in both sets.
         mask_config ([`MaskConfig`], *optional*):
@@ -156,7 +155,7 @@ class UnlearningTrainer(MaskedSFTTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), seed)
         self.add_callback(_EpochSetter(self._pair_sampler))
-        self.goal, self._trajectory = Goal.of(vars(self.args)), None
+        self.goal = Goal.of(vars(self.args))
         if self.args.trajectory_steps:
             self._trajectory = Trajectory(self, self.args.trajectory_steps, self.args.trajectory_rows)
             self.add_callback(self._trajectory)
@@ -251,31 +250,6 @@ class UnlearningTrainer(MaskedSFTTrainer):
             self._metrics["train"][key].append(value)
         self._total_train_tokens += self._gather(attention_mask.sum()).sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-
-    # Evaluation
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Evaluate as [`~transformers.Trainer.evaluate`] does.
-
-        Without `eval_dataset` and with `args.trajectory_steps`, the metrics have `eval_kept`, too, which
-        `metric_for_best_model="kept"` names: the retain probability of a model that has forgotten
-        (`args.stop_forget_probability`, or 0.1 without it), and below zero for others what is left to forget. It is of
-        the training rows that are measured during training, so that no rows need to be given.
-        """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # pyright: ignore[reportArgumentType]
-        if eval_dataset is not None or self._trajectory is None:
-            return metrics
-        rated = {f"{metric_key_prefix}_{KEPT}": self.goal.kept(probabilities(self._trajectory.measure()))}
-        self._trajectory.log(rated)
-        if not self.eval_dataset:  # then transformers has not told the callbacks
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, rated)
-        return metrics | rated
 
     # Reference
 

@@ -7,11 +7,7 @@ from ..comparison.goal import KEPT, Goal, points
 from ..comparison.trajectory import trajectory
 from ..trainers.masked_sft import MaskedSFTTrainer
 from .config import UnlearningConfig
-
-
-def asks_for_kept(args: TrainingArguments | None) -> bool:
-    """Whether the best model is to be the one of [`~comparison.goal.Goal.kept`]."""
-    return args is not None and (args.metric_for_best_model or "").removeprefix("eval_") == KEPT
+from .kept import asks_for_kept
 
 
 def check_measured(args: TrainingArguments | None) -> None:
