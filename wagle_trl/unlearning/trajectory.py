@@ -11,6 +11,10 @@ from ..losses.per_sample import Batch, fused_sample_losses
 from ..trainers.masked_sft import MaskedSFTTrainer
 
 
+class DivergedError(ValueError):
+    """A measurement that is not finite."""
+
+
 class Trajectory(TrainerCallback):
     """
     Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), during training and of
@@ -60,7 +64,7 @@ class Trajectory(TrainerCallback):
         model.eval()  # `SFTTrainer.log` would otherwise flush the averages of the training metrics, too
         measured = {f"{name}{SUFFIX}": self._probability(batches) for name, batches in self.batches.items()}
         if diverged := [name for name, value in measured.items() if not math.isfinite(value)]:
-            raise ValueError(
+            raise DivergedError(
                 f"The model has diverged: {diverged[0]} is NaN after step {state.global_step}. Lower learning_rate, or raise "
                 "warmup_steps; nothing was saved at this step."
             )
