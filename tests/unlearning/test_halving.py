@@ -1,3 +1,4 @@
+import itertools
 import math
 
 from hypothesis import given
@@ -10,7 +11,7 @@ from wagle_trl.unlearning.halving import rungs, successive_halving
 def test_rungs_halve_the_candidates_and_double_the_steps_up_to_a_whole_run(candidates, length, shortest):
     plan = rungs(candidates, length, shortest)
     assert plan[0][0] == candidates and plan[-1][1] == length
-    for (more, short), (fewer, long) in zip(plan, plan[1:]):
+    for (more, short), (fewer, long) in itertools.pairwise(plan):
         assert fewer == math.ceil(candidates / 2 ** plan.index((fewer, long))) < more
         assert short == long // 2 >= shortest
 

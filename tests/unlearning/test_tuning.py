@@ -10,7 +10,8 @@ from transformers import PrinterCallback
 from wagle_trl import MaskConfig, WeightMask
 from wagle_trl.masks.info import MaskInfo
 from wagle_trl.unlearning.trajectory import DivergedError
-from wagle_trl.unlearning.tuning import merit, tune
+from wagle_trl.unlearning.tuned import merit
+from wagle_trl.unlearning.tuning import tune
 
 ROWS = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [[-100, 2], [-100, 4]]})
 OPTIONS = {"learning_rate": 1.0, "retain_weight": 1.0, "max_steps": 8, "warmup_steps": 4, "trajectory_steps": 1}
@@ -29,7 +30,7 @@ class Trainer:
 
     def __init__(self, made, mask_config=None, **options):
         self.made, self.mask_config, self.mask, self.callbacks = made, mask_config, None, [PrinterCallback()]
-        self.args = SimpleNamespace(**OPTIONS | {"num_train_epochs": 3, "disable_tqdm": True} | options)
+        self.args = SimpleNamespace(**OPTIONS | {"num_train_epochs": 3, "disable_tqdm": True, "begin": 1.0} | options)
         self.args.to_dict = lambda: {k: v for k, v in vars(self.args).items() if k != "to_dict"}
         self.model = nn.Linear(2, 2, bias=False)
         nn.init.ones_(self.model.weight)
@@ -54,7 +55,7 @@ class Trainer:
             self.state.global_step = step
             if step and rate == 8.0:
                 raise DivergedError("forget is NaN after step 1")
-            forget, retain = max(0.0, 1 - rate * step / 8), 1 - rate / self.args.retain_weight / 100
+            forget, retain = max(0.0, self.args.begin - rate * step / 8), 1 - rate / self.args.retain_weight / 100
             logged = {"step": step, "forget_probability": forget, "retain_probability": retain}
             self.state.log_history.append(logged | {"unseen_probability": 0.5})
 
@@ -108,6 +109,7 @@ def test_without_a_better_candidate_or_without_forgetting_the_verdict_says_so(tu
     assert tuned(only).verdict.startswith("No candidate is better than the defaults: forget 1.000 -> 0.000")
     verdict = tuned(only, learning_rate=0.5).verdict
     assert verdict.startswith("No run forgot: the best ended at forget 1.000 -> 0.500")
+    assert tuned(only, begin=0.1).verdict == "Nothing to forget: the forget rows begin at 0.100, not above 0.1."
     assert tuned({"retain_weight": []}, learning_rate=0.8).verdict.startswith(
         "Better than the defaults, which did not"
     )

@@ -173,17 +173,7 @@ HELP = {
             "data": _DATA,
             "mask": _MASK,
             "objective": _UNLEARNING,
-            "training": {
-                name: _TRAINING[name]
-                for name in (
-                    "--learning_rate",
-                    "--num_train_epochs",
-                    "--max_steps",
-                    "--per_device_train_batch_size",
-                    "--gradient_accumulation_steps",
-                    "--seed",
-                )
-            },
+            "training": {name: _TRAINING[name] for name in ("--learning_rate", "--num_train_epochs", "--max_steps")},
             "memory": _MEMORY,
         },
         "OBJECTIVE",

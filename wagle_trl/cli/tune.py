@@ -15,7 +15,8 @@ from ..files.atomic import atomic_path, check_writable
 from ..files.run_folder import BEST_FILE
 from ..files.schemas import TunedRun
 from ..unlearning.base import UnlearningTrainer
-from ..unlearning.tuning import Tuning, tune
+from ..unlearning.tuned import Tuning
+from ..unlearning.tuning import tune
 from .going_on import advising, command_line
 from .output import Output
 from .parser import WagleParser, given_options
@@ -113,7 +114,8 @@ def run(argv: list[str], command: str) -> Output:
         logging.set_verbosity_error()  # what the other trainers would warn of was said
         return trainer
 
-    disable_progress_bar()  # of formatting the rows, once per run
+    disable_progress_bar()  # of formatting the rows and loading the model, once per run
+    logging.disable_progress_bar()
     folder = Path(training_args.output_dir)
     check_writable(training_args.output_dir)
     again = f"To go on where it stopped, the same command again: {command_line(command, argv)}"
@@ -122,6 +124,7 @@ def run(argv: list[str], command: str) -> Output:
             result = tune(make_trainer, folder, args.grid, shortest=args.tune_steps)
     finally:
         logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
     best = folder / BEST_FILE
     _write_options(best, result, given_options(argv, parsed) | {"trajectory_rows": training_args.trajectory_rows})
     return _output(result, best, objective)

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..text import printable
 from .base import UnlearningTrainer
 from .halving import rungs, successive_halving
 from .trajectory import DivergedError
+from .tuned import Tuning, described, merit
 
 logger = logging.get_logger(__name__)
 
@@ -56,54 +57,6 @@ _WITHOUT_EFFECT = (
     "hub_",
 )
 _WITHOUT_EFFECT += ("resume_from_checkpoint", "hash_forget_set", "attribution_")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """
-    Result of [`tune`].
-
-    Args:
-        runs (`list[dict]`):
-            The longest run of every candidate, best first: its `options`, the planned `length`, the `steps` taken, its
-            `trajectory` and why it `diverged`, or `None`.
-        defaults (`dict`): Options of the candidate that has the trainer's own.
-        level (`float`): Answer probability at which the forget rows count as forgotten.
-        steps (`int`): Steps of all runs.
-        masks (`int`): Masks computed.
-        mask (`pathlib.Path`, *optional*): Folder of the mask of the best run; `None` if tuning computed no mask.
-    """
-
-    runs: Sequence[TunedRun]
-    defaults: Mapping[str, Any]
-    level: float
-    steps: int
-    masks: int
-    mask: Path | None
-
-    @property
-    def best(self) -> TunedRun:
-        """The best run."""
-        return self.runs[0]
-
-    @property
-    def default_run(self) -> TunedRun:
-        """The run with the trainer's own options."""
-        return next(run for run in self.runs if run["options"] == self.defaults)
-
-    @property
-    def verdict(self) -> str:
-        """What tuning gained over the defaults, in one line."""
-        best, default = (_described(run) for run in (self.best, self.default_run))
-        if merit(self.best, self.level)[0] < 2:
-            advice = "give larger --tune_learning_rate, or raise num_train_epochs"
-            return f"No run forgot: the best ended at {best}, above {self.level:g}; {advice}."
-        if self.best is self.default_run:
-            return f"No candidate is better than the defaults: {default}."
-        if merit(self.default_run, self.level)[0] < 2:
-            return f"Better than the defaults, which did not forget ({default}): {best}."
-        gain = self.best["trajectory"]["retain"][-1] - self.default_run["trajectory"]["retain"][-1]
-        return f"Better than the defaults by {gain:.3f}: {best}, with the defaults {default}."
 
 
 def tune(
@@ -150,17 +103,6 @@ def tune(
     return Tuning(runs, tuner.candidates[0], tuner.level, tuner.steps, len(tuner.masks), mask)
 
 
-def merit(run: TunedRun, level: float) -> tuple[int, float]:
-    """
-    Rank a run by its last measurement, which is of the weights that would be saved. Runs that forgot are ranked by the
-    retain probability, the others below by how near they came; diverged ones are last.
-    """
-    forget, retain = (run["trajectory"][name][-1] for name in ("forget", "retain"))
-    if run["diverged"]:
-        return 0, 0.0
-    return (2, retain) if forget <= level else (1, -forget)
-
-
 class _Tuner:
     """What the runs of one tuning share."""
 
@@ -182,6 +124,7 @@ class _Tuner:
         self.grid = defaults | grid
         own |= {name: _own_value(trainer, name) for name in grid if name not in own}
         values = [dict.fromkeys([value, *self.grid.get(name, ())]) for name, value in own.items()]
+        self.varied = [name for name, different in zip(own, values) if len(different) > 1]
         self.candidates = [dict(zip(own, chosen)) for chosen in itertools.product(*values)]
         self.length, self.warmup = _length(trainer), trainer.args.warmup_steps
         shortest = shortest or max(self.length // _SHARE, trainer.args.trajectory_steps)
@@ -205,7 +148,8 @@ class _Tuner:
             run = self._train(options, length)
             self.records.append([run])
             self.bar.total -= length - run["steps"]
-            self.bar.write(f"{', '.join(f'{name} {value}' for name, value in options.items())}: {_described(run)}")
+            shown = (f"{name} {options[name]}" for name in self.varied)
+            self.bar.write(f"{', '.join(shown) or 'defaults'}: {described(run)}")
         else:
             self.bar.total -= length
         self.bar.refresh()
@@ -219,7 +163,7 @@ class _Tuner:
         given = {name: value for name, value in options.items() if name in self.grid}
         if length < self.length:
             given |= {"max_steps": length, "warmup_steps": self._warmup(length)}
-        trainer = self.make_trainer(**QUIET, **given)
+        trainer = self.make_trainer(**QUIET, **given, disable_tqdm=True)
         for callback in list(trainer.callback_handler.callbacks):
             if isinstance(callback, ProgressCallback | PrinterCallback):
                 trainer.remove_callback(callback)
@@ -275,7 +219,9 @@ class _Tuner:
                 logger.warning(f"{printable(error, 400)} Computing it again.")
         folder.mkdir(parents=True, exist_ok=True)
         trainer.args.output_dir = str(folder)  # where an interrupted attribution goes on
+        trainer.args.disable_tqdm = self.bar.disable  # it takes long, once
         trainer.compute_mask()
+        trainer.args.disable_tqdm = True
 
 
 class _Steps(TrainerCallback):
@@ -330,11 +276,3 @@ def _digest(rows: Dataset) -> str:
     for row in rows.select_columns(["input_ids", "labels"]):
         digest.update(repr(row).encode())
     return digest.hexdigest()
-
-
-def _described(run: TunedRun) -> str:
-    if run["diverged"]:
-        return f"diverged after {run['steps']} steps"
-    columns = run["trajectory"]
-    sets = (f"{name} {columns[name][0]:.3f} -> {columns[name][-1]:.3f}" for name in columns if name != "step")
-    return f"{', '.join(sets)} after {run['steps']} steps"
