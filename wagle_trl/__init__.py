@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .unlearning.config import UnlearningConfig
     from .unlearning.grad_diff import GradDiffConfig, GradDiffTrainer
     from .unlearning.npo import NPOConfig, NPOTrainer
+    from .unlearning.tuning import tune
 
 _HOMES = {
     "SCORES": ".attribution.scores",
@@ -62,6 +63,7 @@ _HOMES = {
     "WeightMask": ".masks.mask",
     "compute_mask": ".attribution.compute_mask",
     "load_unlearned": ".hub.load",
+    "tune": ".unlearning.tuning",
 }
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "WeightMask",
     "compute_mask",
     "load_unlearned",
+    "tune",
 ]
 
 

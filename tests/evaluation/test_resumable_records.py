@@ -93,7 +93,7 @@ def test_a_damaged_line_is_dropped_counted_and_evaluated_again(line, path, caplo
     path.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]))
     again = PartialRecords(path, "key")
     assert again.records == [record(0), record(2)]
-    assert caplog.messages == [f"{path}: 1 damaged records dropped, they are evaluated again."]
+    assert caplog.messages == [f"{path}: 1 damaged records dropped, they are computed again."]
     again.append([record(1)])
     assert PartialRecords(path, "key").records == [record(0), record(2), record(1)]
     assert len(caplog.messages) == 1

@@ -124,7 +124,7 @@ class TestResume:
         scored = EvaluatedBatches(monkeypatch)
         assert evaluate(model, tokenizer, folder=tmp_path) == whole
         assert scored.batches == 1
-        assert f"{path}: 1 damaged records dropped, they are evaluated again." in caplog.messages
+        assert f"{path}: 1 damaged records dropped, they are computed again." in caplog.messages
 
     def test_an_interruption_within_a_batch_loses_that_batch_alone(self, model, tokenizer, tmp_path, monkeypatch):
         answers = tofu.generate_answers

@@ -31,8 +31,10 @@ from wagle_trl.evaluation.suite import summarize_all
 from wagle_trl.evaluation.tofu import EvalOptions
 from wagle_trl.files.checkpoint import Checkpoint
 from wagle_trl.files.run_folder import EVALUATION_FILE, REPORT_FILE
+from wagle_trl.files.schemas import TunedRun
 from wagle_trl.hub.card import model_card
 from wagle_trl.hub.staging import stage_model
+from wagle_trl.unlearning.tuned import described, merit
 
 from ..comparison.conftest import EVALUATION, TRAINING
 from ..evaluation.test_resumable_records import record
@@ -197,6 +199,22 @@ def partial(folder):
     return example
 
 
+def tuned(folder):
+    path = folder / "runs.jsonl"
+    columns = {"step": [0, 5], "forget": [0.9, 0.05], "retain": [0.9, 0.8]}
+    run = {"options": {"learning_rate": 1e-4}, "length": 5, "steps": 5, "trajectory": columns, "diverged": None}
+
+    def read():
+        for run in PartialRecords(path, "key", TunedRun).records:
+            assert merit(run, 0.1) and described(run)
+
+    def example(random):
+        path.write_bytes(changed_lines([{"key": "key"}, run, run | {"diverged": "NaN"}], random))
+        return is_accepted(read, path)
+
+    return example
+
+
 def rows(folder, tokenizers):
     path = folder / "rows.jsonl"
 
@@ -310,6 +328,7 @@ EXAMPLES_OF = {
     "evaluation": lambda folder: runs_with(EVALUATION_FILE, EVALUATION, folder),
     "records": records,
     "partial": partial,
+    "tuned": tuned,
     "index": index,
     "config": config,
     "adapter": adapter,

@@ -86,3 +86,14 @@ def test_forget_rows_choose_the_weights_and_are_not_trained_on(
     direct = MaskedSFTTrainer(tiny_model(), args, train_dataset=forget_rows, **options)
     assert chosen.compute_mask() == direct.compute_mask()
     assert len(chosen.train_dataset) == len(retain_rows)
+
+
+def test_the_seed_decides_the_first_weights_of_adapters(make_trainer):
+    from peft import LoraConfig
+
+    first = [
+        make_trainer(seed=seed, peft_config=LoraConfig(r=1, target_modules=["q_proj"])).model.state_dict()
+        for seed in (1, 1, 2)
+    ]
+    (name, *_) = (name for name in first[0] if "lora_A" in name)
+    assert first[0][name].equal(first[1][name]) and not first[0][name].equal(first[2][name])

@@ -161,6 +161,28 @@ HELP = {
     ),
     "npo": _training(_UNLEARNING | {"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}, _ROWS),
     "graddiff": _training(_UNLEARNING, _ROWS),
+    "tune": Help(
+        f"npo --model_name_or_path MODEL {_ROWS} --output_dir tune",
+        {
+            "arguments": {"OBJECTIVE": "npo or graddiff."},
+            "tuning": {
+                "--output_dir": "Folder for runs, masks and best.yaml. The same command again goes on.",
+                "--tune_learning_rate": "Rates to try; by default 1/4, 1/2, 1, 2 and 4 times --learning_rate.",
+                "--tune_retain_weight": "Weights to try; by default 1, 5 and 20.",
+                "--tune_mask_score": "Scores to try, beside --mask_score.",
+                "--tune_mask_density": "Densities to try, beside --mask_density.",
+                "--tune_steps": "Steps of the shortest runs; by default a quarter of a run.",
+                "--trajectory_rows": "Rows of each set that are measured, at most (default: 64).",
+            },
+            "data": _DATA,
+            "mask": _MASK,
+            "objective": _UNLEARNING,
+            "training": {name: _TRAINING[name] for name in ("--learning_rate", "--num_train_epochs", "--max_steps")},
+            "memory": _MEMORY,
+        },
+        "OBJECTIVE",
+        is_complete=False,
+    ),
     "sft": _training(
         {},
         "--dataset_name rows.jsonl",

@@ -29,6 +29,7 @@ COMMANDS = {
     "mask": ("mask", "Compute a mask and show which layers it selects"),
     "npo": ("train", "Unlearn with negative preference optimization"),
     "graddiff": ("train", "Unlearn with gradient difference"),
+    "tune": ("tune", "Choose learning rate, retain weight and mask of npo or graddiff by short runs"),
     "sft": ("train", "Fine-tune the selected weights"),
     "eval": (
         "evaluate",

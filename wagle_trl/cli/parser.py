@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -128,3 +129,21 @@ def parse(dataclass_types: list[type], argv: list[str], command: str, **defaults
     parser = WagleParser(dataclass_types, prog=f"wagle {command}", allow_abbrev=False)
     parser.set_defaults(**defaults)
     return parser.parse_args_and_config(argv)
+
+
+def given_options(argv: Sequence[str], parsed: Sequence[Any]) -> dict[str, Any]:
+    """
+    Collect the options that the user gave, in the file or on the command line, as they were parsed; no tokens.
+
+    Args:
+        argv (`list[str]`): Arguments after the command.
+        parsed (`list`): The dataclasses whose options are collected.
+    """
+    names = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
+    path, _ = config_file(argv)
+    if path is not None:
+        names = [*read_yaml(path), *names]
+    names = [name.replace("-", "_").removeprefix("no_") for name in names]
+    values = {name: getattr(group, name) for group in parsed for name in names if hasattr(group, name)}
+    values = {name: value for name, value in values.items() if not name.endswith("hub_token")}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}

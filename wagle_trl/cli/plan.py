@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers.initialization import no_init_weights
 from ..attribution.config import MaskConfig
 from ..files.atomic import atomic_path
 from ..files.model_class import class_of
-from ..files.reading import read_yaml
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
 from ..optim.masked_adamw import STATE_BITS
@@ -24,11 +22,10 @@ from ..planning.planner import Planner, Setup, plan_table
 from ..unlearning.npo import NPOConfig
 from .arguments import MaskSource, WagleModelConfig, load_config
 from .output import Output
-from .parser import config_file, parse
+from .parser import given_options, parse
 from .train import TRAINERS, option_types
 
 _UNITS = {"GB": 1e9, "G": 1e9, "GIB": 2**30, "": 1e9}
-_OWN = ("config", "gpu", "auto", "objective")
 
 
 @dataclass
@@ -63,7 +60,7 @@ class PlanArguments:
 def run(argv: list[str], command: str) -> Output:
     types = [PlanArguments, *option_types("plan")]
     args, data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
-    given = _given(argv, (data_args, mask_source, mask_config, training_args, model_args))
+    given = given_options(argv, (data_args, mask_source, mask_config, training_args, model_args))
     capacity = _capacity(args.gpu)
     config = _load_config(model_args, training_args)
     build = partial(_build, config, model_args, training_args.trust_remote_code)
@@ -174,14 +171,3 @@ def _setup(
         accumulator_dtype=training_args.accumulator_dtype,
         rows_per_sample=TRAINERS[objective].rows_per_sample,
     )
-
-
-def _given(argv: list[str], parsed: tuple) -> dict[str, Any]:
-    """Collect the options that the user gave, in the file or on the command line, as they were parsed."""
-    names = [argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")]
-    path, _ = config_file(argv)
-    if path is not None:
-        names = [*read_yaml(path), *names]
-    names = [name.replace("-", "_").removeprefix("no_") for name in names]
-    values = {name: getattr(group, name) for group in parsed for name in names if hasattr(group, name)}
-    return {n: v.value if isinstance(v, Enum) else v for n, v in values.items() if n not in _OWN}

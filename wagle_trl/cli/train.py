@@ -41,7 +41,7 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio
 
 
 def run(argv: list[str], command: str) -> Output:
-    data_args, mask_source, mask_config, training_args, model_args = _parse(argv, command)
+    data_args, mask_source, mask_config, training_args, model_args = parse_options(argv, command)
     _require_trackers(training_args.report_to)
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
@@ -58,7 +58,7 @@ def run(argv: list[str], command: str) -> Output:
     return _summary(trainer)
 
 
-def _parse(argv: list[str], command: str) -> tuple[Any, ...]:
+def parse_options(argv: list[str], command: str) -> tuple[Any, ...]:
     """Parse the options of `command`; unlearning stops when it is done, unless nothing is to be measured."""
     if not issubclass(TRAINERS[command], UnlearningTrainer):
         return parse(option_types(command), argv, command)

@@ -1,4 +1,4 @@
-"""Records of an unfinished evaluation, so that an interrupted evaluation continues where it stopped."""
+"""Records of unfinished work, so that an interrupted evaluation or tuning continues where it stopped."""
 
 import json
 import os
@@ -19,27 +19,28 @@ logger = logging.get_logger(__name__)
 
 class PartialRecords:
     """
-    A file of JSON lines that grows with the evaluation. Its first line is a key; the records of a file with another key
+    A file of JSON lines that grows with the work. Its first line is a key; the records of a file with another key
     are dropped.
 
     Args:
         path (`str` or `pathlib.Path`): The file; its folder must exist.
         key (`str`): Hash of everything that the records depend on.
+        schema (`type`, *optional*, defaults to [`~files.schemas.PartialRecord`]): Schema of a record.
 
     Attributes:
         records (`list[dict]`): Records that the file held, then the appended ones.
     """
 
-    def __init__(self, path: str | os.PathLike, key: str):
+    def __init__(self, path: str | os.PathLike, key: str, schema: Any = PartialRecord):
         self.path = Path(path)
         content = self.path.read_bytes() if self.path.exists() else b""
         head, *lines = content.split(b"\n")[:-1] or [b""]  # what follows the last line end was cut off
         if lines and head + b"\n" != _json_lines([{"key": key}]).encode():
             logger.warning(f"{printable(self.path)}: {len(lines)} records of another evaluation dropped.")
             lines = []
-        self.records: list[Mapping[str, Any]] = list(_valid_records(lines, self.path))
+        self.records: list[Mapping[str, Any]] = list(_valid_records(lines, self.path, schema))
         if damaged := len(lines) - len(self.records):
-            logger.warning(f"{printable(self.path)}: {damaged} damaged records dropped, they are evaluated again.")
+            logger.warning(f"{printable(self.path)}: {damaged} damaged records dropped, they are computed again.")
         with atomic_path(self.path) as temporary:  # ends with a whole line, so that more can be appended
             temporary.write_text(_json_lines([{"key": key}, *self.records]), encoding="utf-8")
 
@@ -55,9 +56,9 @@ def _json_lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
-def _valid_records(lines: Iterable[bytes], path: Path) -> Iterator[PartialRecord]:
+def _valid_records(lines: Iterable[bytes], path: Path, schema: Any) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(lines, 2):
         with suppress(ValueError):
-            record = parse_json(line.decode("ascii"), PartialRecord, path, number)
+            record = parse_json(line.decode("ascii"), schema, path, number)
             _json_lines([record])  # raises a `ValueError` for a record that could not be written again
             yield record

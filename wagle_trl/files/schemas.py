@@ -246,6 +246,22 @@ class PartialRecord(Record):
     zlib_bytes: Required[PositiveInt]
 
 
+def _has_sets(columns: dict[str, list[float]]) -> dict[str, list[float]]:
+    if not {"step", "forget", "retain"} <= columns.keys():
+        raise PydanticCustomError("missing_sets", "should have step, forget and retain")
+    return columns
+
+
+class TunedRun(TypedDict):
+    """Run of [`~unlearning.tuning.tune`]."""
+
+    options: dict[str, Any]
+    length: PositiveInt
+    steps: Count
+    trajectory: Annotated[dict[str, Annotated[list[FiniteFloat], Field(min_length=1)]], AfterValidator(_has_sets)]
+    diverged: str | None
+
+
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Label = Annotated[int, Field(ge=-100, lt=2**31)]
 

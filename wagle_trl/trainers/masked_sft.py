@@ -21,6 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
@@ -123,6 +124,7 @@ class MaskedSFTTrainer(MaskMixin, SFTTrainer):
         if not isinstance(model, str):
             check_causal_lm(model.config)
         args = self._to_config(args, model)
+        set_seed(args.seed)  # `Trainer` does so only after adapters got their first weights
         if mask_config is not None:
             check_unpacked(args)
         super().__init__(

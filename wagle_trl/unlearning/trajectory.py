@@ -18,6 +18,10 @@ from ..trainers.masked_sft import MaskedSFTTrainer
 logger = logging.get_logger(__name__)
 
 
+class DivergedError(ValueError):
+    """A measurement that is not finite."""
+
+
 class Trajectory(TrainerCallback):
     """
     Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), during training and of
@@ -71,7 +75,7 @@ class Trajectory(TrainerCallback):
         # The processes must agree on when to stop and what is best, to the last bit
         measured = dict(zip(self.batches, broadcast_(values).tolist(), strict=True))
         if diverged := [name for name, value in measured.items() if not math.isfinite(value)]:
-            raise ValueError(
+            raise DivergedError(
                 f"The model has diverged: {diverged[0]}{SUFFIX} is NaN after step {self.trainer.state.global_step}. Lower "
                 "learning_rate, or raise warmup_steps; nothing was saved at this step."
             )
