@@ -6,7 +6,7 @@ from typing import Any
 
 from ..comparison.document import write_document
 from ..comparison.groups import Group, group_runs
-from ..comparison.interval import Interval
+from ..comparison.interval import plain_numbers
 from ..comparison.runs import load_runs
 from ..files.atomic import check_writable
 from ..files.run_folder import EVALUATION_FILE, REPORT_FILE
@@ -66,5 +66,5 @@ def _group(group: Group) -> dict[str, Any]:
         "runs": [run.label for run in group.runs],
         "seeds": [run.seed for run in group.runs],
         "remarks": group.remarks,
-        **{name: value.to_dict() if isinstance(value, Interval) else value for name, value in group.numbers().items()},
+        **plain_numbers(group.numbers()),
     }

@@ -12,7 +12,7 @@ from .figures import plot_relearning, plot_trajectories
 from .groups import Group
 from .runs import LEVELS, Run, runs_of
 from .spreadsheets import GROUPS_FILE, RUNS_FILE, write_spreadsheets
-from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table, single_runs_table
+from .tables import TextTable, attack_tables, evaluation_tables, group_table, kept_tables, setup_table
 
 DOCUMENT_FILE = "report.md"
 TRAJECTORY_FILE = "trajectory.png"
@@ -92,8 +92,7 @@ def _remarks(lines: Sequence[Run | Group]) -> str:
 
 def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:
     levels = " and ".join(map(str, LEVELS))
-    grouped = {run.label: line.label for line in lines for run in line.members if isinstance(line, Group)}
-    members = [run for run in runs_of(lines) if run.label in grouped]
+    groups = [line for line in lines if isinstance(line, Group)]
     return [
         Section("Runs", tables=[setup_table(lines)], remarks=_remarks(lines)),
         Section(
@@ -102,7 +101,7 @@ def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:
             "Mean answer probability, exp(-loss per token), of some rows of each set, measured during training. Left: over "
             "the optimizer steps. Right: retain probability over forget probability; at the same forget probability the "
             f"higher curve keeps more. The lines mark {levels}, where the table interpolates, at the first crossing."
-            f"{BANDS if grouped else ''}",
+            f"{BANDS if groups else ''}",
             kept_tables(lines),
         ),
         Section("Evaluation", tables=evaluation_tables(lines)),
@@ -116,10 +115,10 @@ def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:
         Section(
             "Masks",
             _plot_masks(lines, folder / MASKS_FILE),
-            "Selected share of every layer and module; `other` are weights outside the layers. Colours follow its square "
-            f"root, so that small shares are visible.{FIRST_SEED if grouped else ''}",
+            "Selected share of every layer and module. Colours follow its square "
+            f"root, so that small shares are visible.{FIRST_SEED if groups else ''}",
         ),
-        Section("Single runs", tables=[single_runs_table(members, grouped)] if members else []),
+        Section("Runs of each group", tables=[group_table(group) for group in groups]),
     ]
 
 

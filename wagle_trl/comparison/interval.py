@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -36,10 +37,6 @@ class Interval:
                 half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
         return cls(mean, half, len(values), len(values) if total is None else total)
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Convert to the entries of `--json`, in which the interval is `mean - ci95` to `mean + ci95`."""
-        return {"mean": self.mean, "ci95": self.half, "n": self.count}
-
 
 def intervals(rows: Sequence[Mapping[str, object]]) -> dict[str, Interval]:
     """Compute the interval of every number that some of `rows` have, by name."""
@@ -54,3 +51,11 @@ def intervals(rows: Sequence[Mapping[str, object]]) -> dict[str, Interval]:
 def is_number(value: object) -> bool:
     """Whether a value of a file is a number with a mean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plain_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert numbers for `--json`: an interval is `mean - ci95` to `mean + ci95`, of `n` runs."""
+    return {
+        name: {"mean": value.mean, "ci95": value.half, "n": value.count} if isinstance(value, Interval) else value
+        for name, value in numbers.items()
+    }

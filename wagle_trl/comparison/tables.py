@@ -9,8 +9,7 @@ from rich.table import Table
 
 from ..text import escaped
 from .interval import Interval
-from .runs import LEVELS, Compared, Run, attack_label, words
-from .settings import SEEDS
+from .runs import LEVELS, Compared, attack_label, words
 
 # Suffix of a name in an evaluation -> title of the table with a column per set
 BY_SET = {
@@ -56,7 +55,7 @@ class Column:
         value = numbers.get(self.key, "")
         if not isinstance(value, Interval):
             return value if value == "" else self.text(value)
-        spread = "" if value.half is None else f" ± {self.text(value.half)}"
+        spread = "" if not value.half else f" ± {self.text(value.half)}"
         some = "" if value.count == value.total else f" ({value.count} of {value.total})"
         return f"{self.text(value.mean)}{spread}{some}"
 
@@ -143,37 +142,34 @@ def setup_table(lines: Sequence[Compared]) -> TextTable:
         Column("attribution_peak_bytes", "peak of attribution (GB)", _gigabytes),
         Column("training_peak_bytes", "peak of training (GB)", _gigabytes),
     ]
-    differing = _differing(lines, {column.key for column in common})
-    return TextTable.of("Options and peak memory", _numbers(lines), [*common, *differing, *course])
+    seeds = {run.seed for line in lines for run in line.members}
+    differing = [Column("seeds", "seed", str)] if len(seeds) > 1 else []
+    differing += _differing(lines, {column.key for column in common})
+    rows = [(line.label, line.numbers() | {"seeds": _seeds(line)}) for line in lines]
+    return TextTable.of("Options and peak memory", rows, [*common, *differing, *course])
 
 
 def _differing(lines: Sequence[Compared], known: Collection[str]) -> list[Column]:
     """Make columns for further settings in which trained runs differ, those of the mask first."""
     settings = [line.settings for line in lines if "objective" in line.settings]
     names = sorted(_unique(*settings), key=lambda name: not name.startswith("mask_"))
-    differ = [name for name in names if name not in known and len({str(each.get(name)) for each in settings}) > 1]
-    differ.sort(key=lambda name: name not in SEEDS)
-    return [
-        Column(name, words(name.removeprefix("mask_")) if name != "mask_seed" else "mask seed", _setting)
-        for name in differ
-    ]
+    columns = []
+    for name in (name for name in names if name != "seed" and name not in known):
+        values = [each.get(name) for each in settings]
+        if len(set(map(str, values))) > 1:
+            heading = words(name if name == "mask_seed" else name.removeprefix("mask_"))
+            columns.append(Column(name, heading, _setting, right=not any(isinstance(value, str) for value in values)))
+    return columns
 
 
-def single_runs_table(runs: Sequence[Run], group_of: Mapping[str, str]) -> TextTable:
-    """
-    Make the table of the runs in groups.
+def _seeds(line: Compared) -> str:
+    return ", ".join(str(run.seed) for run in line.members if run.seed is not None)
 
-    Args:
-        runs (`list[Run]`): Runs.
-        group_of (`dict[str, str]`): Label of the group of each run, by the label of the run.
-    """
-    lines = [(run.label, run.numbers() | {"group": group_of[run.label]}) for run in runs]
-    columns = [
-        Column("group", "group", str, right=False),
-        Column("seed", "seed", str),
-        Column("steps", "steps", _count),
-    ]
-    return TextTable.of("Runs of each group", lines, columns + _kept_columns(runs))
+
+def group_table(group: Compared) -> TextTable:
+    """Make the table of the runs of a group: answer probabilities as in [`kept_tables`], by seed."""
+    lines = [(run.label, run.numbers() | {"seeds": _seeds(run)}) for run in group.members]
+    return TextTable.of(group.label, lines, [Column("seeds", "seed", str), *_kept_columns([group])])
 
 
 def kept_tables(lines: Sequence[Compared]) -> list[TextTable]:
