@@ -56,7 +56,7 @@ class Section:
         """Format the section; empty if there is nothing to show."""
         blocks = [f"![{self.title}]({self.figures[0].name})", self.text] if self.figures else []
         for table in self.tables:
-            blocks += [f"**{table.title}**", table.to_markdown().rstrip()]
+            blocks += [f"**{escaped(table.title)}**", table.to_markdown().rstrip()]
         blocks += [self.remarks] if self.remarks else []
         return "\n\n".join([f"## {self.title}", *blocks]) + "\n" if blocks else ""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files.figure import write_figure
-from ..files.schemas import CurvePoint
 from ..text import figure_text
 from .groups import Group
 from .runs import LEVELS, Run, words
@@ -72,8 +71,11 @@ def _draw_trade_off(axes: "Axes", lines: Sequence[Run | Group], styles: dict[str
     kept = "unseen_retain" if all("unseen_retain" in run.trajectory for run in runs) else "retain"
     for line in (line for line in lines if all(kept in run.trajectory for run in line.members)):
         # A run as it was measured. Runs of a group were measured at different places, so each is read at the same levels
-        levels = np.unique([*np.linspace(0.005, 0.995, 199), *LEVELS])[::-1] if isinstance(line, Group) else None
-        _draw(axes, line, lambda run, levels=levels: _trade_off(run, kept, levels), styles[line.label])
+        levels, style = None, styles[line.label]
+        if isinstance(line, Group):
+            levels = np.unique([*np.linspace(0.005, 0.995, 199), *LEVELS])[::-1]
+            style = style | {"marker": ""}
+        _draw(axes, line, lambda run, levels=levels: _trade_off(run, kept, levels), style)
     for level in LEVELS:
         axes.axvline(level, color="0.7", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.text(level, 1.02, str(level), transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="0.4")
@@ -99,22 +101,22 @@ def plot_relearning(lines: Sequence[Run | Group], path: Path) -> list[Path]:
     Returns:
         `list[pathlib.Path]`: The files; none if no run has this attack.
     """
-
-    def curve(run: Run) -> list[CurvePoint]:
-        return run.attacks.get("relearn", {}).get("curve", [])
-
-    shown = [line for line in lines if all(map(curve, line.members))]
+    shown = [line for line in lines if all(_relearning(run)[0] for run in line.members)]
     if not shown:
         return []
     figure = _figure(5.5)
     axes = figure.subplots()
     styles = _styles(lines, shown)
     for line in shown:
-        columns = lambda run: ([p["step"] for p in curve(run)], [p["forget_probability"] for p in curve(run)])  # noqa: E731
-        _draw(axes, line, columns, styles[line.label])
+        _draw(axes, line, _relearning, styles[line.label])
     axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="relearning step", ylabel="probability of the forget\nrows not trained on", ylim=(-0.02, 1.02))
     return _save(figure, styles, path)
+
+
+def _relearning(run: Run) -> Curve:
+    points = run.attacks.get("relearn", {}).get("curve", [])
+    return [point["step"] for point in points], [point["forget_probability"] for point in points]
 
 
 def _draw(axes: "Axes", line: Run | Group, curve: Callable[[Run], Curve], style: dict[str, Any], spaced=False) -> None:
@@ -125,11 +127,10 @@ def _draw(axes: "Axes", line: Run | Group, curve: Callable[[Run], Curve], style:
         low = [value.mean - (value.half or 0.0) for value in values]
         high = [value.mean + (value.half or 0.0) for value in values]
         axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        style = style | {"marker": ""} if not spaced else style
     else:
         places, means = curve(line)
-    every = max(1, len(places) // 5) if spaced else None
-    axes.plot(places, means, **style | {"markevery": every})
+    options: dict[str, Any] = style | {"markevery": max(1, len(places) // 5) if spaced else None}
+    axes.plot(places, means, **options)
 
 
 def _figure(width: float) -> "Figure":

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ..files.schemas import Attack
+from ..text import escaped, one_line
 from .interval import Interval, intervals
 from .runs import Compared, Run, attack_label
 from .settings import common_settings, distinct_names
@@ -36,7 +37,10 @@ class Group(Compared):
     @property
     def remarks(self) -> list[str]:
         """Sentences on runs that are left out."""
-        return [f"{run.label} has a seed that another run has, and is left out of the mean." for run in self.repeated]
+        return [
+            f"{escaped(run.label)} has a seed that another run has, and is left out of the mean."
+            for run in self.repeated
+        ]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -107,6 +111,6 @@ def group_runs(runs: Sequence[Run]) -> list[Run | Group]:
             continue
         first = {run.seed: run for run in reversed(found)}
         members = [run for run in found if first[run.seed] is run]
-        label = f"{next(names)} ({len(members)} seeds)"
+        label = f"{one_line(next(names), 100)} ({len(members)} seeds)"
         lines.append(Group(label, members, settings[found[0].label], [run for run in found if run not in members]))
     return lines
