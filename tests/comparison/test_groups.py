@@ -2,11 +2,13 @@ import json
 
 import pytest
 
+from wagle_trl.comparison.document import write_document
 from wagle_trl.comparison.groups import Group, group_runs
 from wagle_trl.comparison.interval import Interval
 from wagle_trl.comparison.runs import load_runs
 from wagle_trl.comparison.tables import attack_tables, kept_tables, setup_table
 
+from ..support.fuzzing import check_markdown, check_shown
 from .conftest import EVALUATION, TRAINING
 
 
@@ -130,3 +132,23 @@ def test_settings_are_columns_where_they_differ(seeds):
     assert "seed" not in same and "retain weight" not in same
     table = setup_table(group_runs(runs))
     assert [line[6:9] for line in table.cells] == [["1, 2, 3", "5", ""], ["1, 2, 3", "1", "0.2"]]
+
+
+def test_text_of_files_means_nothing_in_the_name_of_a_group(seeds, tmp_path):
+    hostile = "[/x]|`*a*` <b> $x$\n# \x1b[2J\u202e"
+    lines = group_runs(load_runs([*seeds("a"), *seeds("b", objective=hostile, base_model=hostile)]))
+    files, tables = write_document(lines, tmp_path)
+    check_markdown(files[0].read_text(encoding="utf-8"))
+    check_shown(*(table.to_rich() for table in tables))
+    assert lines[1].label.isprintable()
+
+
+def test_runs_that_were_never_measured_at_one_step_are_a_group_without_a_line(seeds, tmp_path):
+    folders = seeds()
+    for number, run in enumerate(load_runs(folders)):
+        history = [entry | {"step": entry["step"] + number} for entry in run.training["log_history"]]
+        (run.folder / "wagle_report.json").write_text(json.dumps(run.training | {"log_history": history}))
+    (group,) = group_runs(load_runs(folders))
+    assert group.average(lambda run: (run.trajectory["step"], run.trajectory["forget"])) == ([], [])
+    files, _ = write_document([group], tmp_path)
+    assert tmp_path / "trajectory.png" in files

@@ -19,11 +19,11 @@ TRAJECTORY_FILE = "trajectory.png"
 RELEARNING_FILE = "relearning.png"
 MASKS_FILE = "masks.png"
 SPREADSHEETS = (
-    f"{RUNS_FILE} has every number of every run: `final_...` of the saved weights, and `..._at_...` on the way, where the "
-    "forget probability passes that level; the numbers of an evaluation are of the saved weights."
+    f"{RUNS_FILE} has every number of every run. Columns that begin with 'final' are of the saved weights, those that end with "
+    "a level on the way, where the forget probability passes it. Evaluations are of the saved weights."
 )
 GROUPED = (
-    "Runs that differ in nothing but the seed are one row: mean ± half of the 95 % t-interval over the seeds. `(2 of 3)` "
+    "Runs that differ in nothing but the seed are one row: mean ± half of the 95 % t-interval over the seeds. '(2 of 3)' "
     f"says how many of the runs have the number. {GROUPS_FILE} has these."
 )
 BANDS = (
