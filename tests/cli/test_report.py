@@ -68,7 +68,9 @@ def test_help_says_what_a_run_is(capsys):
         main(["report", "--help-all"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "RUN [RUN ...]" in text and "wagle_eval.json" in text and "(default: wagle- report)" in text
+    assert (
+        "RUN [RUN ...]" in text and "wagle_eval.json" in text and "(default: wagle-report)" in text.replace("- ", "-")
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..files.schemas import Attack
 from ..text import escaped, one_line
+from .common_settings import common_settings, distinct_names
 from .interval import Interval, intervals
 from .runs import Compared, Run, attack_label
-from .settings import common_settings, distinct_names
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Group(Compared):
     Args:
         label (`str`): What tells it apart from the other groups, and the number of seeds.
         runs (`list[Run]`): One run per seed.
-        common (`dict`): Settings that the runs share, see [`~comparison.settings.common_settings`].
+        common (`dict`): Settings that the runs share, see [`~comparison.common_settings.common_settings`].
         repeated (`list[Run]`): Further runs of the same seeds, which would count twice.
     """
 
