@@ -36,11 +36,12 @@ WHEN = ("before", "end", "whole")
 QUIET = ["--report_to", "none", "--save_strategy", "no", "--gradient_checkpointing", "false"]  # these change no weight
 
 
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks defaults")
     parser.add_argument("--tofu_dir", type=Path, required=True, help="folder with TOFU's files")
-    parser.add_argument("--cache", type=Path, default=Path("cache/defaults"), help="folder of models and finished runs")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache/defaults"), help="folder of models and finished runs"
+    )
     parser.add_argument("--only", nargs="*", default=list(WORLDS), help="worlds to run")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(SEEDS)), help="seeds to run")
     args = parser.parse_args()

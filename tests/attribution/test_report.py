@@ -144,7 +144,7 @@ def test_a_picture_names_density_model_and_the_other_weights():
     mask = WeightMask.from_dense(masks, MaskInfo(base_model="/home/me/models/small$"))
     axes = draw_masks([("wagle", mask)]).axes[0]
     assert axes.get_title() == "wagle\n1 of 4 weights (25%)\nof small\\$"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "other"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "outside layers"]
 
 
 def test_an_interrupted_plot_leaves_the_old_one(mask, tmp_path, monkeypatch):

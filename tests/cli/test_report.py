@@ -24,7 +24,10 @@ def test_report_writes_a_document_of_what_the_commands_wrote(place, finished, tm
     assert main(["report", "--json", *finished] if place == "first" else ["report", *finished, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["output_dir"] == "wagle-report"
-    assert content["files"] == [f"wagle-report/{name}" for name in ("report.md", "trajectory.png", "masks.png")]
+    assert content["files"] == [
+        f"wagle-report/{name}"
+        for name in ("report.md", "trajectory.png", "trajectory.pdf", "masks.png", "masks.pdf", "runs.csv")
+    ]
     masked, dense = content["runs"]
     assert (masked["run"], masked["folder"], masked["mask_score"]) == ("masked", finished[0], "wagle")
     assert (dense["run"], dense["objective"], dense["steps"]) == ("dense", "NPO", 2)
@@ -33,7 +36,23 @@ def test_report_writes_a_document_of_what_the_commands_wrote(place, finished, tm
     text = (tmp_path / "wagle-report" / "report.md").read_text()
     for number in (masked["forget_prob"], masked["final_forget"], dense["final_retain"]):
         assert f" {number:.3f} |" in text
-    assert all((tmp_path / file).stat().st_size > 10_000 for file in content["files"][1:])
+    assert all((tmp_path / file).stat().st_size > 10_000 for file in content["files"][1:-1])
+
+
+def test_runs_of_several_seeds_are_one_group(saved_model, data, quick, tmp_path, capsys):
+    folders = [str(tmp_path / f"seed-{seed}") for seed in (1, 2)]
+    for seed, folder in enumerate(folders, 1):
+        options = [*quick, "--trajectory_steps", "1", "--seed", str(seed), "--output_dir", folder]
+        assert main(["npo", "--model_name_or_path", saved_model, *data, *options, "--mask_score", "random"]) == 0
+    capsys.readouterr()
+    assert main(["report", *folders, "--json", "--output_dir", str(tmp_path / "report")]) == 0
+    content = json.loads(capsys.readouterr().out)
+    (group,) = content["groups"]
+    assert (group["runs"], group["seeds"], group["mask_score"]) == (["seed-1", "seed-2"], [1, 2], "random")
+    finals = [run["final_forget"] for run in content["runs"]]
+    assert group["final_forget"]["mean"] == pytest.approx(sum(finals) / 2) and group["final_forget"]["n"] == 2
+    assert [run["group"] for run in content["runs"]] == [group["group"]] * 2
+    assert (tmp_path / "report" / "groups.csv").exists()
 
 
 def test_report_prints_tables_and_where_the_document_is(finished, tmp_path, capsys):
@@ -49,7 +68,9 @@ def test_help_says_what_a_run_is(capsys):
         main(["report", "--help-all"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "RUN [RUN ...]" in text and "wagle_eval.json" in text and "(default: wagle- report)" in text
+    assert (
+        "RUN [RUN ...]" in text and "wagle_eval.json" in text and "(default: wagle-report)" in text.replace("- ", "-")
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,25 @@ def runs(make_run):
             make_run("base", training=None, evaluation=only_evaluated),
         ]
     )
+
+
+@pytest.fixture
+def seeds(make_run):
+    """Folders of runs of three seeds, each with its own base model and with more or less of the unseen rows kept."""
+
+    def make(arm="npo", evaluation=EVALUATION, has_mask=False, options=(), **training):
+        folders = []
+        for seed, kept in ((1, 0.45), (2, 0.55), (3, 0.65)):
+            last = TRAINING["log_history"][2] | {"unseen_retain_probability": kept}
+            content = TRAINING | {
+                "base_model": f"/models/seed-{seed}/base",
+                "options": {"learning_rate": 2e-5, "retain_weight": 5.0, "seed": seed, **dict(options)},
+                "data": {"forget": {"rows": 18, "source": "forget"}, "retain": {"rows": 100, "source": "retain"}},
+                "log_history": [TRAINING["log_history"][0], last],
+                **training,
+            }
+            evaluated = evaluation and evaluation | {"forget_prob": 0.1 * seed}
+            folders.append(make_run(f"seed-{seed}/{arm}", content, evaluated, has_mask))
+        return folders
+
+    return make

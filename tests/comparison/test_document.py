@@ -2,6 +2,7 @@ import re
 from itertools import pairwise
 
 from wagle_trl.comparison.document import write_document
+from wagle_trl.comparison.groups import group_runs
 from wagle_trl.comparison.runs import load_runs
 
 from .conftest import TRAINING
@@ -9,11 +10,15 @@ from .conftest import TRAINING
 
 def test_the_document_shows_its_figures_and_tables(runs, tmp_path):
     files, tables = write_document(runs, tmp_path)
-    assert [file.name for file in files] == ["report.md", "trajectory.png", "relearning.png", "masks.png"]
-    assert all(file.stat().st_size > 10_000 for file in files[1:])
+    assert [file.name for file in files] == [
+        "report.md",
+        *("trajectory.png", "trajectory.pdf", "relearning.png", "relearning.pdf", "masks.png", "masks.pdf"),
+        "runs.csv",
+    ]
+    assert all(file.stat().st_size > 10_000 for file in files[1:7])
     text = files[0].read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Runs", "Forgetting", "Evaluation", "Attacks", "Masks"]
-    assert re.findall(r"\]\((.*)\)", text) == [file.name for file in files[1:]]
+    assert re.findall(r"\]\((.*)\)", text) == [file.name for file in files if file.suffix == ".png"]
     assert all(table.to_markdown() in text for table in tables)
     assert len(tables) == 6
 
@@ -27,7 +32,7 @@ def test_tables_stand_between_blank_lines_as_markdown_wants_them(runs, tmp_path)
 
 def test_what_there_is_nothing_of_is_left_out(make_run, tmp_path):
     files, tables = write_document(load_runs([make_run(training={"objective": "mask"})]), tmp_path)
-    assert [file.name for file in files] == ["report.md"]
+    assert [file.name for file in files] == ["report.md", "runs.csv"]
     assert len(tables) == 1
     text = files[0].read_text(encoding="utf-8")
     assert "## Runs" in text and "mask" in text
@@ -49,3 +54,15 @@ def test_it_says_of_which_weights_the_numbers_are(make_run, tmp_path):
     assert "of step 25, the best of 30 steps." in text
     (kept,) = [table for table in tables if table.title.startswith("Of the saved weights")]
     assert kept.cells[0][:3] == ["run", "0.400", "0.900"]
+
+
+def test_a_group_is_a_row_and_its_runs_are_told_at_the_end(seeds, make_run, tmp_path):
+    dense = [*seeds("dense", mask=None), make_run("base", training=None, evaluation={"forget_prob": 0.99})]
+    files, tables = write_document(group_runs(load_runs([*seeds("masked", has_mask=True), *dense])), tmp_path)
+    assert [file.name for file in files][-2:] == ["runs.csv", "groups.csv"]
+    assert [line[0] for line in tables[0].cells] == ["fisher_ratio (3 seeds)", "dense (3 seeds)"]
+    text = files[0].read_text(encoding="utf-8")
+    assert "0.550 ± 0.248" in text and "0.200 ± 0.248" in text
+    assert "95 % t-interval over the seeds" in text
+    (masked,) = [table for table in tables if table.title == "fisher_ratio (3 seeds)"]
+    assert [line[:2] for line in masked.cells] == [[f"seed-{seed}/masked", str(seed)] for seed in (1, 2, 3)]

@@ -1,3 +1,4 @@
+import math
 import os
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from wagle_trl.comparison import figures
 from wagle_trl.comparison.figures import COLOURS, plot_relearning, plot_trajectories
+from wagle_trl.comparison.groups import group_runs
 from wagle_trl.comparison.runs import load_runs
 
 from .conftest import EVALUATION, TRAINING
@@ -38,12 +40,13 @@ def axes(monkeypatch):
 
 
 def test_trajectories_are_a_png_with_a_colour_for_each_run(runs, tmp_path):
-    picture = pixels(plot_trajectories(runs, tmp_path / "t.png"))
+    picture = pixels(plot_trajectories(runs, tmp_path / "t.png")[0])
     assert picture.shape[1] == 1800 and 700 < picture.shape[0] < 900
     assert count(picture, COLOURS[0]) > 5000
     assert count(picture, COLOURS[1]) > 50  # one measurement, and the legend
     assert count(picture, COLOURS[2]) == 0  # only evaluated
-    assert "t.png" in os.listdir(tmp_path)
+    assert sorted(os.listdir(tmp_path))[-2:] == ["t.pdf", "t.png"]
+    assert (tmp_path / "t.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_trade_off_is_of_rows_that_took_no_part_if_all_runs_watched_them(make_run, axes, tmp_path):
@@ -83,12 +86,12 @@ def test_runs_beyond_the_colours_differ_by_marker(make_run, axes, tmp_path):
 
 @pytest.mark.parametrize("plot", [plot_trajectories, plot_relearning])
 def test_there_is_no_picture_without_numbers(plot, make_run, tmp_path):
-    assert plot(load_runs([make_run(training={"objective": "mask"})]), tmp_path / "p.png") is None
+    assert plot(load_runs([make_run(training={"objective": "mask"})]), tmp_path / "p.png") == []
     assert not (tmp_path / "p.png").exists()
 
 
 def test_an_interrupted_plot_leaves_the_old_one(runs, tmp_path, monkeypatch):
-    path = plot_relearning(runs, tmp_path / "r.png")
+    path, _ = plot_relearning(runs, tmp_path / "r.png")
     before = path.read_bytes()
 
     def fail(*paths):
@@ -98,6 +101,20 @@ def test_an_interrupted_plot_leaves_the_old_one(runs, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         plot_relearning(runs[::-1], path)
     assert path.read_bytes() == before
+
+
+def test_a_group_is_one_mean_line_with_a_band(seeds, axes, tmp_path):
+    plot_trajectories(group_runs(load_runs(seeds())), tmp_path / "t.png")
+    over_steps, trade_off = axes()
+    assert [line.get_linestyle() for line in over_steps.lines] == ["-", "--", ":"]
+    assert over_steps.lines[0].get_xydata() == pytest.approx(np.array([[0, 0.9], [10, 0.1]]))
+    assert over_steps.lines[2].get_xydata()[1].tolist() == [10, pytest.approx(0.55)]
+    assert len(over_steps.collections) == 3
+    band = over_steps.collections[2].get_paths()[0].vertices
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # Student's t with 2 degrees of freedom
+    assert band[band[:, 0] == 10][:, 1] == pytest.approx([0.55 - half, 0.55 + half, 0.55 + half], abs=1e-6)
+    at = dict(trade_off.lines[0].get_xydata().tolist())
+    assert at[0.3] == pytest.approx(0.65) and at[0.1] == pytest.approx(0.55)  # as in the table
 
 
 HOSTILE = [r"$\frac$", r"$x$ $\frac{$", "\x1b[2J\u202e", "_hidden", "x" * 5000, "中文"]
@@ -124,4 +141,4 @@ def test_a_run_that_watched_the_forget_rows_alone_has_no_trade_off(make_run, axe
 
 def test_an_attack_without_its_curve_is_left_out(make_run, tmp_path):
     runs = load_runs([make_run(evaluation={"attacks": {"relearn": {"forget_prob": 0.5}}})])
-    assert plot_relearning(runs, tmp_path / "r.png") is None
+    assert plot_relearning(runs, tmp_path / "r.png") == []

@@ -18,6 +18,8 @@ from wagle_trl.cli.arguments import loading
 from wagle_trl.cli.parser import WagleParser
 from wagle_trl.cli.train import option_types
 from wagle_trl.comparison.document import write_document
+from wagle_trl.comparison.groups import group_runs
+from wagle_trl.comparison.interval import plain_numbers
 from wagle_trl.comparison.runs import load_runs
 from wagle_trl.comparison.tables import attack_tables, evaluation_tables, kept_tables, setup_table
 from wagle_trl.data.formats import to_trl
@@ -124,11 +126,11 @@ def drawn(random, share):
 
 def check_runs(folders, random):
     """What `wagle report` does, and now and then what `wagle card` does."""
-    runs = load_runs(folders)
+    runs = group_runs(load_runs(folders))
     tables = [setup_table(runs), *kept_tables(runs), *evaluation_tables(runs), *attack_tables(runs)]
     shown = "\n".join(table.to_markdown() for table in tables)
     check_lines(shown)
-    json.dumps([run.numbers() for run in runs])
+    json.dumps([plain_numbers(run.numbers()) for run in runs])
     if drawn(random, 0.1):
         check_markdown(shown)
     if drawn(random, 0.05):
@@ -142,9 +144,9 @@ def check_runs(folders, random):
 def runs_with(file, sound, folder):
     """Examples of two runs, in the first of which a file is changed."""
     changed, other = folder / "changed", folder / "other"
-    for place in (changed, other):
+    for seed, place in enumerate((changed, other)):
         place.mkdir()
-        (place / REPORT_FILE).write_bytes(as_json(REPORT))
+        (place / REPORT_FILE).write_bytes(as_json(REPORT | {"options": REPORT["options"] | {"seed": seed}}))
         (place / EVALUATION_FILE).write_bytes(as_json(EVALUATION))
         mask_of_five().save(place)
 

@@ -215,4 +215,12 @@ def check_markdown(shown):
     assert {*inner} <= {"text", "text_special", "softbreak", "image", "strong_open", "strong_close"}, inner
     assert {token.type for token in tokens} <= _BLOCKS
     titles = [token.content for token, before in zip(tokens[1:], tokens) if before.type == "heading_open"]
-    assert {*titles} <= {"Unlearning runs", "Runs", "Forgetting", "Evaluation", "Attacks", "Masks"}
+    assert {*titles} <= {
+        "Unlearning runs",
+        "Runs",
+        "Forgetting",
+        "Evaluation",
+        "Attacks",
+        "Masks",
+        "Runs of each group",
+    }

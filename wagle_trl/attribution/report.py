@@ -134,7 +134,12 @@ def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
     for title, mask in masks:
         count = f"{mask.num_selected:,} of {mask.numel:,} weights ({percent(mask.density)})"
         model = [f"of {figure_text(Path(mask.info.base_model).name)}"] if mask.info.base_model else []
-        titles.append("\n".join([figure_text(title), count, *model]))
+        score = mask.info.score
+        titles.append(
+            "\n".join(
+                [figure_text(title), count if score in (None, title) else f"{figure_text(score)}: {count}", *model]
+            )
+        )
         densities.append(mask.density_by("parameter"))
     layers, modules = (
         list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
@@ -170,7 +175,9 @@ def _label_parts(panels, count: int, columns: int, layers: list[str], modules: l
     """Write the names of layers and modules at the outer panels, and hide all panels after the first `count`."""
     labels = [figure_text(module.removesuffix(".weight")) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
-    panels[0].set_yticks(range(len(layers)), map(figure_text, map(layer_label, layers)))
+    panels[0].set_yticks(
+        range(len(layers)), ["outside layers" if layer == "-" else figure_text(layer) for layer in layers]
+    )
     for place, axes in enumerate(panels):
         axes.set_visible(place < count)
         axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)

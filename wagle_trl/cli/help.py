@@ -226,7 +226,7 @@ HELP = {
         "run-1 run-2 --output_dir comparison",
         {
             "arguments": {"RUN": "Output folders of wagle npo, graddiff, sft, mask or eval."},
-            "options": {"--output_dir": "Folder for report.md and the figures (default: wagle-report)."},
+            "options": {"--output_dir": "Folder for report.md, figures and CSV files (default: wagle-report)."},
         },
         "RUN [RUN ...]",
     ),

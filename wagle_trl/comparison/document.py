@@ -4,17 +4,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..attribution.report import plot_masks
+from ..attribution.report import draw_masks
 from ..files.atomic import move_into_place, staging_folder
+from ..files.figure import write_figure
 from ..text import escaped
 from .figures import plot_relearning, plot_trajectories
-from .runs import LEVELS, Run
-from .tables import TextTable, attack_tables, evaluation_tables, kept_tables, setup_table
+from .groups import Group
+from .runs import LEVELS, Run, runs_of
+from .spreadsheets import GROUPS_FILE, RUNS_FILE, write_spreadsheets
+from .tables import TextTable, attack_tables, evaluation_tables, group_table, kept_tables, setup_table
 
 DOCUMENT_FILE = "report.md"
 TRAJECTORY_FILE = "trajectory.png"
 RELEARNING_FILE = "relearning.png"
 MASKS_FILE = "masks.png"
+SPREADSHEETS = (
+    f"{RUNS_FILE} has every number of every run. Columns that begin with 'final' are of the saved weights, those that end with "
+    "a level on the way, where the forget probability passes it. Evaluations are of the saved weights."
+)
+GROUPED = (
+    "Runs that differ in nothing but the seed are one row: mean ± half of the 95 % t-interval over the seeds. '(2 of 3)' "
+    f"says how many of the runs have the number. {GROUPS_FILE} has these."
+)
+BANDS = (
+    " A group of runs is the mean of its seeds, where all of them were measured, in a band, its 95 % t-interval; on the "
+    "right at the same forget probability, down to where all seeds came."
+)
+FIRST_SEED = " Of a group, the mask of its first run."
 
 
 @dataclass(frozen=True)
@@ -24,77 +40,94 @@ class Section:
 
     Args:
         title (`str`): Heading.
-        figure (`pathlib.Path`, *optional*): Picture.
+        figures (`list[pathlib.Path]`, *optional*): Picture, as PNG and as PDF.
         text (`str`, *optional*): What the picture shows.
         tables (`list[TextTable]`, *optional*): Tables.
         remarks (`str`, *optional*): What else is to be said.
     """
 
     title: str
-    figure: Path | None = None
+    figures: list[Path] = field(default_factory=list)
     text: str = ""
     tables: list[TextTable] = field(default_factory=list)
     remarks: str = ""
 
     def to_markdown(self) -> str:
         """Format the section; empty if there is nothing to show."""
-        blocks = [f"![{self.title}]({self.figure.name})", self.text] if self.figure else []
+        blocks = [f"![{self.title}]({self.figures[0].name})", self.text] if self.figures else []
         for table in self.tables:
-            blocks += [f"**{table.title}**", table.to_markdown().rstrip()]
+            blocks += [f"**{escaped(table.title)}**", table.to_markdown().rstrip()]
         blocks += [self.remarks] if self.remarks else []
         return "\n\n".join([f"## {self.title}", *blocks]) + "\n" if blocks else ""
 
 
-def write_document(runs: Sequence[Run], folder: Path) -> tuple[list[Path], list[TextTable]]:
+def write_document(lines: Sequence[Run | Group], folder: Path) -> tuple[list[Path], list[TextTable]]:
     """
     Write the comparison of runs.
 
     Args:
-        runs (`list[Run]`): At least one run.
-        folder (`pathlib.Path`): Existing folder for `report.md` and the figures.
+        lines (`list[Run | Group]`): At least one run, or group of [`~comparison.groups.group_runs`].
+        folder (`pathlib.Path`): Existing folder for `report.md`, the spreadsheets and the figures.
 
     Returns:
         `tuple[list[pathlib.Path], list[TextTable]]`: The files written, `report.md` first, and the tables in it.
     """
     with staging_folder(folder) as stage:
-        sections = _sections(runs, stage)
+        sections = _sections(lines, stage)
         text = "\n".join(filter(None, (section.to_markdown() for section in sections)))
         (stage / DOCUMENT_FILE).write_text(f"# Unlearning runs\n\n{text}", encoding="utf-8")
-        figures = [section.figure.name for section in sections if section.figure]
-        move_into_place(stage, folder, [*figures, DOCUMENT_FILE])
-    files = [folder / name for name in (DOCUMENT_FILE, *figures)]
+        spreadsheets = write_spreadsheets(lines, stage)
+        others = [file.name for section in sections for file in section.figures] + [file.name for file in spreadsheets]
+        move_into_place(stage, folder, [*others, DOCUMENT_FILE])
+    files = [folder / name for name in (DOCUMENT_FILE, *others)]
     return files, [table for section in sections for table in section.tables]
 
 
-def _remarks(runs: Sequence[Run]) -> str:
-    sentences = {run.label: [*run.remarks, *([f"Verdict: {run.verdict}."] if run.verdict else [])] for run in runs}
-    return "\n".join(f"- {escaped(label)}: {' '.join(said)}" for label, said in sentences.items() if said)
+def _remarks(lines: Sequence[Run | Group]) -> str:
+    groups = [line for line in lines if isinstance(line, Group)]
+    said = {run.label: [*run.remarks, *([f"Verdict: {run.verdict}."] if run.verdict else [])] for run in runs_of(lines)}
+    said |= {group.label: group.remarks for group in groups}
+    remarks = "
+".join(f"- {escaped(label)}: {' '.join(texts)}" for label, texts in said.items() if texts)
+    return "
+
+".join(filter(None, (remarks, GROUPED if groups else "", SPREADSHEETS)))
 
 
-def _sections(runs: Sequence[Run], folder: Path) -> list[Section]:
-    masked = [run for run in runs if run.has_mask]
+def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:
     levels = " and ".join(map(str, LEVELS))
+    groups = [line for line in lines if isinstance(line, Group)]
     return [
-        Section("Runs", tables=[setup_table(runs)], remarks=_remarks(runs)),
+        Section("Runs", tables=[setup_table(lines)], remarks=_remarks(lines)),
         Section(
             "Forgetting",
-            plot_trajectories(runs, folder / TRAJECTORY_FILE),
-            "Mean answer probability, exp(-loss per token), of some rows of each set. Left: over the optimizer steps. "
-            "Right: retain probability over forget probability; at the same forget probability the higher curve "
-            f"keeps more. The lines mark {levels}, where the table interpolates, at the first crossing.",
-            kept_tables(runs),
+            plot_trajectories(lines, folder / TRAJECTORY_FILE),
+            "Mean answer probability, exp(-loss per token), of some rows of each set, measured during training. Left: over "
+            "the optimizer steps. Right: retain probability over forget probability; at the same forget probability the "
+            f"higher curve keeps more. The lines mark {levels}, where the table interpolates, at the first crossing."
+            f"{BANDS if groups else ''}",
+            kept_tables(lines),
         ),
-        Section("Evaluation", tables=evaluation_tables(runs)),
+        Section("Evaluation", tables=evaluation_tables(lines)),
         Section(
             "Attacks",
-            plot_relearning(runs, folder / RELEARNING_FILE),
+            plot_relearning(lines, folder / RELEARNING_FILE),
             "Mean answer probability of the forget rows that relearning did not train on. The table, too, shows these "
             "rows after relearning.",
-            attack_tables(runs),
+            attack_tables(lines),
         ),
         Section(
             "Masks",
-            plot_masks(((run.label, run.load_mask()) for run in masked), folder / MASKS_FILE) if masked else None,
-            "Selected share of every layer and module. Colours follow its square root, so that small shares are visible.",
+            _plot_masks(lines, folder / MASKS_FILE),
+            "Selected share of every layer and module. Colours follow its square "
+            f"root, so that small shares are visible.{FIRST_SEED if groups else ''}",
         ),
+        Section("Runs of each group", tables=[group_table(group) for group in groups]),
     ]
+
+
+def _plot_masks(lines: Sequence[Run | Group], path: Path) -> list[Path]:
+    masked = [(line.label, line.members[0]) for line in lines if line.members[0].has_mask]
+    if not masked:
+        return []
+    return write_figure(draw_masks((label, run.load_mask()) for label, run in masked), path, dpi=150)

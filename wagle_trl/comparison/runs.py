@@ -1,6 +1,7 @@
 """Finished runs, read from their folders: no model is loaded."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from ..files.schemas import Attack, Evaluation, Report
 from ..masks.mask import WeightMask
 from ..text import escaped
 from .history import History
+from .settings import settings
 from .trajectory import matched
 from .verdict import closing_verdict
 
@@ -22,8 +24,60 @@ LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
 _PEAKS = ("attribution", "training")
 
 
+class Compared(ABC):
+    """What tables and figures show as one row or line: a run, or a group of runs that differ in nothing but the seed."""
+
+    label: str
+    attacks: Mapping[str, Attack]
+    repeated: "Sequence[Run]" = ()  # further runs of the same seeds, which would count twice
+
+    @property
+    @abstractmethod
+    def members(self) -> "Sequence[Run]":
+        """The runs."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What decided the result, see [`~comparison.settings.settings`]."""
+
+    @abstractmethod
+    def course(self) -> dict[str, Any]:
+        """Collect what was measured of the training: `steps`, `saved_step`, and the peaks of memory in bytes."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, Any]:
+        """Collect the answer probabilities of the saved weights, and those on the way, see [`numbers`]."""
+
+    @abstractmethod
+    def measured(self, attack: str | None = None) -> dict[str, Any]:
+        """Collect the numbers of the evaluation of the saved weights, or of one of its attacks."""
+
+    @property
+    def sets(self) -> list[str]:
+        """Sets of rows that the trajectories watched."""
+        return list(dict.fromkeys(name for run in self.members for name in run.trajectory if name != "step"))
+
+    def numbers(self) -> dict[str, Any]:
+        """
+        Collect what tables show, flat.
+
+        Returns:
+            `dict`: The settings; `steps`, `saved_step`, `attribution_peak_bytes`, `training_peak_bytes`; the answer
+            probabilities of the saved weights (`final_{set}`), and those where the trajectory passed each of `LEVELS`
+            (`step_at_0.3`, `retain_at_0.3`, ...); the numbers of the evaluation, which is of the saved weights, under its
+            own names; those of an attack as `{attack}_{name}`, of quantization with `{attack}_rounding`. Numbers that are
+            unknown for these weights are left out.
+        """
+        known = self.settings | self.course() | self.kept() | self.measured()
+        for attack, content in self.attacks.items():
+            known |= {f"{attack}_{name}": value for name, value in self.measured(attack).items()}
+            known[f"{attack}_rounding"] = content.get("rounding")
+        return {name: value for name, value in known.items() if value is not None}
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(Compared):
     """
     Finished run.
 
@@ -97,50 +151,41 @@ class Run:
         """Load the mask of the folder."""
         return WeightMask.load(self.folder)
 
-    def numbers(self) -> dict[str, Any]:
-        """
-        Collect the numbers that tables show of the run, flat.
+    @property
+    def members(self) -> "Sequence[Run]":
+        return [self]
 
-        Returns:
-            `dict`: The setup (`objective`, `base_model`, `mask_score`, `mask_density`, `learning_rate`, `steps`,
-            `saved_step`, `attribution_peak_bytes`, `training_peak_bytes`); the answer probabilities of the saved weights
-            (`final_{set}`), and those where the trajectory passed each of `LEVELS` (`step_at_0.3`, `retain_at_0.3`, ...);
-            the numbers of the evaluation under its own names; those of an attack as `{attack}_{name}`, of quantization
-            with `{attack}_rounding`. Numbers that are unknown for these weights are left out.
-        """
-        known = self._setup() | self._kept() | self.measured()
-        for attack, content in self.attacks.items():
-            known |= {f"{attack}_{name}": value for name, value in self.measured(attack).items()}
-            known[f"{attack}_rounding"] = content.get("rounding")
-        return {name: value for name, value in known.items() if value is not None}
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        evaluated = {"base_model": self.evaluation.get("base_model")} if self.evaluation.get("base_model") else {}
+        return evaluated | settings(self.training)
 
-    def measured(self, attack: str | None = None) -> dict[str, float]:
-        """Collect the numbers of the evaluation, or of one of its attacks."""
-        if self.evaluates_other_weights:
-            return {}
-        content = self.evaluation if attack is None else self.attacks[attack]
-        return {name: value for name, value in content.items() if isinstance(value, int | float)}
+    @property
+    def seed(self) -> int | float | str | None:
+        """Seed of the training."""
+        return self.settings.get("seed")
 
-    def _setup(self) -> dict[str, Any]:
-        mask = self.training.get("mask") or {"info": {}}
+    def course(self) -> dict[str, Any]:
         peaks = self.training.get("cost", {}).get("peak_memory_bytes", {})
-        return {
-            "objective": self.training.get("objective"),
-            "base_model": self.training.get("base_model", self.evaluation.get("base_model")),
-            "mask_score": mask["info"].get("score"),
-            "mask_density": mask.get("density"),
-            "learning_rate": self.training.get("options", {}).get("learning_rate"),
+        found = {
             "steps": self.history.steps,
             "saved_step": self.history.saved_step if self.history.saved_step != self.history.steps else None,
             **{f"{phase}_peak_bytes": peaks.get(phase) for phase in _PEAKS},
         }
+        return {name: value for name, value in found.items() if value is not None}
 
-    def _kept(self) -> dict[str, float]:
+    def kept(self) -> dict[str, Any]:
         kept = {f"final_{name}": value for name, value in self.history.saved.items()}
         columns = self.trajectory
         for level in LEVELS:
             kept |= {f"{name}_at_{level}": value for name, value in (matched(columns, level) or {}).items()}
         return kept
+
+    def measured(self, attack: str | None = None) -> dict[str, Any]:
+        if self.evaluates_other_weights:
+            return {}
+        content = self.evaluation if attack is None else self.attacks[attack]
+        return {name: value for name, value in content.items() if isinstance(value, int | float)}
 
 
 def load_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
@@ -195,6 +240,11 @@ def read_run(folder: Path, label: str = "") -> Run:
         read_json(report, Report) if report.exists() else {},
         read_json(evaluation, Evaluation) if evaluation.exists() else {},
     )
+
+
+def runs_of(lines: Iterable[Compared]) -> list[Run]:
+    """List all runs of runs and groups."""
+    return [run for line in lines for run in (*line.members, *line.repeated)]
 
 
 def attack_label(attack: str, content: Mapping[str, Any]) -> str:

@@ -140,6 +140,9 @@ class Facts:
     def options(self) -> str:
         """Table of hyperparameters: the limit that counted, steps or epochs, and the number of steps taken."""
         given: dict[str, Any] = dict(self.run.training.get("options", {})) if self.is_trained else {}
+        given = {
+            name: value for name, value in given.items() if not name.startswith("mask_")
+        }  # in a section of its own
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
         if self.is_trained:
             given["optimizer steps taken"] = self.run.history.steps

@@ -43,6 +43,7 @@ from .resuming import check_base_of, check_same_run, newest_whole_checkpoint, ru
 from .run_inputs import RunInputs
 from .run_report import write_run_report
 from .signatures import joint_signature
+from .tracking import MaskTracking, mask_settings
 from .trainer_base import MaskedTrainerBase
 from .update_share import MovedShare
 from .which_weights import WhichWeights
@@ -124,6 +125,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         check_before_work(self, masked)
         self.memory = MemoryWatch(self)
         self.add_callback(MaskedTraining(self))
+        self.add_callback(MaskTracking(self))
 
     @property
     def tokenization(self) -> dict[str, Any] | None:
@@ -192,6 +194,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         elif self.mask is None:
             self.mask = self.compute_mask()
         self.mask = self.mask.to("cpu")  # the optimizer copies what it needs to the device
+        self.mask_options.mask_settings = mask_settings(self.mask)
         if self._moved is None:  # in the first call of `train` the weights are still the original ones
             self._moved = MovedShare(self.model, self.mask)
         if self.mask_options.save_delta and self._base_fingerprint is None:
@@ -212,10 +215,7 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         return {"base_model": name, "base_revision": self.run_inputs.base_revision or UNKNOWN_REVISION} if name else {}
 
     def compute_mask(self) -> WeightMask:
-        """
-        Compute the mask of `mask_config` at the current weights and save it to `args.output_dir`. Interrupted attribution
-        in sweeps continues from its last sweep.
-        """
+        """Compute the mask of `mask_config` at the current weights and save it. Interrupted sweeps go on from the last."""
         assert self.mask_config is not None
         score = get_score(self.mask_config.mask_score)
         retain = self.retain_dataset if score.uses_retain else None

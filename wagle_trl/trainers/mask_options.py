@@ -1,6 +1,7 @@
 """Options of training with a mask, for the configuration of any trainer."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -57,6 +58,11 @@ class MaskOptions:
             "can compare without the key, which stays in wagle_rows.key in the output folder."
         },
     )
+    # How the mask of this run was made, see `trainers.tracking.mask_settings`: no option, but trackers read it as one
+    mask_settings: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | self.mask_settings  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def base_config(args: TrainingArguments) -> type[TrainingArguments]:

@@ -111,7 +111,9 @@ def run_facts(trainer: MaskedTrainerBase) -> dict[str, Any]:
         "options": {
             name: _as_json(value)
             for name, value in args.items()
-            if not name.startswith(_IRRELEVANT) and (name in own or isinstance(value, bool | int | float | None))
+            if not name.startswith(_IRRELEVANT)
+            and name not in trainer.mask_options.mask_settings  # the mask itself is compared
+            and (name in own or isinstance(value, bool | int | float | None))
         },
     }
 

@@ -16,6 +16,7 @@ from ..files.atomic import write_json
 from ..files.run_folder import REPORT_FILE
 from ..papers import Paper
 from .mask_options import MaskOptions, base_config
+from .tracking import mask_settings
 from .trainer_base import MaskedTrainerBase
 
 OPTIONS = (  # those that influence the trained weights
@@ -67,7 +68,8 @@ def run_report(trainer: MaskedTrainerBase, objective: str | None = None) -> dict
         "data": trainer.run_inputs.data(trainer.args.output_dir, trainer.mask_options.hash_forget_set),
         "num_train_rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None,
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
-        "options": {name: args[name] for name in reported_options(trainer.args) if name in args},
+        "options": {name: args[name] for name in reported_options(trainer.args) if name in args}
+        | ({} if trainer.mask is None else mask_settings(trainer.mask)),
         "tokenization": trainer.tokenization,
         "answer_tokens": {name: asdict(counted) for name, counted in trainer.answer_tokens.items()},
         "mask": trainer.mask_report,
