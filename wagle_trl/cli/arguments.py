@@ -165,12 +165,15 @@ class MaskSource:
 @dataclass
 class WagleModelConfig(ModelConfig):
     """
-    TRL's `ModelConfig` with another default of `dtype`.
+    TRL's `ModelConfig` with other defaults of `dtype` and `lora_target_modules`.
 
     Args:
         dtype (`str`, *optional*):
             By default the dtype of the saved weights with a mask, so that unselected weights stay as published, and fp32
             without one, as in TRL.
+        lora_target_modules (`list[str]`, *optional*, defaults to `["all-linear"]`):
+            Modules that get adapters. Those of the queries and values alone, PEFT's choice for many models, brought the
+            retain rows back in no run.
     """
 
     dtype: str | None = field(
@@ -182,6 +185,11 @@ class WagleModelConfig(ModelConfig):
             "it defaults to 'float32'.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
+    )
+
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "Modules that get adapters: their names, or all-linear."},
     )
 
     def dtype_for(self, config: PreTrainedConfig, masked: bool) -> str:

@@ -85,13 +85,12 @@ def write_document(lines: Sequence[Run | Group], folder: Path) -> tuple[list[Pat
 
 def _remarks(lines: Sequence[Run | Group]) -> str:
     groups = [line for line in lines if isinstance(line, Group)]
-    said = {run.label: [*run.remarks, *([f"Verdict: {run.verdict}."] if run.verdict else [])] for run in runs_of(lines)}
+    said = {
+        run.label: [*run.remarks, *([f"Verdict: {run.verdict}."] if run.verdict else [])] for run in runs_of(lines)
+    }
     said |= {group.label: group.remarks for group in groups}
-    remarks = "
-".join(f"- {escaped(label)}: {' '.join(texts)}" for label, texts in said.items() if texts)
-    return "
-
-".join(filter(None, (remarks, GROUPED if groups else "", SPREADSHEETS)))
+    remarks = "\n".join(f"- {escaped(label)}: {' '.join(texts)}" for label, texts in said.items() if texts)
+    return "\n\n".join(filter(None, (remarks, GROUPED if groups else "", SPREADSHEETS)))
 
 
 def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:

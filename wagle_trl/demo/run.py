@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..comparison.figures import plot_trajectories
 from ..comparison.runs import Run, load_runs
@@ -166,6 +166,7 @@ class _World:
         self.stages.end(trainer.verdict)
         trainer.save_model()
         trainer.create_model_card()
+        assert isinstance(trainer.model, PreTrainedModel) and trainer.optimizer is not None  # it has trained all of it
         answers = evaluate_rows(
             trainer.model, tokenizer, self.splits["forget"], "forget", max_new_tokens=24, progress=False
         )
@@ -177,8 +178,7 @@ class _World:
     def _proof(self, folder: Path) -> Verification | None:
         if not (folder / MASK_FILE).exists():
             return None
-        models = (Checkpoint(path) for path in (self.folder / "base", folder))
-        return verify(*models, WeightMask.load(folder), progress=False)
+        return verify(Checkpoint(self.folder / "base"), Checkpoint(folder), WeightMask.load(folder), progress=False)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

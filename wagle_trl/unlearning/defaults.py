@@ -6,7 +6,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
 DENSE = 5e-5
-ADAPTERS = 3e-4
+ADAPTERS = 2.5e-4
 WIDTH = 256  # hidden size of the models that these were found on
 STEPS = 200
 EPOCHS = 5

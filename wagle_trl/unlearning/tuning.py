@@ -247,6 +247,7 @@ def _length(trainer: UnlearningTrainer) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps
+    assert args.num_train_epochs is not None  # the trainer chose a number
     per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
     return math.ceil(args.num_train_epochs * per_epoch)
 
