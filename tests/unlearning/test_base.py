@@ -183,7 +183,7 @@ def test_logs_tell_both_losses_and_accuracies_and_the_selected_gradient_norm(kin
 def test_logged_grad_norm_is_that_of_the_selected_gradients(
     make_trainer, small_mask, tiny_model, log_probs_of, batches_of
 ):
-    trainer = make_trainer("grad_diff", mask_config=small_mask, max_steps=1)
+    trainer = make_trainer("grad_diff", mask_config=small_mask, max_steps=1, retain_weight=1.0)
     base, (forget, retain) = tiny_model(), batches_of(trainer)[0]
     trainer.train()
     losses = [-torch.cat([log_probs_of(base, row) for row in rows]).mean() for rows in (forget, retain)]
@@ -462,6 +462,8 @@ def test_an_objective_of_ones_own_is_one_class_and_reaches_report_and_card(
     args = AscentConfig(
         str(out),
         share=0.25,
+        retain_weight=1.0,
+        warmup_steps=0,
         max_steps=4,
         logging_steps=1,
         learning_rate=1e-2,

@@ -19,7 +19,8 @@ def test_loss_is_retain_minus_forget_cross_entropy(retain_weight, make_trainer, 
 
 
 def test_a_step_is_one_of_adamw_on_the_gradient_computed_by_hand(make_trainer, tiny_model, batches_of, log_probs_of):
-    trainer = make_trainer("grad_diff", max_steps=1, learning_rate=1e-3, adam_epsilon=1e-3, weight_decay=0.0)
+    options = {"learning_rate": 1e-3, "adam_epsilon": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
+    trainer = make_trainer("grad_diff", max_steps=1, retain_weight=1.0, **options)
     forget, retain = batches_of(trainer)[0]
     trainer.train()
     base = tiny_model()
@@ -36,7 +37,12 @@ def test_a_step_is_one_of_adamw_on_the_gradient_computed_by_hand(make_trainer, t
 
 def test_training_raises_the_forget_loss_and_lowers_the_retain_loss(make_trainer, small_mask):
     trainer = make_trainer(
-        "grad_diff", mask_config=small_mask, max_steps=12, learning_rate=5e-3, per_device_train_batch_size=6
+        "grad_diff",
+        mask_config=small_mask,
+        max_steps=12,
+        learning_rate=5e-3,
+        retain_weight=1.0,
+        per_device_train_batch_size=6,
     )
     trainer.train()
     first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
