@@ -27,12 +27,15 @@ from wagle_trl.data.formats import to_trl
 from wagle_trl.deltas.delta import SparseDelta, weights_fingerprint
 from wagle_trl.deltas.merging import MergeResult, merge_deltas
 from wagle_trl.demo.people import people_rows
-from wagle_trl.demo.run import DENSITY, LEARNING_RATES, RETAIN_WEIGHT, STEPS
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows
 from wagle_trl.unlearning.npo import NPOConfig, NPOTrainer
 
+DENSITY = 0.05
+LEARNING_RATE = 2e-3
+RETAIN_WEIGHT = 5.0
+STEPS = 200
 PEOPLE = 66
 PEOPLE_A_REQUEST = 2
 REQUESTS = ("request 1", "request 2", "request 3")
@@ -86,7 +89,7 @@ class World:
     def _options(self, folder: str) -> NPOConfig:
         return NPOConfig(
             output_dir=folder,
-            learning_rate=LEARNING_RATES["masked"],
+            learning_rate=LEARNING_RATE,
             max_steps=STEPS,
             retain_weight=RETAIN_WEIGHT,
             per_device_train_batch_size=16,

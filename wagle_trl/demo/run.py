@@ -18,7 +18,7 @@ from ..files.atomic import write_json
 from ..files.checkpoint import Checkpoint
 from ..files.run_folder import DELTA_FILE, MASK_FILE
 from ..masks.mask import WeightMask
-from ..trainers.log_lines import ProgressLines
+from ..trainers.log_lines import PrintedLines
 from ..unlearning.npo import NPOConfig, NPOTrainer
 from .people import split_rows
 from .stages import StageBar, Stages
@@ -147,7 +147,7 @@ class _World:
             gradient_checkpointing=False,
             save_strategy="no",
             report_to="none",
-            disable_tqdm=False,
+            disable_tqdm=True,  # the stage has its own bar, and no plan of the memory
             dataloader_pin_memory=False,  # warns on machines without an accelerator
             seed=self.seed,
         )
@@ -160,7 +160,7 @@ class _World:
             processing_class=tokenizer,
             mask_config=arm.mask,
         )
-        trainer.remove_callback(ProgressLines)
+        trainer.remove_callback(PrintedLines)
         trainer.add_callback(StageBar)
         trainer.train()
         self.stages.end(trainer.verdict)
