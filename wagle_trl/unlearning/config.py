@@ -14,6 +14,9 @@ class UnlearningConfig(MaskedSFTConfig):
     r"""
     Options of every unlearning trainer, on top of [`~trl.SFTConfig`].
 
+    With `load_best_model_at_end`, `metric_for_best_model="kept"` keeps the checkpoint with the highest retain probability
+    among those that have forgotten, see [`~unlearning.kept.KeptMetric.evaluate`].
+
     Parameters:
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the loss on the retain rows.
