@@ -190,7 +190,7 @@ def changed_json(tree, random):
 
 _BLOCKS = {"inline"} | {
     f"{name}_{end}"
-    for name in ("heading", "paragraph", "table", "thead", "tbody", "tr", "th", "td")
+    for name in ("heading", "paragraph", "bullet_list", "list_item", "table", "thead", "tbody", "tr", "th", "td")
     for end in ("open", "close")
 }
 

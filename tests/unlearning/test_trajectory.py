@@ -4,6 +4,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from wagle_trl import MaskConfig
+from wagle_trl.unlearning import trajectory
 from wagle_trl.unlearning.trajectory import evenly_spaced
 
 
@@ -93,6 +94,13 @@ def test_a_resumed_run_has_the_history_of_one_that_was_not_interrupted(make_trai
     resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
     assert probabilities(resumed, "retain") == probabilities(whole, "retain")
     assert list(probabilities(whole, "retain")) == [0, 1, 2, 3]
+
+
+def test_every_process_has_the_values_of_the_first(make_trainer, monkeypatch):
+    monkeypatch.setattr(trajectory, "broadcast_", lambda values: values.fill_(0.25))
+    trainer = make_trainer(trajectory_steps=1)
+    trainer.train()
+    assert set(probabilities(trainer, "retain").values()) == {0.25}
 
 
 def test_zero_steps_watch_nothing(make_trainer):

@@ -63,7 +63,7 @@ def verdict(
     now = {**(last if saved is None else saved), "step": last["step"] if saved_step is None else saved_step}
     numbers = ", ".join(f"{name} {before[name]:.3g} -> {now[name]:.3g}" for name in ("forget", "retain"))
     if now["step"] < last["step"]:
-        numbers += f" (step {now['step']:g}, loaded as the best)"
+        numbers += f" (step {now['step']:.0f}, loaded as the best)"
     return f"{numbers}: {_advice(measured, now, goal, longer)}"
 
 
@@ -74,11 +74,11 @@ def _advice(measured: list[dict[str, float]], now: Mapping[str, float], goal: Go
     done = [point["step"] for point in measured if goal.is_reached(point, before)]
     if goal.is_reached(now, before):
         first = min(done, default=now["step"])
-        return f"done at step {now['step']:g}" + (f", and first at step {first:g}" if first < now["step"] else "")
+        return f"done at step {now['step']:.0f}" + (f", and first at step {first:.0f}" if first < now["step"] else "")
     if done:
         is_best = now["step"] < measured[-1]["step"]
         cure = f"metric_for_best_model to '{KEPT}'" if is_best else "stop_forget_probability"
-        return f"done at step {done[-1]:g}, but not in these weights: set {cure}"
+        return f"done at step {done[-1]:.0f}, but not in these weights: set {cure}"
     if not goal.is_forgotten(now):
         return _on_forgetting(measured, now, goal, longer)
     halt = _halt(measured, goal)
@@ -91,7 +91,7 @@ def _on_forgetting(measured: list[dict[str, float]], now: Mapping[str, float], g
     before, halt = measured[0], _halt(measured, goal)
     if forgotten := [point["step"] for point in measured if goal.is_forgotten(point)]:
         cure = f"set metric_for_best_model to '{KEPT}', or lower retain_weight"
-        return f"forgotten at step {forgotten[-1]:g}, but not in these weights: {cure}"
+        return f"forgotten at step {forgotten[-1]:.0f}, but not in these weights: {cure}"
     if before["forget"] - now["forget"] < _NOTHING * (before["forget"] - goal.forget_probability):
         return f"nothing was forgotten{halt}: raise learning_rate" + ("" if halt else f" or {longer}")
     if goal.still(measured, before) < min(_RECENT, goal.patience):

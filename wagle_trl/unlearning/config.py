@@ -17,6 +17,9 @@ class UnlearningConfig(MaskedSFTConfig):
     Options of every unlearning trainer, on top of [`~trl.SFTConfig`]. The defaults of rate, length and schedule are those
     of unlearning, not of fine-tuning; `benchmarks/results/defaults.json` shows what they do.
 
+    With `load_best_model_at_end`, `metric_for_best_model="kept"` keeps the checkpoint with the highest retain probability
+    among those that have forgotten, see [`~unlearning.kept.KeptMetric.evaluate`].
+
     Parameters:
         learning_rate (`float`, *optional*):
             Peak learning rate; by default [`~unlearning.defaults.default_learning_rate`], which depends on what trains.

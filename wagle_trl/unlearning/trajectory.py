@@ -25,7 +25,8 @@ class DivergedError(ValueError):
 class Trajectory(TrainerCallback):
     """
     Logs `{set}_probability`, the mean of \\( \\exp(-\\text{token-mean loss of a row's answer}) \\), during training and of
-    the weights that will be saved, with their `loaded_step` if these are the best and not the last.
+    the weights that will be saved, with their `loaded_step` if these are the best and not the last. At the end it says
+    what came of the run, see [`~comparison.verdict.verdict`].
 
     The sets are the forget rows and the retain rows trained on, and those of a `dict` of evaluation sets that have
     another name and a length. The rows go forward in batches of training's size, without logits: about a third of the
