@@ -5,7 +5,7 @@ import json
 import pytest
 
 from wagle_trl.cli.main import main
-from wagle_trl.cli.train import _parse
+from wagle_trl.cli.train import parse_options
 from wagle_trl.unlearning.trajectory import Trajectory
 
 STEPS = ["--max_steps", "4", "--trajectory_steps", "1", "--mask", "none"]
@@ -76,7 +76,7 @@ def test_the_best_by_kept_is_saved_and_spoken_of(unlearn):
 
 
 def stop_of(*argv, command="npo"):
-    return _parse([*argv, "--output_dir", "out"], command)[3].stop_forget_probability
+    return parse_options([*argv, "--output_dir", "out"], command)[3].stop_forget_probability
 
 
 def test_without_measurements_the_default_is_off_and_a_choice_is_refused(saved_model, data, quick, tmp_path, capsys):
