@@ -7,8 +7,6 @@ python examples/scripts/sft_to_npo.py \
     --dtype bfloat16 \
     --dataset_name data/forget \
     --retain_dataset data/retain \
-    --learning_rate 1e-5 \
-    --num_train_epochs 5 \
     --per_device_train_batch_size 4 \
     --output_dir Llama-3.2-1B-Instruct-unlearned
 ```

@@ -8,95 +8,26 @@ names and defaults with the parsers. `--help-all` lists every option of a comman
 import textwrap
 from dataclasses import dataclass, field
 
+from .option_texts import (
+    BASE_REVISION,
+    CARD,
+    DATA,
+    DELTA,
+    DELTA_SOURCE,
+    EVERYWHERE,
+    MASK,
+    MEMORY,
+    MODELS,
+    NEW_FOLDER,
+    PUBLISHING,
+    ROWS,
+    TRAINING,
+    UNLEARNING,
+    UNLEARNING_LENGTH,
+    Group,
+)
+
 _WIDTH = 116
-
-Group = dict[str, str]  # option or argument -> what it is for
-
-_DATA: Group = {
-    "--model_name_or_path": "Model to start from: a Hub name or a folder.",
-    "--forget_dataset": "Rows to forget: a Hub name, a folder, or a JSON, JSON lines, CSV, Parquet, Arrow or text file "
-    "with prompt/completion, question/answer, messages, text, or input_ids/labels.",
-    "--retain_dataset": "Rows to keep, in the same forms.",
-    "--unseen_dataset": "Rows to keep that are measured but not trained on, in the same forms.",
-    "--tofu_split": "Instead of rows of your own: forget01, forget05 or forget10 of TOFU, and its retain rows.",
-    "--tofu_dir": "Folder with TOFU's full.jsonl, instead of the Hub.",
-    "--max_length": "Longest row in tokens.",
-    "--long_rows": "What to do with longer rows: truncate, split or refuse.",
-}
-_MASK: Group = {
-    "--mask": "auto computes a mask, none trains all weights, anything else is the path of a saved mask (default: auto).",
-    "--mask_score": "wagle, gradient, snip, product, magnitude, random, ratio or fisher_ratio (default: wagle).",
-    "--mask_density": "Share of the weights in scope to select (default: 0.05).",
-    "--mask_scope": "Patterns of parameter names to choose from; by default all but embeddings and LM head.",
-    "--mask_exclude": "Patterns of parameter names to leave out.",
-}
-_UNLEARNING: Group = {
-    "--retain_weight": "Weight of the loss on the retain rows.",
-    "--retain_loss": "Loss on the retain rows.",
-    "--trajectory_steps": "Steps between two measurements of the answer probabilities; 0 measures nothing.",
-    "--stop_forget_probability": "End at this forget probability, once retain is back; 0: never (default: 0.1).",
-    "--stop_retain_probability": "Share of the first retain probability that must be back (default: 0.95).",
-    "--stop_patience": "Measurements without movement that end the run (default: 10).",
-    "--metric_for_best_model": "kept, with --load_best_model_at_end: the best of those that forgot.",
-}
-_TRAINING: Group = {
-    "--output_dir": "Folder for the model, the mask and the report.",
-    "--learning_rate": "Initial learning rate.",
-    "--num_train_epochs": "Passes over the rows.",
-    "--max_steps": "Steps to train, instead of epochs.",
-    "--per_device_train_batch_size": "Rows per batch.",
-    "--gradient_accumulation_steps": "Batches per step.",
-    "--warmup_steps": "Steps over which the learning rate rises.",
-    "--seed": "Seed of the order of the rows and of dropout.",
-    "--logging_steps": "Steps between two lines of the log.",
-    "--eval_strategy": "no, steps or epoch: when to evaluate on all sets.",
-    "--save_strategy": "no, steps or epoch: when to save checkpoints, from which an interrupted run goes on.",
-    "--resume_from_checkpoint": "true for the last whole checkpoint in output_dir, or the folder of one.",
-    "--report_to": "Tracker: tensorboard, trackio, wandb or none.",
-}
-_MEMORY: Group = {
-    "--dtype": "Dtype to load the weights in: auto, bfloat16, float16 or float32.",
-    "--optim": "adamw_8bit holds the moments of selected weights in 8 bits.",
-    "--gradient_checkpointing": "Compute activations again in the backward pass (default: True).",
-    "--attribution_memory": "Where attribution keeps its statistics: auto, resident, offload, host or sweeps "
-    "(default: auto).",
-    "--accumulator_dtype": "bfloat16 halves the memory of the gradients (default: float32).",
-    "--use_peft": "Train adapters; --lora_r, --lora_alpha and --lora_target_modules say which.",
-}
-_PUBLISHING: Group = {
-    "--save_delta": "Also save what changed, as wagle_delta.safetensors.",
-    "--hash_forget_set": "Name no data set in card and report.",
-    "--push_to_hub": "Publish the model at the end; see also wagle push.",
-    "--hub_model_id": "Repository, such as user/name.",
-    "--hub_private_repo": "Whether a new repository is private.",
-}
-_EVERYWHERE: Group = {
-    "--config FILE": "YAML file with options; the command line wins.",
-    "--json": "Print one JSON object on stdout.",
-    "--debug": "Show the traceback of an error.",
-    "--help-all": "List every option with its default.",
-}
-
-_BASE_REVISION = {"--base_revision": "Branch, tag or commit of BASE on the Hub."}
-_NEW_FOLDER = {"--output_dir": "Folder to create; nothing is overwritten."}
-_DELTA = {
-    "DELTA": "Folder, file or Hub name of a delta.",
-    "BASE": "Folder or Hub name of its base; by default the one that the delta names.",
-}
-_DELTA_SOURCE = _NEW_FOLDER | _BASE_REVISION | {"--revision": "Branch, tag or commit of DELTA on the Hub."}
-_MODELS = {
-    "BASE": "The model before: a folder with safetensors, or a Hub name.",
-    "UNLEARNED": "The model after.",
-    "MASK": "Folder, file or Hub name of the mask; by default that in UNLEARNED.",
-}
-_CARD = {
-    "--what": "model, mask or delta (default: model).",
-    "--base_model_name_or_path": "The base on the Hub, if the run loaded it from a folder.",
-    "--before": "Output folder of wagle eval of the base, to compare with.",
-    "--license": "Identifier of the licence; by default that of the base.",
-    "--hash_forget_set": "Name no data set in the card.",
-}
-_ROWS = "--forget_dataset forget.jsonl --retain_dataset retain.jsonl"
 
 
 @dataclass(frozen=True)
@@ -117,9 +48,10 @@ class Help:
     is_complete: bool = True
 
 
-def _training(objective: Group, example: str, data: Group = _DATA) -> Help:
-    groups = {"data": data, "mask": _MASK, "objective": objective, "training": _TRAINING}
-    groups |= {"memory": _MEMORY, "publishing": _PUBLISHING}
+def _training(objective: Group, example: str, data: Group = DATA) -> Help:
+    own = UNLEARNING_LENGTH if "--retain_weight" in objective else {}
+    groups = {"data": data, "mask": MASK, "objective": objective, "training": TRAINING | own}
+    groups |= {"memory": MEMORY, "publishing": PUBLISHING}
     return Help(f"--model_name_or_path MODEL {example} --output_dir out", groups, is_complete=False)
 
 
@@ -141,28 +73,28 @@ HELP = {
                 "--objective": "Command to plan (default: npo).",
                 "--auto": "Write options that fit to this YAML file.",
             },
-            "run": {name: _DATA[name] for name in ("--model_name_or_path", "--max_length")}
-            | {name: _TRAINING[name] for name in ("--per_device_train_batch_size", "--gradient_accumulation_steps")}
-            | {name: _MASK[name] for name in ("--mask", "--mask_density", "--mask_scope")},
-            "memory": {name: text for name, text in _MEMORY.items() if name != "--use_peft"},
+            "run": {name: DATA[name] for name in ("--model_name_or_path", "--max_length")}
+            | {name: TRAINING[name] for name in ("--per_device_train_batch_size", "--gradient_accumulation_steps")}
+            | {name: MASK[name] for name in ("--mask", "--mask_density", "--mask_scope")},
+            "memory": {name: text for name, text in MEMORY.items() if name != "--use_peft"},
         },
         is_complete=False,
     ),
     "mask": Help(
-        f"--model_name_or_path MODEL {_ROWS} --output_dir mask",
+        f"--model_name_or_path MODEL {ROWS} --output_dir mask",
         {
-            "data": {name: text for name, text in _DATA.items() if name != "--unseen_dataset"},
-            "mask": {name: text for name, text in _MASK.items() if name != "--mask"}
+            "data": {name: text for name, text in DATA.items() if name != "--unseen_dataset"},
+            "mask": {name: text for name, text in MASK.items() if name != "--mask"}
             | {"--output_dir": "Folder for the mask, its picture and the report."}
             | {"--plot_pdf": "Write the picture as PDF, too (default: False)."},
-            "memory": {name: _MEMORY[name] for name in ("--dtype", "--attribution_memory")},
+            "memory": {name: MEMORY[name] for name in ("--dtype", "--attribution_memory")},
         },
         is_complete=False,
     ),
-    "npo": _training(_UNLEARNING | {"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}, _ROWS),
-    "graddiff": _training(_UNLEARNING, _ROWS),
+    "npo": _training(UNLEARNING | {"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}, ROWS),
+    "graddiff": _training(UNLEARNING, ROWS),
     "tune": Help(
-        f"npo --model_name_or_path MODEL {_ROWS} --output_dir tune",
+        f"npo --model_name_or_path MODEL {ROWS} --output_dir tune",
         {
             "arguments": {"OBJECTIVE": "npo or graddiff."},
             "tuning": {
@@ -174,11 +106,11 @@ HELP = {
                 "--tune_steps": "Steps of the shortest runs; by default a quarter of a run.",
                 "--trajectory_rows": "Rows of each set that are measured, at most (default: 64).",
             },
-            "data": _DATA,
-            "mask": _MASK,
-            "objective": _UNLEARNING,
-            "training": {name: _TRAINING[name] for name in ("--learning_rate", "--num_train_epochs", "--max_steps")},
-            "memory": _MEMORY,
+            "data": DATA,
+            "mask": MASK,
+            "objective": UNLEARNING,
+            "training": {name: TRAINING[name] for name in ("--learning_rate", "--num_train_epochs", "--max_steps")},
+            "memory": MEMORY,
         },
         "OBJECTIVE",
         is_complete=False,
@@ -187,17 +119,17 @@ HELP = {
         {},
         "--dataset_name rows.jsonl",
         {
-            "--model_name_or_path": _DATA["--model_name_or_path"],
+            "--model_name_or_path": DATA["--model_name_or_path"],
             "--dataset_name": "Rows to train on; by default the retain rows.",
         }
-        | _DATA
+        | DATA
         | {
             "--forget_dataset": "Rows whose weights are trained, in the forms of wagle npo.",
             "--retain_dataset": "Rows whose weights are spared.",
         },
     ),
     "eval": Help(
-        f"--model_name_or_path out {_ROWS} --output_dir out",
+        f"--model_name_or_path out {ROWS} --output_dir out",
         {
             "model": {
                 "--model_name_or_path": "Model or adapters to evaluate: a Hub name or a folder.",
@@ -233,24 +165,22 @@ HELP = {
     "verify": Help(
         "demo-output/base demo-output",
         {
-            "arguments": _MODELS | {"MASK": f"{_MODELS['MASK']} Without a mask, nothing may differ."},
-            "options": _BASE_REVISION | {"--revision": "Branch, tag or commit of UNLEARNED on the Hub."},
+            "arguments": MODELS | {"MASK": f"{MODELS['MASK']} Without a mask, nothing may differ."},
+            "options": BASE_REVISION | {"--revision": "Branch, tag or commit of UNLEARNED on the Hub."},
         },
         "BASE UNLEARNED [MASK]",
     ),
     "delta": Help(
         "BASE out",
         {
-            "arguments": _MODELS,
+            "arguments": MODELS,
             "options": {"--output_dir": "Folder for wagle_delta.safetensors; by default UNLEARNED."}
-            | _BASE_REVISION
+            | BASE_REVISION
             | {"--undo": "Also save the old values, for wagle undo. Do not publish them."},
         },
         "BASE UNLEARNED [MASK]",
     ),
-    "apply": Help(
-        "user/delta --output_dir unlearned", {"arguments": _DELTA, "options": _DELTA_SOURCE}, "DELTA [BASE]"
-    ),
+    "apply": Help("user/delta --output_dir unlearned", {"arguments": DELTA, "options": DELTA_SOURCE}, "DELTA [BASE]"),
     "undo": Help(
         "kept/wagle_delta.safetensors unlearned --output_dir base",
         {
@@ -258,7 +188,7 @@ HELP = {
                 "DELTA": "Delta with the old values, of wagle delta --undo.",
                 "UNLEARNED": "The model that it made.",
             },
-            "options": _NEW_FOLDER | {"--revision": "Branch, tag or commit of UNLEARNED on the Hub."},
+            "options": NEW_FOLDER | {"--revision": "Branch, tag or commit of UNLEARNED on the Hub."},
         },
         "DELTA UNLEARNED",
     ),
@@ -266,21 +196,19 @@ HELP = {
         "delta-1 delta-2 --output_dir merged",
         {
             "arguments": {"DELTA": "Folders, files or Hub names of deltas of one base."},
-            "options": _NEW_FOLDER
+            "options": NEW_FOLDER
             | {
                 "--weights": "One number per delta: weights that several change get the mean. Otherwise the last wins."
             },
         },
         "DELTA [DELTA ...]",
     ),
-    "adapter": Help(
-        "user/delta --output_dir adapter", {"arguments": _DELTA, "options": _DELTA_SOURCE}, "DELTA [BASE]"
-    ),
+    "adapter": Help("user/delta --output_dir adapter", {"arguments": DELTA, "options": DELTA_SOURCE}, "DELTA [BASE]"),
     "card": Help(
         "out",
         {
             "arguments": {"FOLDER": "Output folder of a run."},
-            "options": _CARD | {"--overwrite": "Replace a card that was edited."},
+            "options": CARD | {"--overwrite": "Replace a card that was edited."},
         },
         "FOLDER",
     ),
@@ -295,7 +223,7 @@ HELP = {
                 "--hub_revision": "Branch to push to.",
                 "--commit_message": "Message of the commit.",
             },
-            "card": {"--card": "File with your own card."} | _CARD,
+            "card": {"--card": "File with your own card."} | CARD,
         },
         "FOLDER",
     ),
@@ -308,7 +236,7 @@ def short_help(command: str, description: str) -> str:
     about = HELP[command]
     usage = " ".join(part for part in (f"wagle {command}", about.arguments, "[OPTIONS]") if part)
     lines = [f"usage: {usage}", "", f"{description}.", "", "example:", f"  wagle {command} {about.example}".rstrip()]
-    groups = about.groups | {"of every command": _EVERYWHERE}
+    groups = about.groups | {"of every command": EVERYWHERE}
     width = 2 + max(len(name) for group in groups.values() for name in group)
     for title, group in groups.items():
         lines += ["", f"{title}:"] if group else []
