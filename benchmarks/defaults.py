@@ -10,8 +10,10 @@ Finished runs are kept in the cache, so that a study that was cut off goes on.
 import argparse
 import itertools
 import json
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,18 +22,21 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.environment import ROOT, environment, write_result
+from benchmarks.tables import fill, markdown
 from benchmarks.worlds import WORLDS, world
 from wagle_trl.cli.train import TRAINERS, build_trainer, parse_options
-from wagle_trl.comparison.interval import intervals, plain_numbers
+from wagle_trl.comparison.interval import Interval, intervals, plain_numbers
 from wagle_trl.comparison.trajectory import probabilities
 from wagle_trl.files.atomic import write_json
 from wagle_trl.unlearning.base import UnlearningTrainer
 from wagle_trl.unlearning.trajectory import Trajectory
 
 RESULT = ROOT / "benchmarks" / "results" / "defaults.json"
-OBJECTIVES = ("npo", "graddiff")
+README = ROOT / "README.md"
 ARMS = {"dense": ["--mask", "none"], "mask": [], "lora": ["--use_peft"]}
 SEEDS = 3
+TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
+SETS = ("forget", "retain", "unseen_retain")
 WHEN = ("before", "end", "whole")
 QUIET = ["--report_to", "none", "--save_strategy", "no", "--gradient_checkpointing", "false"]  # these change no weight
 
@@ -46,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(SEEDS)), help="seeds to run")
     args = parser.parse_args()
     torch.set_num_threads(1)  # two runs side by side take less time than two threads
-    for seed, name, objective, arm in itertools.product(args.seeds, args.only, OBJECTIVES, ARMS):
+    for seed, name, objective, arm in itertools.product(args.seeds, args.only, TITLES, ARMS):
         path = args.cache / "rows" / f"{name}-{seed}-{objective}-{arm}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +66,7 @@ def run(folder: Path, objective: str, arm: str, goes_on: bool) -> dict[str, Any]
 
     Args:
         folder (`pathlib.Path`): The world.
-        objective, arm (`str`): Of `OBJECTIVES` and `ARMS`.
+        objective, arm (`str`): Of `TITLES` and `ARMS`.
         goes_on (`bool`): Whether to go on after the end of the run, as far as a run would go without the stop rule.
 
     Returns:
@@ -122,7 +127,7 @@ def collect(cache: Path) -> None:
     """Write the rows that are done and their means over the seeds."""
     rows = [json.loads(path.read_text()) for path in sorted((cache / "rows").glob("*.json"))]
     groups = []
-    for name, objective, arm in itertools.product(WORLDS, OBJECTIVES, ARMS):
+    for name, objective, arm in itertools.product(WORLDS, TITLES, ARMS):
         found = [row for row in rows if (row["world"], row["objective"], row["arm"]) == (name, objective, arm)]
         if found:
             numbers = [
@@ -134,6 +139,24 @@ def collect(cache: Path) -> None:
                 | plain_numbers(intervals(numbers))
             )
     write_result(RESULT, {"groups": groups, "rows": rows})
+    fill(README, {"defaults": table(rows)})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format the means over the seeds at the end of the runs, one line per world, objective and arm."""
+    header = ["data", "objective", "what trains", "seeds", "steps", *(f"{name}, before -> end" for name in SETS)]
+    body = []
+    for name, objective, arm in itertools.product(WORLDS, TITLES, ARMS):
+        found = [row for row in rows if (row["world"], row["objective"], row["arm"]) == (name, objective, arm)]
+        if found:
+            steps = statistics.mean(row["end"]["step"] for row in found)
+            kept = [
+                f"{statistics.mean(row['before'][part] for row in found):.3f} -> "
+                f"{Interval.of(row['end'][part] for row in found)}"
+                for part in SETS
+            ]
+            body.append([name, TITLES[objective], arm, len(found), f"{steps:.0f}", *kept])
+    return markdown(header, body)
 
 
 if __name__ == "__main__":

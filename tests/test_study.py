@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from benchmarks.study.masks import BUDGETS, CANDIDATES, SETTINGS, make_mask
-from benchmarks.study.report import README, TEXT, Interval, filled, markdown, picked, tables
+from benchmarks.study.report import README, TEXT, picked, tables
 from benchmarks.study.runs import ANATOMY, MAX_RATES, ROWS, WORLDS, climb
+from benchmarks.tables import filled, markdown
 from wagle_trl import MaskConfig, compute_mask
 from wagle_trl.attribution.statistics import accumulate_statistic
+from wagle_trl.comparison.interval import Interval
 from wagle_trl.data.rows import read_jsonl
 from wagle_trl.masks.scope import scope_parameters
 

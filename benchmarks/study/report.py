@@ -1,19 +1,19 @@
 """Tables of the study, from its raw rows alone."""
 
-import re
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.environment import ROOT
 from benchmarks.study.plan import CLAIM
+from benchmarks.tables import fill, markdown
+from wagle_trl.comparison.interval import Interval
 from wagle_trl.comparison.runs import LEVELS
 from wagle_trl.comparison.trajectory import matched
 from wagle_trl.evaluation.metrics import forget_quality
-from wagle_trl.files.atomic import atomic_path
 
 TEXT = ROOT / "benchmarks" / "STUDY.md"
 README = ROOT / "README.md"
@@ -38,25 +38,6 @@ class Case(NamedTuple):
         if self.score == "dense":
             return "dense" if self.scope == "all" else "dense, blocks only"
         return f"{self.score} {self.density:.0%}{where}"
-
-
-class Interval(NamedTuple):
-    """Mean and half the width of a 95 % t-interval; the width is NaN with one value."""
-
-    mean: float
-    half: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Interval":
-        values = np.array(list(values), dtype=float)
-        half = np.nan
-        if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        return cls(values.mean(), half, len(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if np.isnan(self.half) else f"{self.mean:.3f} ± {self.half:.3f}"
 
 
 def case_of(row: dict) -> Case:
@@ -97,11 +78,6 @@ def kept_at(rows: Iterable[dict], level: float) -> list[float]:
 
 
 # Tables
-
-
-def markdown(header: list[str], body: list[list]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def main_table(chosen: dict[Case, list[dict]], worlds: list[dict]) -> str:
@@ -173,7 +149,7 @@ def _against(ours: list[dict], others: list[dict]) -> list:
     at = [(kept_at([a], 0.1), kept_at([b], 0.1)) for a, b in pairs]
     at = [(a[0], b[0]) for a, b in at if a and b]
     first, second = (Interval.of(values) for values in zip(*at))
-    disjoint = abs(first.mean - second.mean) > first.half + second.half
+    disjoint = abs(first.mean - second.mean) > (first.half or math.inf) + (second.half or math.inf)
     gaps = [_gap(a) - _gap(b) for a, b in pairs if "relearn" in a and "relearn" in b]
     return [Interval.of(a - b for a, b in at), "yes" if disjoint else "no", Interval.of(gaps) if gaps else ""]
 
@@ -267,18 +243,8 @@ def tables(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> dict[
     }
 
 
-def filled(text: str, tables: dict[str, str]) -> str:
-    """`text` with each table between its mark and the next `<!-- end -->`."""
-    for name, table in tables.items():
-        mark = f"<!-- {name} -->"
-        text = re.sub(f"{mark}.*?<!-- end -->", f"{mark}\n{table}\n<!-- end -->", text, flags=re.DOTALL)
-    return text
-
-
 def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> None:
     """Put the tables into STUDY.md and the README."""
     made = tables(rows, worlds, anatomies)
     for path in (TEXT, README):
-        text = filled(path.read_text(encoding="utf-8"), made)
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        fill(path, made)

@@ -25,7 +25,7 @@ UNLEARNING: Group = {
     "--retain_loss": "Loss on the retain rows.",
     "--trajectory_steps": "Steps between two measurements of the answer probabilities; 0 measures nothing.",
     "--stop_forget_probability": "End at this forget probability, once retain is back; 0: never (default: 0.1).",
-    "--stop_retain_probability": "Share of the first retain probability that must be back (default: 0.95).",
+    "--stop_retain_probability": "Share of the first retain probability that must be back (default: 0.97).",
     "--stop_patience": "Measurements without movement that end the run (default: 10).",
     "--metric_for_best_model": "kept, with --load_best_model_at_end: the best of those that forgot.",
 }

@@ -16,14 +16,14 @@ class Goal:
     Args:
         forget_probability (`float`, *optional*, defaults to `0.1`):
             Forget probability at or below which the forget rows are forgotten.
-        retain_share (`float`, *optional*, defaults to `0.95`):
+        retain_share (`float`, *optional*, defaults to `0.97`):
             Share of the retain probability before the first step that must be there at the same time.
         patience (`int`, *optional*, defaults to `10`):
             Number of measurements without movement after which no more is expected, see [`still`].
     """
 
     forget_probability: float = 0.1
-    retain_share: float = 0.95
+    retain_share: float = 0.97
     patience: int = 10
 
     @classmethod

@@ -1,7 +1,7 @@
 """Means over seeds with 95 % t-intervals."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,17 @@ class Interval:
     total: int
 
     @classmethod
-    def of(cls, values: Sequence[float], total: int | None = None) -> "Interval":
+    def of(cls, values: Iterable[float], total: int | None = None) -> "Interval":
         """Compute the interval of at least one value."""
+        values = list(values)
         with np.errstate(over="ignore", invalid="ignore"):  # infinite values have an infinite mean
             mean, half = float(np.mean(values)), None
             if len(values) > 1:
                 half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
         return cls(mean, half, len(values), len(values) if total is None else total)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
 
 
 def intervals(rows: Sequence[Mapping[str, object]]) -> dict[str, Interval]:

@@ -39,13 +39,13 @@ class UnlearningConfig(MaskedSFTConfig):
         trajectory_steps (`int`, *optional*, defaults to `10`):
             Number of steps between two measurements of the answer probability of each set, see
             [`~unlearning.trajectory.Trajectory`]; with `0` nothing is measured.
-        trajectory_rows (`int`, *optional*, defaults to `16`):
+        trajectory_rows (`int`, *optional*, defaults to `32`):
             Number of rows of each set that are measured, at most.
         stop_forget_probability (`float`, *optional*):
             End the run at the first measurement in which the forget probability is at most this and the retain probability
             is back, see `stop_retain_probability`. With `None` or `0`, the default here, every step is taken; the commands
             `wagle npo` and `wagle graddiff` have `0.1` as their default. A run that begins below it does not end by it.
-        stop_retain_probability (`float`, *optional*, defaults to `0.95`):
+        stop_retain_probability (`float`, *optional*, defaults to `0.97`):
             Share of the retain probability before the first step that must be there when the run ends. It is that of the
             retain rows trained on: other rows judge and never decide.
         stop_patience (`int`, *optional*, defaults to `10`):
@@ -88,7 +88,7 @@ class UnlearningConfig(MaskedSFTConfig):
         },
     )
     trajectory_rows: int = field(
-        default=16, metadata={"help": "Number of rows of each set that are measured, at most."}
+        default=32, metadata={"help": "Number of rows of each set that are measured, at most."}
     )
     stop_forget_probability: float | None = field(
         default=None,
