@@ -149,7 +149,8 @@ def _against(ours: list[dict], others: list[dict]) -> list:
     at = [(kept_at([a], 0.1), kept_at([b], 0.1)) for a, b in pairs]
     at = [(a[0], b[0]) for a, b in at if a and b]
     first, second = (Interval.of(values) for values in zip(*at))
-    disjoint = abs(first.mean - second.mean) > (first.half or math.inf) + (second.half or math.inf)
+    half_widths = sum(math.inf if interval.half is None else interval.half for interval in (first, second))
+    disjoint = abs(first.mean - second.mean) > half_widths
     gaps = [_gap(a) - _gap(b) for a, b in pairs if "relearn" in a and "relearn" in b]
     return [Interval.of(a - b for a, b in at), "yes" if disjoint else "no", Interval.of(gaps) if gaps else ""]
 
