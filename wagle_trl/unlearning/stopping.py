@@ -31,7 +31,7 @@ class StopWhenDone(TrainerCallback):
 
     It reads what [`~unlearning.trajectory.Trajectory`], which must be added first, has logged: the same in every process,
     and in a run that was resumed. Each call of `train` has its own patience. A run that begins below the forget
-    probability of the goal takes every step.
+    probability of the goal, or was not measured before its first step, takes every step.
 
     Args:
         trainer ([`~trainers.masked_sft.MaskedSFTTrainer`]): Trainer to stop.
