@@ -13,7 +13,16 @@ def tune(saved_model, data, quick, tmp_path, capsys):
     """`tune(*options)`: `wagle tune` with at most two candidates, each with one run of two steps."""
 
     def run(objective="npo", *options):
-        own = ["--trajectory_steps", "1", "--tune_learning_rate", "1e-2", "--tune_retain_weight", "1"]
+        own = [
+            "--trajectory_steps",
+            "1",
+            "--tune_learning_rate",
+            "1e-2",
+            "--retain_weight",
+            "1",
+            "--tune_retain_weight",
+            "1",
+        ]
         argv = ["tune", objective, "--model_name_or_path", saved_model, *data, *quick, *own, *options]
         code = main([*argv, "--json"])
         captured = capsys.readouterr()
@@ -78,7 +87,7 @@ def test_an_interrupted_tuning_says_how_it_goes_on_and_does_so(tune, monkeypatch
         (["--tune_mask_density", "2"], "mask_density must be in (0, 1], got 2.0."),
         (["--tune_steps", "0"], "tune_steps must be at least 1, got 0."),
         (["--tune_mask_density", "0.1", "--mask", "none"], "need a mask that is computed"),
-        (["--trajectory_steps", "0"], "trajectory_steps must not be 0"),
+        (["--trajectory_steps", "0"], "trajectory_steps is 0"),
         (["--resume_from_checkpoint", "true"], "the same wagle tune again goes on"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PrinterCallback
 
 from wagle_trl import MaskConfig, WeightMask
+from wagle_trl.comparison.goal import Goal
 from wagle_trl.masks.info import MaskInfo
 from wagle_trl.unlearning.trajectory import DivergedError
 from wagle_trl.unlearning.tuned import merit
@@ -25,6 +26,7 @@ class Trainer:
     """
 
     _name = "Stub"
+    goal = Goal()
     eval_dataset = {"unseen": ROWS}
     train_dataset = retain_dataset = ROWS
 
@@ -100,7 +102,10 @@ def test_the_table_has_every_candidate_once_with_its_longest_run(tuned):
     assert result.defaults == {"learning_rate": 1.0, "retain_weight": 1.0}
     assert "forget is NaN" in result.runs[-1]["diverged"] and result.runs[-1]["steps"] == 1
     assert result.best["trajectory"]["unseen"] == [0.5] * 9  # shown, but it decides nothing
-    assert result.verdict.startswith("Better than the defaults by 0.005: forget 1.000 -> 0.000, retain 0.995 -> 0.995")
+    assert result.verdict.startswith(
+        "Better than the defaults by 0.005 (retain probability where the forget probability passed 0.1): "
+        "forget 1.000 -> 0.000, retain 0.995 -> 0.995"
+    )
     assert result.steps == sum([2, 2, 2, 2, 1, 1, 4, 4, 4, 8, 8])
 
 

@@ -26,8 +26,14 @@ def run(argv: list[str], command: str) -> Output:
     disable_progress_bar()  # those of formatting a few hundred rows; training keeps its own
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of loading and saving
-    logging.getLogger("wagle_trl").setLevel(logging.ERROR)  # what it says of each run, the stages say
-    with translate_disk_errors(args.output_dir):
-        done = run_demo(args.output_dir, args.seed)
+    ours = logging.getLogger("wagle_trl")
+    level = ours.level
+    ours.setLevel(logging.ERROR)  # what it says of each run, the stages say
+    try:
+        with translate_disk_errors(args.output_dir):
+            done = run_demo(args.output_dir, args.seed)
+    finally:
+        ours.setLevel(level)
+        transformers.logging.enable_progress_bar()
     rows = [forgetting.numbers() for forgetting in done]
     return Output({"output_dir": args.output_dir, "rows": rows}, screen(done, args.output_dir))

@@ -31,7 +31,7 @@ class Interval:
     @classmethod
     def of(cls, values: Iterable[float], total: int | None = None) -> "Interval":
         """Compute the interval of at least one value."""
-        values = list(values)
+        values = [float(value) for value in values]
         with np.errstate(over="ignore", invalid="ignore"):  # infinite values have an infinite mean
             mean, half = float(np.mean(values)), None
             if len(values) > 1:

@@ -1,8 +1,7 @@
 """What the trackers of `report_to` learn of a mask: its options and its picture."""
 
 import importlib
-import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
@@ -11,9 +10,6 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from ..attribution.report import draw_masks
 from ..masks.mask import WeightMask
 from .trainer_base import MaskedTrainerBase
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _MODULES = {WandbCallback: "wandb", TrackioCallback: "trackio"}  # which have the same functions
 
@@ -56,7 +52,7 @@ class MaskTracking(TrainerCallback):
             if isinstance(tracker, TensorBoardCallback):
                 writer: Any = tracker.tb_writer
                 writer.add_text("mask", "  \n".join(f"{name}: {value}" for name, value in mask_settings(mask).items()))
-                writer.add_image("mask", np.asarray(picture), state.global_step, dataformats="HWC")
+                writer.add_image("mask", picture, state.global_step, dataformats="HWC")
                 continue
             module = importlib.import_module(
                 next(name for kind, name in _MODULES.items() if isinstance(tracker, kind))
@@ -65,9 +61,12 @@ class MaskTracking(TrainerCallback):
             module.log({"mask": module.Image(picture)})
 
 
-def _picture(mask: WeightMask) -> "Image":
-    from PIL.Image import open as open_image  # late: few runs have a tracker
+def _picture(mask: WeightMask) -> np.ndarray:
+    """Draw the mask, as rows of pixels of three bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: few runs have a tracker
 
-    file = io.BytesIO()
-    draw_masks([(mask.info.score or "mask", mask)]).savefig(file, dpi=150, format="png")
-    return open_image(file).convert("RGB")
+    figure = draw_masks([(mask.info.score or "mask", mask)])
+    figure.set_dpi(150)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..comparison.trajectory import matched
 from ..files.schemas import TunedRun
 
 
 def merit(run: TunedRun, level: float) -> tuple[int, float]:
     """
-    Rank a run by its last measurement, which is of the weights that would be saved. Runs that forgot are ranked by the
-    retain probability, the others below by how near they came; diverged ones are last.
+    Rank a run. Of the runs that end at or below the level, those are better that kept more of the retain rows where the
+    forget probability passed it: at the same forgetting, and before the retain rows are learned once more. The others are
+    ranked by how near they came; diverged ones are last.
     """
-    forget, retain = (run["trajectory"][name][-1] for name in ("forget", "retain"))
     if run["diverged"]:
         return 0, 0.0
-    return (2, retain) if forget <= level else (1, -forget)
+    left, passed = run["trajectory"]["forget"][-1], matched(run["trajectory"], level)
+    return (1, -left) if left > level or passed is None else (2, passed["retain"])
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Tuning:
             return f"No run forgot: the best ended at {best}, above {self.level:g}; {advice}."
         if merit(self.default_run, self.level)[0] < 2:
             return f"Better than the defaults, which did not forget ({default}): {best}."
-        gain = self.best["trajectory"]["retain"][-1] - self.default_run["trajectory"]["retain"][-1]
+        gain = merit(self.best, self.level)[1] - merit(self.default_run, self.level)[1]
         if gain < 0.001:
             return f"No candidate is better than the defaults: {default}."
-        return f"Better than the defaults by {gain:.3f}: {best}, with the defaults {default}."
+        where = f"retain probability where the forget probability passed {self.level:g}"
+        return f"Better than the defaults by {gain:.3f} ({where}): {best}, with the defaults {default}."
 
 
 def described(run: TunedRun) -> str:

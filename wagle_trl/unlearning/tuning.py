@@ -70,7 +70,7 @@ def tune(
 
     Runs of all candidates start short, and the better half goes on to runs of twice the length, see
     [`~unlearning.halving.successive_halving`]. The trainer's own options are a candidate that stays until the end. Runs
-    are ranked by what they end with, of the rows that they were trained on. Finished runs are kept in `output_dir`: after an
+    are ranked by [`~unlearning.tuned.merit`], on the rows that they were trained on. Finished runs are kept in `output_dir`: after an
     interruption the same call goes on. Each mask is computed once.
 
     Args:
