@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.defaults import table
+from benchmarks.tables import filled
+from benchmarks.worlds import WORLDS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -79,3 +83,18 @@ def test_the_readme_quotes_the_result_of_deltas():
     assert peak == f"{measured['median']['verify']['peak_bytes'] / 1e6:.0f} MB"
     assert measured["median"]["verify"]["peak_bytes"] < 1e9 and measured["verify_bytes_a_second"] > 0.5e9
     assert sizes[0.05, False] <= 0.15
+
+
+def test_the_readme_quotes_the_result_of_the_defaults():
+    rows = result("defaults.json")["rows"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert rows and filled(text, {"defaults": table(rows)}) == text
+
+
+@pytest.mark.parametrize("name", ["people", "records"])
+def test_a_world_forgets_less_than_a_tenth_and_its_sets_share_no_person(name):
+    sets = WORLDS[name](0, ROOT)
+    people = [{row["person"] for row in rows} for rows in sets.values()]
+    assert list(sets) == ["forget", "retain", "unseen"]
+    assert len(sets["forget"]) < 0.1 * sum(map(len, sets.values())) + 1
+    assert sum(map(len, people)) == len(set.union(*people))
