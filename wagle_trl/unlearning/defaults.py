@@ -31,7 +31,7 @@ def default_learning_rate(model: PreTrainedModel | PeftModel, density: float | N
     """
     if isinstance(model, PeftModel):
         return ADAPTERS
-    width = model.config.get_text_config().hidden_size
+    width = model.get_input_embeddings().weight.shape[-1]
     return float(f"{DENSE * WIDTH / width / math.sqrt(density or 1.0):.2g}")
 
 
