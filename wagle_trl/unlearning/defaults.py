@@ -3,6 +3,7 @@
 import math
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 DENSE = 5e-5
@@ -31,7 +32,9 @@ def default_learning_rate(model: PreTrainedModel | PeftModel, density: float | N
     """
     if isinstance(model, PeftModel):
         return ADAPTERS
-    width = model.get_input_embeddings().weight.shape[-1]
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, Tensor)  # quantized ones, too
+    width = embeddings.shape[-1]
     return float(f"{DENSE * WIDTH / width / math.sqrt(density or 1.0):.2g}")
 
 
