@@ -35,8 +35,8 @@ def unlearn(saved_model, data, quick, tmp_path, capsys, caplog, monkeypatch):
 
 @pytest.mark.parametrize("command", ["npo", "graddiff"])
 def test_a_run_ends_when_it_is_done_and_its_last_line_says_so(command, unlearn, tmp_path):
-    code, out, log, report = unlearn([0.9, 0.5, 0.1], [1.0, 0.8, 0.96], command=command)
-    line = "forget 0.9 -> 0.1, retain 1 -> 0.96: done at step 2"
+    code, out, log, report = unlearn([0.9, 0.5, 0.1], [1.0, 0.8, 0.98], command=command)
+    line = "forget 0.9 -> 0.1, retain 1 -> 0.98: done at step 2"
     assert (code, report["steps"], report["verdict"]) == (0, 2, line)
     assert report["options"]["stop_forget_probability"] == 0.1
     assert out.splitlines()[-1] == f"{line}." and f"{line}." in log

@@ -249,6 +249,8 @@ class PartialRecord(Record):
 def _has_sets(columns: dict[str, list[float]]) -> dict[str, list[float]]:
     if not {"step", "forget", "retain"} <= columns.keys():
         raise PydanticCustomError("missing_sets", "should have step, forget and retain")
+    if len({len(values) for values in columns.values()}) > 1:
+        raise PydanticCustomError("different_lengths", "should have columns of one length")
     return columns
 
 
