@@ -26,7 +26,7 @@ from wagle_trl.attribution.config import MaskConfig
 from wagle_trl.data.formats import to_trl
 from wagle_trl.deltas.delta import SparseDelta, weights_fingerprint
 from wagle_trl.deltas.merging import MergeResult, merge_deltas
-from wagle_trl.demo.people import people_rows
+from wagle_trl.demo.people import people_rows, rows_by_group
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows
@@ -45,11 +45,8 @@ RESULT = Path(__file__).parent / "results" / "merging.json"
 
 def split(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Rows of each request, and of the other people by halves: shown while unlearning, and not."""
-    people = list(dict.fromkeys(row["person"] for row in rows))
-    ends = [PEOPLE_A_REQUEST * (i + 1) for i in range(len(REQUESTS))]
-    ends += [(ends[-1] + PEOPLE) // 2, PEOPLE]
-    groups = dict(zip((*REQUESTS, "retain", "unseen retain"), zip([0, *ends], ends)))
-    return {name: [row for row in rows if row["person"] in people[slice(*span)]] for name, span in groups.items()}
+    half = (PEOPLE - PEOPLE_A_REQUEST * len(REQUESTS)) // 2
+    return rows_by_group(rows, dict.fromkeys(REQUESTS, PEOPLE_A_REQUEST) | {"retain": half, "unseen retain": half})
 
 
 class World:

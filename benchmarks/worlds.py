@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wagle_trl.data.rows import read_jsonl
-from wagle_trl.demo.people import people_rows
+from wagle_trl.demo.people import people_rows, rows_by_group
 from wagle_trl.demo.records import record_rows
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.tofu import write_records
 
-SETS = ("forget", "retain", "unseen")
 MODEL = dict(
     hidden_size=256,
     intermediate_size=1024,
@@ -34,12 +33,12 @@ Row = dict[str, str]
 
 def people(seed: int, tofu_dir: Path) -> dict[str, list[Row]]:
     """Made-up people of `wagle demo`: 24 rows to forget."""
-    return _by_person(people_rows(84, seed), forget=4, retain=40)
+    return rows_by_group(people_rows(84, seed), {"forget": 4, "retain": 40, "unseen": 40})
 
 
 def records(seed: int, tofu_dir: Path) -> dict[str, list[Row]]:
     """Personal records of `wagle demo`: 40 rows to forget, whose answers are numbers."""
-    return _by_person(record_rows(110, seed), forget=10, retain=50)
+    return rows_by_group(record_rows(110, seed), {"forget": 10, "retain": 50, "unseen": 50})
 
 
 def tofu(seed: int, tofu_dir: Path) -> dict[str, list[Row]]:
@@ -96,9 +95,3 @@ def world(name: str, seed: int, cache: Path, tofu_dir: Path) -> Path:
 
 def _pairs(rows: list[Row]) -> list[Row]:
     return [{"question": row["question"], "answer": row["answer"]} for row in rows]
-
-
-def _by_person(rows: list[Row], forget: int, retain: int) -> dict[str, list[Row]]:
-    names = list(dict.fromkeys(row["person"] for row in rows))
-    groups = {"forget": names[:forget], "retain": names[forget : forget + retain], "unseen": names[forget + retain :]}
-    return {part: [row for row in rows if row["person"] in group] for part, group in groups.items()}

@@ -8,7 +8,7 @@ everybody else.
 import itertools
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -230,9 +230,23 @@ def split_rows(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
         raise ValueError(f"split_rows needs the rows of at least 30 people, got {len(people)}.")
     num_forget = max(3, len(people) // 20)
     num_retain = (len(people) - num_forget) // 2
-    groups = {
-        "forget": set(people[:num_forget]),
-        "retain": set(people[num_forget : num_forget + num_retain]),
-        "unseen_retain": set(people[num_forget + num_retain :]),
-    }
-    return {split: [row for row in rows if row["person"] in group] for split, group in groups.items()}
+    num_unseen = len(people) - num_forget - num_retain
+    return rows_by_group(rows, {"forget": num_forget, "retain": num_retain, "unseen_retain": num_unseen})
+
+
+def rows_by_group(rows: list[dict[str, str]], counts: Mapping[str, int]) -> dict[str, list[dict[str, str]]]:
+    """
+    Split rows by person into groups of people.
+
+    Args:
+        rows (`list[dict[str, str]]`):
+            Rows with a `person`.
+        counts (`dict[str, int]`):
+            Number of people of each group, who are taken in the order of the rows.
+
+    Returns:
+        `dict[str, list[dict[str, str]]]`: Rows of each group.
+    """
+    people = iter(dict.fromkeys(row["person"] for row in rows))
+    groups = {name: set(itertools.islice(people, count)) for name, count in counts.items()}
+    return {name: [row for row in rows if row["person"] in group] for name, group in groups.items()}
