@@ -127,35 +127,37 @@ def collect(cache: Path) -> None:
     """Write the rows that are done and their means over the seeds."""
     rows = [json.loads(path.read_text()) for path in sorted((cache / "rows").glob("*.json"))]
     groups = []
-    for name, objective, arm in itertools.product(WORLDS, TITLES, ARMS):
-        found = [row for row in rows if (row["world"], row["objective"], row["arm"]) == (name, objective, arm)]
-        if found:
-            numbers = [
-                {f"{when}_{key}": value for when in WHEN if when in row for key, value in row[when].items()}
-                for row in found
-            ]
-            groups.append(
-                {"world": name, "objective": objective, "arm": arm, "seeds": len(found)}
-                | plain_numbers(intervals(numbers))
-            )
+    for (name, objective, arm), found in grouped(rows).items():
+        numbers = [
+            {f"{when}_{key}": value for when in WHEN if when in row for key, value in row[when].items()}
+            for row in found
+        ]
+        group = {"world": name, "objective": objective, "arm": arm, "seeds": len(found)}
+        groups.append(group | plain_numbers(intervals(numbers)))
     write_result(RESULT, {"groups": groups, "rows": rows})
     fill(README, {"defaults": table(rows)})
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Group rows that differ in the seed by world, objective and arm."""
+    groups = {key: [] for key in itertools.product(WORLDS, TITLES, ARMS)}
+    for row in rows:
+        groups[row["world"], row["objective"], row["arm"]].append(row)
+    return {key: found for key, found in groups.items() if found}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the means over the seeds at the end of the runs, one line per world, objective and arm."""
     header = ["data", "objective", "what trains", "seeds", "steps", *(f"{name}, before -> end" for name in SETS)]
     body = []
-    for name, objective, arm in itertools.product(WORLDS, TITLES, ARMS):
-        found = [row for row in rows if (row["world"], row["objective"], row["arm"]) == (name, objective, arm)]
-        if found:
-            steps = statistics.mean(row["end"]["step"] for row in found)
-            kept = [
-                f"{statistics.mean(row['before'][part] for row in found):.3f} -> "
-                f"{Interval.of(row['end'][part] for row in found)}"
-                for part in SETS
-            ]
-            body.append([name, TITLES[objective], arm, len(found), f"{steps:.0f}", *kept])
+    for (name, objective, arm), found in grouped(rows).items():
+        steps = statistics.mean(row["end"]["step"] for row in found)
+        kept = [
+            f"{statistics.mean(row['before'][part] for row in found):.3f} -> "
+            f"{Interval.of(row['end'][part] for row in found)}"
+            for part in SETS
+        ]
+        body.append([name, TITLES[objective], arm, len(found), f"{steps:.0f}", *kept])
     return markdown(header, body)
 
 

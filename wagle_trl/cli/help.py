@@ -48,11 +48,14 @@ class Help:
     is_complete: bool = True
 
 
-def _training(objective: Group, example: str, data: Group = DATA) -> Help:
-    own = UNLEARNING_LENGTH if "--retain_weight" in objective else {}
-    groups = {"data": data, "mask": MASK, "objective": objective, "training": TRAINING | own}
+def _training(objective: Group, example: str, data: Group = DATA, training: Group = TRAINING) -> Help:
+    groups = {"data": data, "mask": MASK, "objective": objective, "training": training}
     groups |= {"memory": MEMORY, "publishing": PUBLISHING}
     return Help(f"--model_name_or_path MODEL {example} --output_dir out", groups, is_complete=False)
+
+
+def _unlearning(own: Group) -> Help:
+    return _training(UNLEARNING | own, ROWS, training=TRAINING | UNLEARNING_LENGTH)
 
 
 HELP = {
@@ -91,8 +94,8 @@ HELP = {
         },
         is_complete=False,
     ),
-    "npo": _training(UNLEARNING | {"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}, ROWS),
-    "graddiff": _training(UNLEARNING, ROWS),
+    "npo": _unlearning({"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}),
+    "graddiff": _unlearning({}),
     "tune": Help(
         f"npo --model_name_or_path MODEL {ROWS} --output_dir tune",
         {

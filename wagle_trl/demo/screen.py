@@ -1,6 +1,6 @@
 """What the demo shows at its end, on one screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -23,7 +23,7 @@ def screen(done: Sequence[Forgetting], folder: str) -> list[Table | str]:
     Returns:
         `list`: Tables and texts to print.
     """
-    by_world = {name: [forgetting for forgetting in done if forgetting.world == name] for name in WORLDS}
+    by_world = {world: {run.name: run for run in done if run.world == world} for world in WORLDS}
     return [
         *(comparison_table(name, runs) for name, runs in by_world.items()),
         *(_bought(name, runs) for name, runs in by_world.items()),
@@ -33,11 +33,12 @@ def screen(done: Sequence[Forgetting], folder: str) -> list[Table | str]:
     ]
 
 
-def comparison_table(world: str, runs: Sequence[Forgetting]) -> Table:
+def comparison_table(world: str, runs: Mapping[str, Forgetting]) -> Table:
     """Make the table of a world: what each run was given, and what it forgot and kept."""
-    before = runs[0].numbers()
+    first = next(iter(runs.values()))
+    before = first.numbers()
     table = Table(
-        title=f"{WORLDS[world].title}: {len(runs[0].answers)} answers to forget, of {NUM_PEOPLE} people",
+        title=f"{WORLDS[world].title}: {len(first.answers)} answers to forget, of {NUM_PEOPLE} people",
         caption=f"Answer probability of the saved weights; last column: where the forget rows passed {FORGOTTEN}",
     )
     for column in (
@@ -53,7 +54,7 @@ def comparison_table(world: str, runs: Sequence[Forgetting]) -> Table:
         table.add_column(column, justify="left" if column == "run" else "right")
     sets = ("forget", "retain", "unseen_retain")
     table.add_row("base", "", "", "0", *(f"{before[f'{name}_before']:.3f}" for name in sets), "")
-    for run in runs:
+    for run in runs.values():
         numbers = run.numbers()
         depth = numbers["unseen_retain_at_depth"]
         table.add_row(
@@ -67,9 +68,9 @@ def comparison_table(world: str, runs: Sequence[Forgetting]) -> Table:
     return table
 
 
-def _bought(world: str, runs: Sequence[Forgetting]) -> str:
+def _bought(world: str, runs: Mapping[str, Forgetting]) -> str:
     """Say what the mask saves against training all weights, and what it proves."""
-    masked, dense = (next(run for run in runs if run.name == name) for name in ("masked", "dense"))
+    masked, dense = runs["masked"], runs["dense"]
     numbers, proof = masked.numbers(), masked.proof
     assert proof is not None  # the arm has a mask
     total = proof.total
@@ -82,11 +83,11 @@ def _bought(world: str, runs: Sequence[Forgetting]) -> str:
     )
 
 
-def _not_bought(by_world: dict[str, list[Forgetting]]) -> str:
+def _not_bought(by_world: Mapping[str, Mapping[str, Forgetting]]) -> str:
     """Compare what the masked and the dense run kept at the same depth of forgetting, whichever is better."""
     parts = []
     for world, runs in by_world.items():
-        kept = {run.name: run.numbers()["unseen_retain_at_depth"] for run in runs}
+        kept = {name: run.numbers()["unseen_retain_at_depth"] for name, run in runs.items()}
         masked, others = kept.pop("masked"), kept
         if masked is None or None in others.values():
             parts.append(f"{world}: not every run forgot")
@@ -102,11 +103,11 @@ def _not_bought(by_world: dict[str, list[Forgetting]]) -> str:
     )
 
 
-def _examples(by_world: dict[str, list[Forgetting]]) -> str:
+def _examples(by_world: Mapping[str, Mapping[str, Forgetting]]) -> str:
     """Quote an answer of each world, before and after."""
     quotes = []
     for runs in by_world.values():
-        record: dict[str, Any] = next(run for run in runs if run.name == "masked").answers[0]
+        record: dict[str, Any] = runs["masked"].answers[0]
         question = record["question"].removeprefix("Question: ").removesuffix("\nAnswer:")
         quotes.append(f"  {question}  before: {record['answer'].strip()}  after: {record['generated'].strip()}")
     return "\n".join(quotes)
