@@ -28,8 +28,8 @@ from ..attribution.config import MaskConfig
 from ..comparison.goal import Goal
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
 from ..files.run_folder import REFERENCE_FILE
+from ..losses.fused_head import answer_log_probs
 from ..losses.objectives import cross_entropy
-from ..losses.vocabulary import answer_log_probs
 from ..masks.mask import WeightMask
 from ..trainers.checks import check_rows
 from ..trainers.masked_sft import MaskedSFTTrainer

@@ -7,7 +7,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..files.tensor_file import TensorFile, write_tensors
-from ..losses.vocabulary import answer_log_probs
+from ..losses.fused_head import answer_log_probs
 from ..trainers.masked_sft import MaskedSFTTrainer
 
 REFERENCE_COLUMN = "reference_log_probs"

@@ -7,9 +7,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl import MaskConfig
 from wagle_trl.attribution.compute_mask import compute_mask
-from wagle_trl.losses import vocabulary
+from wagle_trl.losses import fused_head
+from wagle_trl.losses.fused_head import answer_log_probs, check_fused_head
 from wagle_trl.losses.per_sample import fused_sample_losses, sample_losses
-from wagle_trl.losses.vocabulary import answer_log_probs, check_fused_head
 from wagle_trl.memory.allocations import Allocations
 
 from ..support.architectures import RIGHT, WRONG, batch, build
@@ -54,7 +54,7 @@ def test_the_check_sees_the_same_in_bf16(kind):
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_gradients_of_the_models_own_logits_are_those_of_its_cross_entropy(kind, monkeypatch):
-    monkeypatch.setattr(vocabulary, "_CHUNK", 7)
+    monkeypatch.setattr(fused_head, "_CHUNK", 7)
     model = build(kind, output_router_logits=False).eval() if kind == "llama4_text" else build(kind).eval()
     plain = copy.deepcopy(model)
     plain(**batch(labels=True)).loss.backward()
@@ -74,7 +74,7 @@ def test_entropy_has_a_gradient_and_ruled_out_tokens_do_not_spoil_it():
     logits = torch.randn(4, 10)
     logits[:, 3] = -torch.inf
     logits.requires_grad_()
-    log_probs, entropy, *_ = vocabulary._token_scores(logits, torch.tensor([1, 2, 0, -100]), 2.0)
+    log_probs, entropy, *_ = fused_head._token_scores(logits, torch.tensor([1, 2, 0, -100]), 2.0)
     expected = torch.distributions.Categorical(probs=(logits.detach() / 2).softmax(-1)).entropy()
     assert torch.allclose(entropy[:3], expected[:3], atol=1e-6) and entropy[3] == log_probs[3] == 0
     (entropy.sum() + log_probs.sum()).backward()
@@ -82,7 +82,7 @@ def test_entropy_has_a_gradient_and_ruled_out_tokens_do_not_spoil_it():
 
 
 def test_logits_are_in_fp32_for_a_chunk_of_tokens_at_a_time(monkeypatch):
-    monkeypatch.setattr(vocabulary, "_CHUNK", 5)
+    monkeypatch.setattr(fused_head, "_CHUNK", 5)
     model = with_fused_head(build("modernbert-decoder", vocab_size=5000).bfloat16())
     check_fused_head(model)
     with Allocations(model.parameters()) as memory:
@@ -94,7 +94,7 @@ def test_logits_are_in_fp32_for_a_chunk_of_tokens_at_a_time(monkeypatch):
 def test_the_auxiliary_loss_is_that_of_the_model():
     model = with_fused_head(build("mixtral"))
     own = model.eval()(**batch(), use_cache=False).aux_loss
-    model.forward = vocabulary._forward_by_logits(type(model).forward, 1.0).__get__(model)
+    model.forward = fused_head._forward_by_logits(type(model).forward, 1.0).__get__(model)
     outputs = answer_log_probs(model, batch(labels=True))
     assert outputs.aux_loss == own > 0
     cross_entropy = -outputs.log_probs.sum() / outputs.label_mask.sum()
