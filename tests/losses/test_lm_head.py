@@ -8,7 +8,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from wagle_trl.losses.fused_head import check_fused_head
 from wagle_trl.losses.lm_head import OwnHead, SplitModel
-from wagle_trl.losses.vocabulary import entropy, kl_from_uniform, target_log_probs
+from wagle_trl.losses.vocabulary import entropy, kl_from_uniform, kl_to_reference, target_log_probs
 
 from ..support.architectures import RIGHT, WRONG, batch, build
 
@@ -84,6 +84,8 @@ def test_a_head_that_peft_trains_whole_is_the_one_that_is_trained():
 @pytest.mark.parametrize("kind", ["gemma2", "gpt2", "modernbert-decoder", "recurrent_gemma"])
 def test_a_frozen_copy_keeps_what_the_head_was(kind):
     model = build(kind).eval()
+    add_fused_lm_head(model)
+    check_fused_head(model)  # which replaces the forward of the model
     head = SplitModel.of(model).head
     frozen = head.frozen_copy()
     hidden, _ = states_and_logits(model)
@@ -96,6 +98,25 @@ def test_a_frozen_copy_keeps_what_the_head_was(kind):
     assert not frozen.logits(hidden).requires_grad
     assert not torch.allclose(head.logits(hidden), before)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_tokens_that_a_model_rules_out_do_not_spoil_the_others():
+    class Ruling(LlamaForCausalLM):
+        def forward(self, **kwargs):
+            outputs = super().forward(**kwargs)
+            outputs.logits[..., 3] = -torch.inf
+            return outputs
+
+    model = build("llama").eval()
+    model.__class__ = Ruling
+    head = SplitModel.of(model).head
+    assert isinstance(head, OwnHead)
+    hidden, logits = states_and_logits(model)
+    values = entropy(head, hidden)
+    assert torch.allclose(values, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-4)
+    values = values + kl_to_reference(head, hidden, head, 0.9 * hidden)
+    (gradient,) = torch.autograd.grad(values.sum(), hidden)
+    assert values.isfinite().all() and gradient.isfinite().all() and gradient.any()
 
 
 def test_a_model_whose_logits_need_more_than_its_hidden_states_is_refused():

@@ -1,4 +1,6 @@
+import importlib.util
 import math
+import sys
 
 import pytest
 import torch
@@ -114,10 +116,10 @@ def test_bf16_errs_no_more_than_dense_logits_in_bf16(name, kernels, monkeypatch)
     options = HEADS["all"]
 
     def errors(values, p):
-        found = [values, *gradients(values, *p)]
+        found = [values.detach(), *gradients(values, *p)]
         exact_p, exact_q = make(options, torch.float64), make(options, torch.float64, seed=1)
         exact = dense(name, logits_of(*exact_p), logits_of(*exact_q), TARGETS)
-        return [float((a - b).norm() / b.norm()) for a, b in zip(found, [exact, *gradients(exact, *exact_p)])]
+        return [float((a - b).norm() / b.norm()) for a, b in zip(found, [exact.detach(), *gradients(exact, *exact_p)])]
 
     p, q = make(options, torch.bfloat16), make(options, torch.bfloat16, seed=1)
     ours = errors(FUNCTIONS[name](p, q, TARGETS), p)
@@ -174,9 +176,13 @@ def test_autocast_projects_in_its_dtype_and_leaves_fp32_values(name, kernels, mo
 
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_logits_of_all_tokens_never_exist(name, kernels, small_chunks, monkeypatch):
+def test_logits_of_all_tokens_never_exist(name, kernels, monkeypatch):
     monkeypatch.setattr(vocabulary, "_KERNELS", kernels)
     monkeypatch.setattr(vocabulary, "_LOGITS", 2000)
+    monkeypatch.setattr(vocabulary, "_TILE", 100)
+    monkeypatch.setattr(chunked_divergence, "VOCAB_CHUNK_SIZE", 100)
+    for module in (chunked_divergence, chunked_logprob):
+        monkeypatch.setattr(module, "TOKEN_CHUNK_SIZE", 20)
     sizes = {"tokens": 40, "vocab": 500, "width": 3}
     p, q = make({"soft_cap": 4.0}, **sizes), make({"soft_cap": 4.0}, seed=1, **sizes)
     with Allocations() as memory:
@@ -195,3 +201,13 @@ def test_a_target_known_by_heart_leaves_a_gradient_in_bf16():
     found = torch.autograd.grad(suppressed_cross_entropy(*p, *q, targets, 10.0).sum(), hidden)[0]
     exact = torch.autograd.grad(suppressed_cross_entropy(*exact_p, *exact_q, targets, 10.0).sum(), exact_p[1])[0]
     assert torch.cosine_similarity(found.double().flatten(), exact.flatten(), dim=0) > 0.999
+
+
+def test_without_trls_kernels_there_is_another_way(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl.kernels.chunked_divergence", None)  # importing it is an ImportError
+    spec = importlib.util.find_spec("wagle_trl.losses.vocabulary")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    p, q = make(HEADS["all"]), make(HEADS["all"], seed=1)
+    assert not module._KERNELS and vocabulary._KERNELS
+    assert torch.allclose(module.kl_to_reference(*p, *q), kl_to_reference(*p, *q), atol=1e-5)

@@ -109,7 +109,7 @@ class OwnHead:
         given.__dict__ |= {"forward": lambda *args, **kwargs: output, "_forward_hooks": {}, "_forward_pre_hooks": {}}
         model = _with_part(self.model, self.backbone, given)
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        # Of the class: the forward of the model may be one with a fused head
+        # Of the class: the forward of the model may be one with a fused head, or under autocast
         logits = _wide(type(self.model).forward(model, input_ids=ids, use_cache=False).logits[0])
         # Finite, since models rule tokens out by logits of minus infinity, and 0 * inf would be no number
         return logits.clamp(min=torch.finfo(logits.dtype).min)
@@ -192,7 +192,7 @@ def _states_and_logits(model: PreTrainedModel) -> tuple[str, Tensor, Tensor]:
             found.append((names[module], output["last_hidden_state"]))
 
     with register_module_forward_hook(note):
-        logits = model(**short_rows(model, 1)).logits
+        logits = type(model).forward(model, **short_rows(model, 1)).logits  # as in `OwnHead`
     if not found:
         raise ValueError("no part of it gives such states")
     name, hidden = found[-1]  # the outermost returns last
