@@ -276,6 +276,7 @@ class Message(TypedDict, total=False):
 
 
 TextOrMessages = Annotated[Any, _text_or(list[Message])]
+TextOrTexts = Annotated[Any, _text_or(list[str])]
 
 
 class Row(TypedDict, total=False):
@@ -291,6 +292,7 @@ class Row(TypedDict, total=False):
     text: str | None
     paraphrased_answer: str | None
     perturbed_answer: list[str] | None
+    alternate: TextOrTexts
 
 
 # Files of transformers, PEFT and safetensors
