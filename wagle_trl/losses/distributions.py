@@ -3,10 +3,10 @@
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .lm_head import Head
+from .objectives import token_mean
 from .vocabulary import entropy, kl_from_uniform, kl_to_reference, margin, peak_over_mean, suppressed_cross_entropy
 
 
@@ -25,7 +25,7 @@ def kl_retain_loss(
     Returns:
         `torch.Tensor`: Scalar, in nats.
     """
-    return _mean(kl_to_reference(head, hidden, reference_head, reference_hidden), num_tokens)
+    return token_mean(kl_to_reference(head, hidden, reference_head, reference_hidden), num_tokens)
 
 
 def undial_loss(
@@ -51,7 +51,7 @@ def undial_loss(
         `torch.Tensor`: Scalar, in nats.
     """
     values = suppressed_cross_entropy(head, hidden, reference_head, reference_hidden, targets, beta)
-    return _mean(values, num_tokens)
+    return token_mean(values, num_tokens)
 
 
 def max_entropy_loss(
@@ -74,8 +74,8 @@ def max_entropy_loss(
         `torch.Tensor`: Scalar, in nats.
     """
     if direction == "uniform_to_model":
-        return _mean(kl_from_uniform(head, hidden), num_tokens)
-    return _mean(math.log(head.vocab_size) - entropy(head, hidden), num_tokens)
+        return token_mean(kl_from_uniform(head, hidden), num_tokens)
+    return token_mean(math.log(head.vocab_size) - entropy(head, hidden), num_tokens)
 
 
 def pdu_forget_loss(head: Head, hidden: Tensor, num_tokens: Tensor | int) -> Tensor:
@@ -88,7 +88,7 @@ def pdu_forget_loss(head: Head, hidden: Tensor, num_tokens: Tensor | int) -> Ten
     Returns:
         `torch.Tensor`: Scalar.
     """
-    return _mean(peak_over_mean(head, hidden).square(), num_tokens)
+    return token_mean(peak_over_mean(head, hidden).square(), num_tokens)
 
 
 def ihl_loss(head: Head, hidden: Tensor, targets: Tensor, num_tokens: Tensor | int) -> Tensor:
@@ -102,8 +102,4 @@ def ihl_loss(head: Head, hidden: Tensor, targets: Tensor, num_tokens: Tensor | i
     Returns:
         `torch.Tensor`: Scalar.
     """
-    return _mean(1 + margin(head, hidden, targets), num_tokens)
-
-
-def _mean(values: Tensor, num_tokens: Tensor | int) -> Tensor:
-    return values.sum() / torch.as_tensor(num_tokens).clamp(min=1)
+    return token_mean(1 + margin(head, hidden, targets), num_tokens)
