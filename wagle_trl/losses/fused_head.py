@@ -7,7 +7,8 @@ So it is compared with the model's own logits before any work, and gives way to 
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 # Of the comparison: tokens, and the largest logit that they are made to have, so that a bend such as a soft cap shows
 _TOKENS = 16
-_LARGEST_LOGIT = 64.0
+LARGEST_LOGIT = 64.0
 # Tokens whose logits are in fp32 at a time
 _CHUNK = 512
 
@@ -77,14 +78,9 @@ def check_fused_head(model: nn.Module, temperature: float = 1.0) -> bool:
     Returns:
         `bool`: Whether the fused head is right.
     """
-    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-    modes = {module: module.training for module in base.modules()}
-    base.eval()
-    try:
+    base = base_of(model)
+    with in_eval_mode(base):
         difference = _difference(base, temperature)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if difference is None:
         return True
     base.forward = types.MethodType(_forward_by_logits(type(base).forward, temperature), base)
@@ -95,22 +91,45 @@ def check_fused_head(model: nn.Module, temperature: float = 1.0) -> bool:
     return False
 
 
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Get the causal language model, adapters in it included, of one that PEFT may have wrapped."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch a model to evaluation, and every part of it back to what it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def short_rows(model: PreTrainedModel, count: int) -> dict[str, Any]:
+    """Build `count` equal rows of different tokens, on the device of a model, to compare ways to its logits with."""
+    vocab_size = model.config.get_text_config().vocab_size
+    # Of the first quarter: placeholders of images, which need some, are usually at the end
+    step = max(vocab_size // (4 * _TOKENS), 1)
+    device = next(model.get_input_embeddings().parameters()).device
+    ids = (torch.arange(1, _TOKENS + 1, device=device) * step % vocab_size).repeat(count, 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+
 @torch.no_grad()
 def _difference(model: PreTrainedModel, temperature: float) -> str | None:
     """How the fused head errs, if it does."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     if head is None:
         return "it finds no LM head"
-    # Of the first quarter: placeholders of images, which need some, are usually at the end
-    step = max(config.vocab_size // (4 * _TOKENS), 1)
-    device = next(model.get_input_embeddings().parameters()).device
-    ids = (torch.arange(1, _TOKENS + 1, device=device) * step % config.vocab_size).repeat(2, 1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    inputs = short_rows(model, 2)
     if getattr(config, "output_router_logits", False):
         inputs["output_router_logits"] = True
     peak = model(**inputs).logits.abs().max().item()
     # One row as it is, in which a bias counts, and one with larger logits, in which a bend counts
-    factors = torch.tensor([1.0, max(1.0, _LARGEST_LOGIT / peak)]).view(2, 1, 1)
+    factors = torch.tensor([1.0, max(1.0, LARGEST_LOGIT / peak)]).view(2, 1, 1)
 
     def enlarged(hidden_states: Tensor) -> Tensor:
         return hidden_states * factors.to(hidden_states)
