@@ -33,8 +33,7 @@ def test_the_same_command_again_goes_on_and_another_is_refused(options, tmp_path
     assert path.read_bytes() == before
     capsys.readouterr()
     assert main([*options, "--seed", "1"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "is of another model, other rows or other options" in line
+    assert "is of another model, other rows or other options" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

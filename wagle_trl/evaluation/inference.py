@@ -7,7 +7,7 @@ dtype, which is visible in bf16.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -243,7 +243,9 @@ def generate_answers(
     prompt_ids = [_prompt_ids(prompt, tokenizer) for prompt in prompts]
     pad_token_id = padding_token_id(tokenizer)
     # Options that are not named here come from the model's own `generation_config.json`
-    options = dict(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=None, use_cache=True)
+    options: dict[str, Any] = dict(
+        do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=None, use_cache=True
+    )
     options |= dict(eos_token_id=stop_token_ids(model, tokenizer), pad_token_id=pad_token_id)
     options |= dict(stop_strings=list(stop_strings), tokenizer=tokenizer) if stop_strings else {}
     answers = [""] * len(prompt_ids)
