@@ -75,14 +75,15 @@ def run(argv: list[str], command: str) -> Output:
     again = f"To go on where it stopped, the same command again: {command_line(command, argv)}"
     with advising(lambda error: None if isinstance(error, ValueError) else again):
         alternates = generate_alternates(model, tokenizer, rows, options, folder / ALTERNATES_FILE)
-    _write(folder / ALTERNATE_ROWS_FILE, rows, alternates)
+    if not (folder / ALTERNATE_ROWS_FILE).exists():  # it would be the same, but for what was edited
+        _write(folder / ALTERNATE_ROWS_FILE, rows, alternates)
     return _output(folder, alternates, options)
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], alternates: Sequence[list[str]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row, texts in zip(rows, alternates, strict=True):
-            file.write(json.dumps(row | {ALTERNATE: texts}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row | {ALTERNATE: texts}, ensure_ascii=False, default=str) + "\n")
 
 
 def _output(folder: Path, alternates: Sequence[list[str]], options: AlternateOptions) -> Output:
