@@ -40,7 +40,7 @@ def run_and_resume(make_trainer, tiny_model, tmp_path, monkeypatch):
         torch.manual_seed(1234)  # the new process starts with other random numbers
         resumed = make_trainer(kind, tiny_model(**model), output_dir=str(tmp_path / "again"), **OPTIONS | options)
         monkeypatch.setattr("wagle_trl.trainers.mask_mixin.compute_mask", refuse)
-        monkeypatch.setattr("wagle_trl.unlearning.base.reference_log_probs", refuse)
+        monkeypatch.setattr("wagle_trl.unlearning.reference.reference_log_probs", refuse)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / checkpoint))
         return whole, resumed
 

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ..losses.objectives import cross_entropy
 from ..papers import Paper
-from .base import UnlearningTrainer
-from .batch import UnlearningBatch
-from .config import UnlearningConfig
+from ..unlearning.base import UnlearningTrainer
+from ..unlearning.batch import UnlearningBatch
+from ..unlearning.config import UnlearningConfig
 
 
 @dataclass

@@ -8,8 +8,8 @@ from trl.trainer.utils import add_fused_lm_head
 from wagle_trl import MaskConfig
 from wagle_trl.attribution.compute_mask import compute_mask
 from wagle_trl.losses import vocabulary
+from wagle_trl.losses.fused_head import answer_log_probs, check_fused_head
 from wagle_trl.losses.per_sample import fused_sample_losses, sample_losses
-from wagle_trl.losses.vocabulary import answer_log_probs, check_fused_head
 from wagle_trl.memory.allocations import Allocations
 
 from ..support.architectures import RIGHT, WRONG, batch, build
