@@ -179,7 +179,7 @@ def answer_text(completion: str | list[dict[str, Any]]) -> str:
 
 
 def _answers(row: Mapping[str, Any], refusals: list[str] | None, completion: str | list[dict[str, Any]]) -> list[str]:
-    answers = row[ALTERNATE] if ALTERNATE in row else refusals
+    answers = row.get(ALTERNATE, refusals)
     answers = answers if isinstance(answers, list) else [answers]
     if not answers:
         raise ValueError(f"Its {ALTERNATE} is an empty list; give it another answer, or remove the row.")

@@ -254,6 +254,13 @@ def _has_sets(columns: dict[str, list[float]]) -> dict[str, list[float]]:
     return columns
 
 
+class AlternateRecord(TypedDict):
+    """Alternates of a row, see [`~evaluation.alternates`]."""
+
+    row: Count
+    alternates: list[str]
+
+
 class TunedRun(TypedDict):
     """Run of [`~unlearning.tuning.tune`]."""
 
