@@ -248,7 +248,7 @@ def test_other_options_than_the_checkpoint_has_are_said(trained, make_trainer, s
     trainer = make_trainer(mask_config=small_mask, **OPTIONS | changed)
     with caplog.at_level("WARNING", "wagle_trl"):
         trainer.train(resume_from_checkpoint=str(trained))
-    assert "retain_weight 10.0 -> 2.0" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
+    assert "retain_weight 20.0 -> 2.0" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
 
 
 @pytest.mark.parametrize("option", ["learning_rate", "weight_decay"])
