@@ -77,7 +77,7 @@ def run(folder: Path, objective: str, arm: str, goes_on: bool) -> dict[str, Any]
         argv = ["--model_name_or_path", str(folder / "base"), "--output_dir", scratch, *ARMS[arm], *QUIET]
         for name in ("forget", "retain", "unseen"):
             argv += [f"--{name}_dataset", str(folder / f"{name}.jsonl")]
-        data, source, mask, options, model = parse_options(argv, objective)
+        data, source, mask, options, model = parse_options(argv, objective, objective)
         chosen = source.trainer_arguments(mask, model.use_peft)
         trainer = build_trainer(TRAINERS[objective], data, options, model, **chosen)
         watching = WatchEnd(trainer, goes_on)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -23,8 +23,10 @@ _YES = {"yes", "true", "t", "y", "1"}  # as on the command line
 class WagleParser(TrlParser):
     """
     `TrlParser` that raises on bad usage, so that the user sees one line instead of two hundred options. From files it
-    takes options only, no environment variables.
+    takes options only, no environment variables. An error says which objectives an option is of, by `elsewhere`.
     """
+
+    elsewhere: Mapping[str, Sequence[str]] = {}
 
     if TYPE_CHECKING:  # transformers declares another type of class
 
@@ -60,8 +62,11 @@ class WagleParser(TrlParser):
                 self.error(f"there is no option {printable(name, 100)}{self._guess(name[2:], '--')}")
 
     def _guess(self, name: str, prefix: str) -> str:
+        name = name.replace("-", "_")
+        if name in self.elsewhere:
+            return f"; it is an option of {', '.join(self.elsewhere[name])}"
         names = [option[2:] for option in self._option_string_actions if "-" not in option[2:]]
-        return did_you_mean(name.replace("-", "_"), names, prefix)
+        return did_you_mean(name, names, prefix)
 
     def _read_options(self, file: str) -> dict[str, Any]:
         place = printable(file, 200)
@@ -124,9 +129,25 @@ def _trusted_code_keys(content: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def parse(dataclass_types: list[type], argv: list[str], command: str, **defaults) -> tuple[Any, ...]:
-    """Options of `command` from a YAML file (`--config`) and the command line, which wins; others from `defaults`."""
+def parse(
+    dataclass_types: list[type],
+    argv: list[str],
+    command: str,
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
+    **defaults,
+) -> tuple[Any, ...]:
+    """
+    Parse options from a YAML file (`--config`) and the command line, which wins.
+
+    Args:
+        dataclass_types (`list[type]`): What the options are, and what is returned.
+        argv (`list[str]`): Arguments after the command.
+        command (`str`): The command, as it is shown.
+        elsewhere (`dict[str, list[str]]`, *optional*): Objectives that have each option that this one may lack.
+        defaults (`Any`): Other defaults than those of the dataclasses.
+    """
     parser = WagleParser(dataclass_types, prog=f"wagle {command}", allow_abbrev=False)
+    parser.elsewhere = elsewhere or {}
     parser.set_defaults(**defaults)
     return parser.parse_args_and_config(argv)
 
