@@ -100,7 +100,7 @@ HELP = {
         is_complete=False,
     ),
     "unlearn": Help(
-        f"--objective simnpo --model_name_or_path MODEL {ROWS} --output_dir out",
+        f"--objective simnpo --model_name_or_path MODEL {ROWS}",
         {
             "objectives; wagle unlearn --objective NAME --help shows the options of one": OBJECTIVES,
             "data": {name: text for name, text in DATA.items() if name not in _OPTIONAL},
