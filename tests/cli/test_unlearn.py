@@ -123,14 +123,25 @@ def test_a_short_form_takes_its_own_name(unlearn):
         (["npo", "--objective", "wga"], "The command names the objective npo, and --objective names wga; name one"),
         (["npo", "--config", "{file}"], "The command names the objective npo, and {file} names simnpo; name one"),
         (["tune", "npo", "--config", "{file}"], "The command names the objective npo, and {file} names simnpo; name"),
-        (["unlearn", "--objective", "npo", "--config", "{file}"], "there is no option 'delta'; it is an option of sim"),
+        (
+            ["unlearn", "--objective", "npo", "--config", "{file}"],
+            "there is no option 'delta'; it is an option of sim",
+        ),
         (["unlearn", "--config", "{list}"], "There is no objective '['npo']'"),
+        (
+            ["unlearn", "--config", "{choice}"],
+            "'attributed_rows' cannot be \"other\"; expected one of forget, alternate.",
+        ),
         (["mask", "--objective", "sft"], "There is no objective 'sft'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_is_one_line(argv, problem, tmp_path, capsys):
-    files = {"file": "objective: simnpo\ndelta: 1\n", "list": "objective: [npo]\n"}
+    files = {
+        "choice": "objective: po\nattributed_rows: other\n",
+        "file": "objective: simnpo\ndelta: 1\n",
+        "list": "objective: [npo]\n",
+    }
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     paths = {name: str(tmp_path / f"{name}.yaml") for name in files}

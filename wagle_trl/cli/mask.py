@@ -27,7 +27,9 @@ class MaskPlot:
 
 
 def run(argv: list[str], command: str) -> Output:
-    objective = chosen_objective(argv) or "npo"  # which matters where the objective chooses the rows that attribution reads
+    objective = (
+        chosen_objective(argv) or "npo"
+    )  # which matters where the objective chooses the rows that attribution reads
     types = [*option_types(objective), ObjectiveChoice, MaskPlot]
     data_args, _, mask_config, training_args, model_args, _, plot = parse(types, argv, command, options_elsewhere())
     folder = Path(training_args.output_dir)

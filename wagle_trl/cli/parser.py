@@ -79,7 +79,7 @@ class WagleParser(TrlParser):
                 f"{place}: 'env' would set environment variables ({printable(names, 200)}), which decide where tokens are "
                 f"sent and what runs. Remove it; set what you trust in the shell, as in `NAME=value {self.prog} ...`."
             )
-        known = {action.dest for action in self._actions}
+        known = {action.dest: action for action in self._actions}
         for name in options:
             if name not in known:
                 self.error(f"{place}: there is no option '{printable(name, 100)}'{self._guess(name, '')}")
@@ -87,6 +87,7 @@ class WagleParser(TrlParser):
         for name, value in options.items():
             if name in kinds and not isinstance(value, str) and not _has_type(kinds[name], value):
                 raise ValueError(f"{place}: '{name}' cannot be {short_value(value)} (see `{self.prog} --help`).")
+            _check_choices(name, value, [str(choice) for choice in known[name].choices or ()], place)
         if str(options.get("push_to_hub")).lower() in _YES:
             goal = printable(options.get("hub_model_id") or "a repository of yours", 100)
             print(f"{self.prog}: warning: {place} uploads the model to {goal}.", file=sys.stderr)
@@ -107,6 +108,14 @@ def config_file(args: Sequence[str]) -> tuple[str | None, list[str]]:
                 raise ValueError(f"argument {_OPTION}: expected one argument")
             return args[place + 1], args[:place] + args[place + 2 :]
     return None, args
+
+
+def _check_choices(name: str, value: Any, choices: Sequence[str], place: str) -> None:
+    """Refuse a text of a file that is none of the choices, which argparse checks on the command line alone."""
+    for given in value if isinstance(value, list) else [value]:
+        if choices and isinstance(given, str) and given not in choices:
+            advice = did_you_mean(given, choices) or f"; expected one of {', '.join(choices)}."
+            raise ValueError(f"{place}: '{name}' cannot be {short_value(given)}{advice}")
 
 
 def _has_type(kind: Any, value: Any) -> bool:

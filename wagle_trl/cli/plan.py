@@ -176,5 +176,7 @@ def _setup(
         max_length=training_args.max_length,
         bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
         accumulator_dtype=training_args.accumulator_dtype,
-        rows_per_sample=len(OBJECTIVES[method].rows_of(training_args)) if isinstance(training_args, UnlearningConfig) else 1,
+        rows_per_sample=len(OBJECTIVES[method].rows_of(training_args))
+        if isinstance(training_args, UnlearningConfig)
+        else 1,
     )

@@ -183,7 +183,9 @@ def _output(result: Tuning, best: Path, objective: str) -> Output:
         "runs": result.runs,
     }
     cost = f"{result.steps} steps in all, {result.best['steps']} of the best run; masks computed: {result.masks}."
-    return Output(content, [table.to_rich(), result.verdict, cost, f"Written: wagle unlearn --config {shlex.quote(str(best))}"])
+    return Output(
+        content, [table.to_rich(), result.verdict, cost, f"Written: wagle unlearn --config {shlex.quote(str(best))}"]
+    )
 
 
 def _cells(run: TunedRun, result: Tuning) -> dict[str, Any]:
