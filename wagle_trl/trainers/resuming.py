@@ -202,5 +202,5 @@ def check_base_of(folder: Path, fingerprint: str) -> None:
     saved = validated(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
     if saved not in (None, fingerprint):
         raise ValueError(
-            f"The model is not the base that '{folder}' started from; pass that base, or the delta would be of another one."
+            f"The model is not the base that '{folder}' started from; pass that base, of which the delta and the reference are."
         )
