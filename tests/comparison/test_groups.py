@@ -43,13 +43,14 @@ def test_runs_of_several_seeds_are_a_group_though_each_seed_has_its_base(seeds):
         ({"objective": "GradDiff"}, ["NPO (3 seeds)", "GradDiff (3 seeds)"]),
         ({"options": {"learning_rate": 1e-3}}, ["learning rate 2e-05 (3 seeds)", "learning rate 0.001 (3 seeds)"]),
         ({"options": {"retain_weight": 1.0}}, ["retain weight 5 (3 seeds)", "retain weight 1 (3 seeds)"]),
+        ({"options": {"peft_r": 2}}, ["peft r default (3 seeds)", "peft r 2 (3 seeds)"]),
         ({"options": {"max_length": 64}}, ["max length default (3 seeds)", "max length 64 (3 seeds)"]),
         (
             {"data": {"forget": {"rows": 18, "source": "other"}}},
             ["forget rows forget (3 seeds)", "forget rows other (3 seeds)"],
         ),
     ],
-    ids=["mask", "adapters", "objective", "rate", "retain weight", "length", "rows"],
+    ids=["mask", "adapters", "objective", "rate", "retain weight", "rank", "length", "rows"],
 )
 def test_groups_are_told_apart_by_what_differs(changes, expected, seeds):
     assert labels_of([*seeds("a"), *seeds("b", **changes)]) == expected

@@ -76,9 +76,12 @@ def test_the_report_tells_a_base_model_in_a_folder_from_one_on_the_hub(
     assert run_report(trainer)["base_revision"] == f"v1 of {tmp_path / 'base'}"
 
 
-def test_the_report_names_the_kind_of_adapters(make_trainer):
+def test_the_report_names_the_kind_of_adapters_and_their_options(make_trainer):
     assert run_report(make_trainer())["peft_type"] is None
-    assert run_report(make_trainer(peft_config=LoraConfig(r=2)))["peft_type"] == "LORA"
+    report = run_report(make_trainer(peft_config=LoraConfig(r=2, target_modules=["v_proj", "q_proj"])))
+    assert report["peft_type"] == "LORA"
+    found = {name: value for name, value in report["options"].items() if name.startswith("peft_")}
+    assert found == {"peft_r": 2, "peft_target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
