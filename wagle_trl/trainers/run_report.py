@@ -30,11 +30,17 @@ OPTIONS = (  # those that influence the trained weights
     "max_grad_norm",
     "warmup_steps",
     "lr_scheduler_type",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "load_best_model_at_end",
+    "metric_for_best_model",
     "seed",
+    "data_seed",
     "max_length",
     "beta",
 )
-_SHOWN = "trajectory_"  # beginning of options that only choose what is logged
 _TIMED = ("_runtime", "_per_second")  # ends of the names of logged times
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
@@ -100,7 +106,7 @@ def reported_options(args: TrainingArguments) -> list[str]:
     """Name the options that influence the trained weights: common ones, and those of the objective's own config."""
     others = {field.name for kind in (base_config(args), MaskOptions) for field in fields(kind)}
     own = [field.name for field in fields(args) if field.name not in others]
-    return list(dict.fromkeys([*OPTIONS, *(name for name in own if not name.startswith(_SHOWN))]))
+    return list(dict.fromkeys([*OPTIONS, *own]))
 
 
 def _cost(trainer: MaskedTrainerBase) -> dict[str, Any]:
