@@ -46,11 +46,15 @@ def test_runs_of_several_seeds_are_a_group_though_each_seed_has_its_base(seeds):
         ({"options": {"peft_r": 2}}, ["peft r default (3 seeds)", "peft r 2 (3 seeds)"]),
         ({"options": {"max_length": 64}}, ["max length default (3 seeds)", "max length 64 (3 seeds)"]),
         (
+            {"tokenization": {"completion_only_loss": False}},
+            ["completion only loss default (3 seeds)", "completion only loss False (3 seeds)"],
+        ),
+        (
             {"data": {"forget": {"rows": 18, "source": "other"}}},
             ["forget rows forget (3 seeds)", "forget rows other (3 seeds)"],
         ),
     ],
-    ids=["mask", "adapters", "objective", "rate", "retain weight", "rank", "length", "rows"],
+    ids=["mask", "adapters", "objective", "rate", "retain weight", "rank", "length", "scored tokens", "rows"],
 )
 def test_groups_are_told_apart_by_what_differs(changes, expected, seeds):
     assert labels_of([*seeds("a"), *seeds("b", **changes)]) == expected
