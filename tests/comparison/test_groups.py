@@ -129,6 +129,24 @@ def test_two_kinds_of_rounding_have_no_common_mean(seeds):
     assert table.cells[-1][1:3] == ["int8 (nearest)", "0.140 (2 of 3)"]
 
 
+def test_evaluations_with_other_options_have_no_common_mean(seeds, tmp_path):
+    folders = seeds()
+    for number, options in enumerate([{"forget_dataset": "seed-1"}, {"relearn_steps": 50, "mia_k": 0.2}, {}]):
+        file = load_runs(folders)[number].folder / "wagle_eval.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"options": content["options"] | options}))
+    (group,) = group_runs(load_runs(folders))
+    numbers = group.numbers()
+    assert numbers["forget_prob"].mean == pytest.approx(0.2) and numbers["forget_prob"].count == 2  # of 0.1 and 0.3
+    assert numbers["relearn_forget_prob"].count == 2 and numbers["steps"].count == 3
+    assert group.remarks == [
+        r"seed-2/npo was evaluated with other options than the first run (mia\_k, relearn\_steps); its evaluation is left "
+        "out of the mean."
+    ]
+    files, _ = write_document([group], tmp_path)
+    assert tmp_path / "relearning.png" not in files
+
+
 def test_settings_are_columns_where_they_differ(seeds):
     runs = load_runs([*seeds("a"), *seeds("b", options={"retain_weight": 1.0, "beta": 0.2})])
     headings = [column.heading for column in setup_table(runs).columns]
