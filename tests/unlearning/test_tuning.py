@@ -114,6 +114,7 @@ def test_without_a_better_candidate_or_without_forgetting_the_verdict_says_so(tu
     assert tuned(only).verdict.startswith("No candidate is better than the defaults: forget 1.000 -> 0.000")
     verdict = tuned(only, learning_rate=0.5).verdict
     assert verdict.startswith("No run forgot: the best ended at forget 1.000 -> 0.500")
+    assert verdict.endswith("or let runs be longer.")  # `max_steps` decides here, no number of epochs
     assert tuned(only, begin=0.1).verdict == "Nothing to forget: the forget rows begin at 0.100, not above 0.1."
     assert tuned({"retain_weight": []}, learning_rate=0.8).verdict.startswith(
         "Better than the defaults, which did not"

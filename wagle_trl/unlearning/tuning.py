@@ -161,7 +161,10 @@ class _Tuner:
         release_memory()  # of the run before
         given = {name: value for name, value in options.items() if name in self.grid}
         if length < self.length:
-            given |= {"max_steps": length, "warmup_steps": self._warmup(given.get("warmup_steps", self.warmup), length)}
+            given |= {
+                "max_steps": length,
+                "warmup_steps": self._warmup(given.get("warmup_steps", self.warmup), length),
+            }
         trainer = self.make_trainer(**QUIET, **given, disable_tqdm=True)
         for callback in list(trainer.callback_handler.callbacks):
             if isinstance(callback, ProgressCallback | PrinterCallback):
