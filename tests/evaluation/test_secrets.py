@@ -77,6 +77,11 @@ class TestExposure:
         with pytest.raises(ValueError, match="candidate_log_probs"):
             exposure(0.0, others)
 
+    @pytest.mark.parametrize("own", [math.nan, -math.inf])
+    def test_so_must_the_secret(self, own):
+        with pytest.raises(ValueError, match="`log_prob` are NaN or infinite"):
+            exposure(own, [0.0])
+
 
 class TestCandidates:
     def test_they_are_different_strings_of_the_format(self):
