@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.environment import environment, write_result
-from wagle_trl.losses.vocabulary import check_fused_head
+from wagle_trl.losses.fused_head import check_fused_head
 
 RESULT = Path(__file__).parent / "results" / "fused_heads.json"
 LARGEST = 30_000_000  # weights of a model that counts as small

@@ -30,7 +30,7 @@ from wagle_trl.demo.people import people_rows, rows_by_group
 from wagle_trl.demo.tiny_model import build_model, build_tokenizer, train
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.tofu import evaluate_rows
-from wagle_trl.unlearning.npo import NPOConfig, NPOTrainer
+from wagle_trl.objectives.npo import NPOConfig, NPOTrainer
 
 DENSITY = 0.05
 LEARNING_RATE = 2e-3

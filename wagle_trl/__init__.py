@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     from .hub.load import load_unlearned
     from .masks.info import MaskInfo
     from .masks.mask import WeightMask
+    from .objectives.alt_po import AltPOConfig, AltPOTrainer
+    from .objectives.ceu import CEUConfig, CEUTrainer
+    from .objectives.grad_diff import GradDiffConfig, GradDiffTrainer
+    from .objectives.gradient_ascent import GradientAscentConfig, GradientAscentTrainer
+    from .objectives.idk_ap import IdkAPConfig, IdkAPTrainer
+    from .objectives.idk_dpo import IdkDPOConfig, IdkDPOTrainer
+    from .objectives.npo import NPOConfig, NPOTrainer
+    from .objectives.po import POConfig, POTrainer
+    from .objectives.satimp import SatImpConfig, SatImpTrainer
+    from .objectives.simnpo import SimNPOConfig, SimNPOTrainer
+    from .objectives.tnpo import TNPOConfig, TNPOTrainer
+    from .objectives.uce import UCEConfig, UCETrainer
+    from .objectives.wga import WGAConfig, WGATrainer
+    from .objectives.wtnpo import WTNPOConfig, WTNPOTrainer
     from .optim.masked_adamw import MaskedAdamW
     from .trainers.mask_mixin import MaskMixin
     from .trainers.mask_options import MaskOptions
@@ -30,14 +44,21 @@ if TYPE_CHECKING:
     )
     from .unlearning.base import UnlearningTrainer
     from .unlearning.config import UnlearningConfig
-    from .unlearning.grad_diff import GradDiffConfig, GradDiffTrainer
-    from .unlearning.npo import NPOConfig, NPOTrainer
     from .unlearning.tuning import tune
 
 _HOMES = {
-    "SCORES": ".attribution.scores",
-    "GradDiffConfig": ".unlearning.grad_diff",
-    "GradDiffTrainer": ".unlearning.grad_diff",
+    "AltPOConfig": ".objectives.alt_po",
+    "AltPOTrainer": ".objectives.alt_po",
+    "CEUConfig": ".objectives.ceu",
+    "CEUTrainer": ".objectives.ceu",
+    "GradDiffConfig": ".objectives.grad_diff",
+    "GradDiffTrainer": ".objectives.grad_diff",
+    "GradientAscentConfig": ".objectives.gradient_ascent",
+    "GradientAscentTrainer": ".objectives.gradient_ascent",
+    "IdkAPConfig": ".objectives.idk_ap",
+    "IdkAPTrainer": ".objectives.idk_ap",
+    "IdkDPOConfig": ".objectives.idk_dpo",
+    "IdkDPOTrainer": ".objectives.idk_dpo",
     "MaskConfig": ".attribution.config",
     "MaskInfo": ".masks.info",
     "MaskMixin": ".trainers.mask_mixin",
@@ -55,11 +76,26 @@ _HOMES = {
     "MaskedSFTTrainer": ".trainers.masked_sft",
     "MaskedTrainer": ".trainers.masked_trainers",
     "MaskedTrainingArguments": ".trainers.masked_trainers",
-    "NPOConfig": ".unlearning.npo",
-    "NPOTrainer": ".unlearning.npo",
+    "NPOConfig": ".objectives.npo",
+    "NPOTrainer": ".objectives.npo",
+    "POConfig": ".objectives.po",
+    "POTrainer": ".objectives.po",
+    "SCORES": ".attribution.scores",
+    "SatImpConfig": ".objectives.satimp",
+    "SatImpTrainer": ".objectives.satimp",
+    "SimNPOConfig": ".objectives.simnpo",
+    "SimNPOTrainer": ".objectives.simnpo",
     "SparseDelta": ".deltas.delta",
+    "TNPOConfig": ".objectives.tnpo",
+    "TNPOTrainer": ".objectives.tnpo",
+    "UCEConfig": ".objectives.uce",
+    "UCETrainer": ".objectives.uce",
     "UnlearningConfig": ".unlearning.config",
     "UnlearningTrainer": ".unlearning.base",
+    "WGAConfig": ".objectives.wga",
+    "WGATrainer": ".objectives.wga",
+    "WTNPOConfig": ".objectives.wtnpo",
+    "WTNPOTrainer": ".objectives.wtnpo",
     "WeightMask": ".masks.mask",
     "compute_mask": ".attribution.compute_mask",
     "load_unlearned": ".hub.load",
@@ -68,8 +104,18 @@ _HOMES = {
 
 __all__ = [
     "SCORES",
+    "AltPOConfig",
+    "AltPOTrainer",
+    "CEUConfig",
+    "CEUTrainer",
     "GradDiffConfig",
     "GradDiffTrainer",
+    "GradientAscentConfig",
+    "GradientAscentTrainer",
+    "IdkAPConfig",
+    "IdkAPTrainer",
+    "IdkDPOConfig",
+    "IdkDPOTrainer",
     "MaskConfig",
     "MaskInfo",
     "MaskMixin",
@@ -89,9 +135,23 @@ __all__ = [
     "MaskedTrainingArguments",
     "NPOConfig",
     "NPOTrainer",
+    "POConfig",
+    "POTrainer",
+    "SatImpConfig",
+    "SatImpTrainer",
+    "SimNPOConfig",
+    "SimNPOTrainer",
     "SparseDelta",
+    "TNPOConfig",
+    "TNPOTrainer",
+    "UCEConfig",
+    "UCETrainer",
     "UnlearningConfig",
     "UnlearningTrainer",
+    "WGAConfig",
+    "WGATrainer",
+    "WTNPOConfig",
+    "WTNPOTrainer",
     "WeightMask",
     "compute_mask",
     "load_unlearned",

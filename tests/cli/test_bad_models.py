@@ -9,7 +9,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from wagle_trl.cli.main import main
 from wagle_trl.evaluation import inference
-from wagle_trl.losses import vocabulary
+from wagle_trl.losses import fused_head
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def no_batch(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("A batch was computed.")
 
-    monkeypatch.setattr(vocabulary, "answer_log_probs", fail)
+    monkeypatch.setattr(fused_head, "answer_log_probs", fail)
     monkeypatch.setattr(inference, "answer_logits", fail)
 
 

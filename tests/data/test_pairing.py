@@ -10,7 +10,7 @@ from wagle_trl.data.pairing import PairCollator, PairedRows, PairSampler, check_
 SIZES = [(6, 10), (7, 7), (10, 3), (5, 1), (4, 101)]
 
 
-def epoch_of(sampler: PairSampler, epoch: int) -> list[tuple[int, int]]:
+def epoch_of(sampler: PairSampler, epoch: int) -> list[tuple[int, int, int]]:
     sampler.epoch = epoch
     return list(sampler)
 
@@ -20,7 +20,7 @@ def test_every_forget_row_comes_once_an_epoch(num_forget, num_retain):
     sampler = PairSampler(num_forget, num_retain, seed=3)
     for epoch in range(4):
         pairs = epoch_of(sampler, epoch)
-        assert sorted(i for i, _ in pairs) == list(range(num_forget))
+        assert sorted(i for i, _, _ in pairs) == list(range(num_forget))
         assert len(pairs) == len(sampler) == num_forget
 
 
@@ -28,7 +28,7 @@ def test_every_forget_row_comes_once_an_epoch(num_forget, num_retain):
 def test_all_retain_rows_are_seen_before_one_repeats(num_forget, num_retain):
     sampler = PairSampler(num_forget, num_retain, seed=3)
     num_epochs = -(-3 * num_retain // num_forget)
-    retain = [j for epoch in range(num_epochs) for _, j in epoch_of(sampler, epoch)]
+    retain = [j for epoch in range(num_epochs) for _, j, _ in epoch_of(sampler, epoch)]
     for start in range(0, len(retain) - num_retain + 1, num_retain):
         assert sorted(retain[start : start + num_retain]) == list(range(num_retain))
 
@@ -60,9 +60,17 @@ def test_forget_and_retain_orders_are_independent():
 
 
 def test_paired_rows_hold_a_row_of_each_set():
-    rows = PairedRows(Dataset.from_dict({"x": [1, 2]}), Dataset.from_dict({"x": [10, 20, 30]}))
+    streams = {"forget": Dataset.from_dict({"x": [1, 2]}), "retain": Dataset.from_dict({"x": [10, 20, 30]})}
+    rows = PairedRows(streams, 2)
     assert len(rows) == 2
-    assert rows[1, 2] == ({"x": 2}, {"x": 30})
+    assert rows[1, 2, 0] == {"forget": {"x": 2}, "retain": {"x": 30}}
+
+
+def test_every_epoch_takes_the_next_alternate_of_a_forget_row_and_the_one_refusal_of_a_retain_row():
+    values = {"alternate": [10, 11, 12, 20, 21, 22], "retain": [5, 6], "retain_refusal": [50, 60]}
+    rows = PairedRows({kind: Dataset.from_dict({"x": x}) for kind, x in values.items()}, 2)
+    seen = [[row["x"] for row in rows[1, 0, epoch].values()] for epoch in range(4)]
+    assert seen == [[20, 5, 50], [21, 5, 50], [22, 5, 50], [20, 5, 50]]
 
 
 def test_collator_puts_forget_rows_first_and_passes_their_columns_on():
@@ -74,7 +82,7 @@ def test_collator_puts_forget_rows_first_and_passes_their_columns_on():
 
     forget = [{"input_ids": [1], "reference": [0.5, 2.0]}, {"input_ids": [2], "reference": [-1.5]}]
     retain = [{"input_ids": [3]}, {"input_ids": [4]}]
-    batch = PairCollator(collator, ["reference"])(list(zip(forget, retain)))
+    batch = PairCollator(collator, ["reference"])([{"forget": f, "retain": r} for f, r in zip(forget, retain)])
     assert batch["input_ids"].tolist() == [[1], [2], [3], [4]]
     assert batch["reference"].tolist() == [0.5, 2.0, -1.5]
     assert all(set(row) == {"input_ids"} for row in seen)

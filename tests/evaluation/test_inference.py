@@ -186,6 +186,21 @@ class TestGenerateAnswers:
         prompts = [to_prompt_completion(row, tokenizer)["prompt"] for row in ROWS]
         assert generate_answers(memorized_model, bare, prompts, 3) == [row["answer"] for row in ROWS]
 
+    def test_a_continuation_ends_before_a_stop_string(self, memorized_model, tokenizer):
+        prompts = [to_prompt_completion(row, tokenizer)["prompt"] for row in ROWS]
+        answers = generate_answers(memorized_model, tokenizer, prompts, 3, stop_strings=[" by the", "house", "em"])
+        assert answers == ["Ada lives in a", "Po", ROWS[2]["answer"]]
+
+    def test_a_sampled_continuation_depends_on_its_seed_alone(self, model, tokenizer):
+        prompts, seeds = ["Where does Ada", "When", "Where does Ada"], [(0, 1), (0, 2), (0, 3)]
+        together = generate_answers(model, tokenizer, prompts, 3, 8, seeds=seeds)
+        assert generate_answers(model, tokenizer, prompts, 1, 8, seeds=seeds) == together
+        assert together[0] != together[2]
+
+    def test_near_temperature_0_sampling_is_greedy(self, model, tokenizer):
+        sampled = generate_answers(model, tokenizer, ["Where does Ada"], 1, 8, seeds=[(0,)], temperature=1e-4)
+        assert sampled == generate_answers(model, tokenizer, ["Where does Ada"], 1, 8)
+
     def test_an_empty_prompt_is_refused(self, model, tokenizer):
         with pytest.raises(ValueError, match="prompt is empty"):
             generate_answers(model, tokenizer, [""], 1)

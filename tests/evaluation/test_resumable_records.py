@@ -42,6 +42,15 @@ def test_records_that_are_dropped_are_counted_and_a_file_without_any_is_not(path
     assert len(caplog.messages) == 1
 
 
+def test_another_key_is_refused_where_records_must_not_be_lost(path):
+    PartialRecords(path, "key", refuse_others=True).append([record(0)])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is of another model, other rows or other options"):
+        PartialRecords(path, "other", refuse_others=True)
+    assert path.read_bytes() == before
+    assert PartialRecords(path, "key", refuse_others=True).records == [record(0)]
+
+
 @pytest.mark.parametrize("tail", ['{"index": 1', "\ufffd", json.dumps(record(1))])
 def test_a_line_that_was_cut_off_is_dropped_and_written_again(path, tail):
     PartialRecords(path, "key").append([record(0)])

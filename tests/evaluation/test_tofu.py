@@ -143,8 +143,9 @@ class TestEvaluateRows:
         assert records[0] == records[1] == records[2]
         assert records[0]["question"] == row["question"]
 
-    def test_alternatives_of_a_text_completion_are_taken_as_they_are(self, model, tokenizer):
-        row = {"prompt": "Bo writes", "completion": " poems.", "perturbed_answer": [" plays."]}
+    @pytest.mark.parametrize("alternative", [" plays.", "plays."])
+    def test_alternatives_of_a_text_completion_begin_as_it_does(self, alternative, model, tokenizer):
+        row = {"prompt": "Bo writes", "completion": " poems.", "perturbed_answer": [alternative]}
         (record,) = evaluate_rows(model, tokenizer, [row], "world_facts", generate=False, progress=False)
         tokenized = tokenize_row({"prompt": "Bo writes", "completion": " plays."}, tokenizer)
         losses, _ = answer_losses(model, [tokenized], 1, tokenizer.pad_token_id)

@@ -22,6 +22,7 @@ from wagle_trl.comparison.groups import group_runs
 from wagle_trl.comparison.interval import plain_numbers
 from wagle_trl.comparison.runs import load_runs
 from wagle_trl.comparison.tables import attack_tables, evaluation_tables, kept_tables, setup_table
+from wagle_trl.data.alternates import load_refusals
 from wagle_trl.data.formats import to_trl
 from wagle_trl.data.rows import load_rows
 from wagle_trl.deltas.config_changes import config_changes
@@ -79,7 +80,7 @@ REPORT = TRAINING | {
 }
 ROWS = [
     {"question": "Who?", "answer": "Ada.", "paraphrased_answer": "It is Ada.", "perturbed_answer": ["Bo.", "Cy."]},
-    {"prompt": "Where?", "completion": " Here."},
+    {"prompt": "Where?", "completion": " Here.", "alternate": "There."},
     {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]},
     {"prompt": [{"role": "user", "content": "Who?"}], "completion": [{"role": "assistant", "content": "Ada."}]},
     {"text": "Ada."},
@@ -236,6 +237,22 @@ def rows(folder, tokenizers):
     return example
 
 
+def refusals(folder):
+    table = b'refusal\nI do not know.\n"That, I cannot say."\nNobody told me.\n'
+    contents = {
+        "r.csv": table,
+        "r.txt": table,
+        "r.jsonl": as_json("No.") + b"\n" + as_json({"refusal": "I cannot say."}),
+    }
+
+    def example(random):
+        name, content = random.choice(list(contents.items()))
+        (folder / name).write_bytes(changed_bytes(content, random))
+        return is_accepted(lambda: load_refusals(folder / name), name)
+
+    return example
+
+
 def index(folder):
     model_folder(folder / "model")
     (folder / "model" / "model.safetensors").rename(folder / "model" / "one.safetensors")
@@ -335,6 +352,7 @@ EXAMPLES_OF = {
     "config": config,
     "adapter": adapter,
     "options": options,
+    "refusals": refusals,
 }
 
 

@@ -128,8 +128,8 @@ def batches_of():
         size = trainer.args.per_device_train_batch_size
         return [
             (
-                [trainer.train_dataset[i] for i, _ in pairs[start : start + size]],
-                [trainer.retain_dataset[j] for _, j in pairs[start : start + size]],
+                [trainer.train_dataset[i] for i, _, _ in pairs[start : start + size]],
+                [trainer.retain_dataset[j] for _, j, _ in pairs[start : start + size]],
             )
             for start in range(0, len(pairs), size)
         ]

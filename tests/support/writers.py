@@ -54,6 +54,10 @@ WRITERS = {
         f"mask {_UNLEARN} --mask_score gradient", f"mask {_UNLEARN} --mask_score random --mask_density 0.5"
     ),
     "eval": Writer(f"eval {_EVAL}/run-0", f"eval {_EVAL}/run-1"),
+    "alternates": Writer(
+        f"alternates --model_name_or_path {{inputs}}/base --forget_dataset {{inputs}}/forget.jsonl {_OUT} --max_new_tokens 2 "
+        "--num_alternates 1"
+    ),
     "report": Writer(f"report {{inputs}}/run-0 {_OUT}", f"report {{inputs}}/trained {{inputs}}/run-0 {_OUT}"),
     "delta": Writer(
         f"delta {{inputs}}/base {{inputs}}/run-0 --undo {_OUT}", f"delta {{inputs}}/base {{inputs}}/run-1 {_OUT}"

@@ -40,7 +40,7 @@ def run_and_resume(make_trainer, tiny_model, tmp_path, monkeypatch):
         torch.manual_seed(1234)  # the new process starts with other random numbers
         resumed = make_trainer(kind, tiny_model(**model), output_dir=str(tmp_path / "again"), **OPTIONS | options)
         monkeypatch.setattr("wagle_trl.trainers.mask_mixin.compute_mask", refuse)
-        monkeypatch.setattr("wagle_trl.unlearning.base.reference_log_probs", refuse)
+        monkeypatch.setattr("wagle_trl.unlearning.reference.reference_log_probs", refuse)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / checkpoint))
         return whole, resumed
 
@@ -248,7 +248,7 @@ def test_other_options_than_the_checkpoint_has_are_said(trained, make_trainer, s
     trainer = make_trainer(mask_config=small_mask, **OPTIONS | changed)
     with caplog.at_level("WARNING", "wagle_trl"):
         trainer.train(resume_from_checkpoint=str(trained))
-    assert "retain_weight 10.0 -> 2.0" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
+    assert "retain_weight 20.0 -> 2.0" in caplog.text and "beta 0.1 -> 0.2" in caplog.text
 
 
 @pytest.mark.parametrize("option", ["learning_rate", "weight_decay"])

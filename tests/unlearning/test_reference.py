@@ -27,9 +27,9 @@ def test_a_later_call_of_train_keeps_the_reference_of_the_first(make_trainer):
 def test_values_of_other_answers_are_refused_though_there_are_as_many(make_trainer, tmp_path):
     rows = make_trainer().train_dataset
     counts = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
-    save_reference(tmp_path / "file", [[0.0] * count for count in counts])
-    assert list(map(len, load_reference(tmp_path / "file", rows))) == counts
+    save_reference(tmp_path / "file", {"forget": [[0.0] * count for count in counts]})
+    assert list(map(len, load_reference(tmp_path / "file", {"forget": rows})["forget"])) == counts
     counts[0], counts[1] = counts[0] + 1, counts[1] - 1
-    save_reference(tmp_path / "file", [[0.0] * count for count in counts])
-    with pytest.raises(ValueError, match="is of other rows, or of other answers in them"):
-        load_reference(tmp_path / "file", rows)
+    save_reference(tmp_path / "file", {"forget": [[0.0] * count for count in counts]})
+    with pytest.raises(ValueError, match="is of other forget rows, or of other answers in them"):
+        load_reference(tmp_path / "file", {"forget": rows})

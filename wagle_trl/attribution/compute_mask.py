@@ -30,8 +30,8 @@ from ..data.batches import row_batches
 from ..data.compatibility import check_tokens
 from ..data.formats import Processing
 from ..distributed import rank
+from ..losses.fused_head import check_fused_head
 from ..losses.per_sample import SampleLosses, fused_sample_losses, sample_losses
-from ..losses.vocabulary import check_fused_head
 from ..masks.cache_key import VERSIONS, cache_key
 from ..masks.fingerprint import model_fingerprint
 from ..masks.info import UNKNOWN_REVISION, MaskInfo

@@ -1,4 +1,4 @@
-"""The model that `wagle eval` evaluates, and the model before unlearning."""
+"""The model that `wagle eval` and `wagle alternates` run, and the model before unlearning."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,9 @@ from .arguments import loading, require_model
 
 
 @dataclass
-class EvalModel:
+class PlainModel:
     """
-    Options that name the model to evaluate: those of TRL's `ModelConfig` and `SFTConfig` that matter without training.
+    Options that name a model: those of TRL's `ModelConfig` and `SFTConfig` that matter without training.
 
     Adapters are merged into the model that they were trained on, so that evaluation, attacks and comparison see plain
     weights.
@@ -30,12 +30,11 @@ class EvalModel:
     Args:
         model_name_or_path, model_revision, dtype, attn_implementation, trust_remote_code: As in TRL, but the default
             dtype is that of the saved weights.
-        base_model_name_or_path (`str`, *optional*): The model before unlearning.
     """
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Model to evaluate, or adapters, which are merged into their model in its dtype."},
+        metadata={"help": "The model, or adapters, which are merged into their model in its dtype."},
     )
     model_revision: str = field(
         default="main",
@@ -63,36 +62,12 @@ class EvalModel:
             "Forwarded to `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."
         },
     )
-    base_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The model before unlearning, for KL(base || model) on unseen text (unseen, else holdout, else "
-            "retain rows) and the share of weights changed. Both models are in memory at once."
-        },
-    )
 
     def load(self) -> PreTrainedModel:
         """Load the model, onto the GPU if there is one."""
         model = self._pretrained(require_model(self), self.dtype, self.model_revision)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device)  # pyright: ignore[reportArgumentType]
-
-    def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
-        """Load the model before unlearning, if one is named, onto the device and in the dtype of `model`."""
-        if self.base_model_name_or_path is None:
-            return None
-        base = self._pretrained(self.base_model_name_or_path, model.dtype, "main")
-        return base.to(model.device)  # pyright: ignore[reportArgumentType]
-
-    def adapter_fingerprint(self) -> str | None:
-        """[`~masks.fingerprint.adapter_fingerprint`] of adapters in a folder; `None` of a whole model."""
-        path = Path(require_model(self), ADAPTER_WEIGHTS)
-        return fingerprint_of(TensorFile(path), torch.bfloat16) if path.is_file() else None
-
-    def saved_fingerprint(self) -> str | None:
-        """Fingerprint of the weights in a folder, as they were saved; `None` where that is not known."""
-        manifest = Manifest.read(Path(require_model(self)))
-        return None if manifest is None else manifest.fingerprint
 
     def _pretrained(self, name: str, dtype: str | torch.dtype, revision: str) -> PreTrainedModel:
         if Path(name, MANIFEST_FILE).is_file():
@@ -116,6 +91,41 @@ class EvalModel:
                 _target_class = class_of(config)
 
             return AdaptedModel.from_pretrained(name, **options).merge_and_unload()
+
+
+@dataclass
+class EvalModel(PlainModel):
+    """
+    Options that name the model to evaluate, and the model before unlearning.
+
+    Args:
+        base_model_name_or_path (`str`, *optional*): The model before unlearning.
+    """
+
+    base_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model before unlearning, for KL(base || model) on unseen text (unseen, else holdout, else "
+            "retain rows) and the share of weights changed. Both models are in memory at once."
+        },
+    )
+
+    def load_base(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        """Load the model before unlearning, if one is named, onto the device and in the dtype of `model`."""
+        if self.base_model_name_or_path is None:
+            return None
+        base = self._pretrained(self.base_model_name_or_path, model.dtype, "main")
+        return base.to(model.device)  # pyright: ignore[reportArgumentType]
+
+    def adapter_fingerprint(self) -> str | None:
+        """[`~masks.fingerprint.adapter_fingerprint`] of adapters in a folder; `None` of a whole model."""
+        path = Path(require_model(self), ADAPTER_WEIGHTS)
+        return fingerprint_of(TensorFile(path), torch.bfloat16) if path.is_file() else None
+
+    def saved_fingerprint(self) -> str | None:
+        """Fingerprint of the weights in a folder, as they were saved; `None` where that is not known."""
+        manifest = Manifest.read(Path(require_model(self)))
+        return None if manifest is None else manifest.fingerprint
 
 
 def _check_one_kind(folder: Path) -> None:

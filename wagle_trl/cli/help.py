@@ -96,6 +96,27 @@ HELP = {
     ),
     "npo": _unlearning({"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}),
     "graddiff": _unlearning({}),
+    "alternates": Help(
+        "--model_name_or_path MODEL --forget_dataset forget.jsonl --output_dir alternates",
+        {
+            "model": {
+                "--model_name_or_path": "The model before unlearning: a Hub name or a folder.",
+                "--dtype": "auto, bfloat16, float16 or float32 (default: auto).",
+            },
+            "data": {
+                "--forget_dataset": "Rows with a prompt, in the forms of wagle npo.",
+                "--output_dir": "Folder for forget.jsonl: the rows with a column alternate. The same command again goes on.",
+            },
+            "sampling": {
+                "--num_alternates": "Alternates per row (default: 5).",
+                "--temperature": "Temperature of sampling (default: 1.0).",
+                "--max_new_tokens": "Longest alternate, in tokens (default: 200).",
+                "--seed": "Seed of sampling (default: 0).",
+                "--batch_size": "Texts per generation (default: 16).",
+            },
+        },
+        is_complete=False,
+    ),
     "tune": Help(
         f"npo --model_name_or_path MODEL {ROWS} --output_dir tune",
         {

@@ -29,6 +29,10 @@ COMMANDS = {
     "mask": ("mask", "Compute a mask and show which layers it selects"),
     "npo": ("train", "Unlearn with negative preference optimization"),
     "graddiff": ("train", "Unlearn with gradient difference"),
+    "alternates": (
+        "alternates",
+        "Let the model invent other answers to the forget rows, for altpo and others to teach",
+    ),
     "tune": ("tune", "Choose learning rate, retain weight and mask of npo or graddiff by short runs"),
     "sft": ("train", "Fine-tune the selected weights"),
     "eval": (
@@ -191,7 +195,7 @@ def _pop_debug(argv: list[str]) -> bool:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10}{description}" for name, (_, description) in COMMANDS.items()]
+    lines = [f"  {name:12}{description}" for name, (_, description) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: wagle COMMAND [--config FILE.yaml] [OPTIONS] [--json] [--debug]",

@@ -11,8 +11,8 @@ from ..files.atomic import staging_folder
 from ..files.manifest import Manifest
 from ..files.model_files import WEIGHTS, matches_any
 from ..files.run_folder import MASK_FILE, PLOT_FILE, REPORT_FILE
+from ..objectives.npo import NPOTrainer
 from ..trainers.run_report import write_run_report
-from ..unlearning.npo import NPOTrainer
 from .output import Output
 from .parser import parse
 from .train import build_trainer, option_types

@@ -16,10 +16,10 @@ from ..files.atomic import atomic_path
 from ..files.model_class import class_of
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
+from ..objectives.npo import NPOConfig
 from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
-from ..unlearning.npo import NPOConfig
 from .arguments import MaskSource, WagleModelConfig, load_config
 from .output import Output
 from .parser import given_options, parse

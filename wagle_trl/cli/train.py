@@ -14,11 +14,11 @@ from ..attribution.config import MaskConfig
 from ..attribution.report import report_tables
 from ..comparison.goal import Goal
 from ..data.pairing import check_disjoint
+from ..objectives.grad_diff import GradDiffTrainer
+from ..objectives.npo import NPOTrainer
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.config import UnlearningConfig
-from ..unlearning.grad_diff import GradDiffTrainer
-from ..unlearning.npo import NPOTrainer
 from .arguments import (
     UNSEEN,
     FineTuningData,

@@ -235,3 +235,21 @@ def _require_answer(messages: list[dict[str, Any]]) -> None:
         )
     if not last["content"].strip() and not last.get("tool_calls"):
         raise ValueError(f"It has no answer: its last message is {printable(last, 200)}; remove it or fill it in.")
+
+
+def with_template_options(row: Mapping[str, Any], tokenizer: Processing, text_field: str = "text") -> dict[str, Any]:
+    """A row as [`split_prompt`] does, with what its chat template needs."""
+    options = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+    return options | split_prompt(row, tokenizer, text_field)
+
+
+def with_answer(example: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """
+    Prompt and completion with another answer.
+
+    A completion of text begins with the white space of the old one, which separates it from the prompt.
+    """
+    old = example["completion"]
+    if isinstance(old, str):
+        return {**example, "completion": old[: len(old) - len(old.lstrip())] + answer.lstrip()}
+    return {**example, "completion": [{"role": "assistant", "content": answer}]}

@@ -1,6 +1,6 @@
-"""Pairs of forget and retain rows: every forget row once per epoch, in an order that is the same after a restart."""
+"""Rows of every kind that go through the model together: each forget row once per epoch, in an order that is the same after a restart."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,23 +8,39 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+Index = tuple[int, int, int]  # forget row, retain row, epoch
+Rows = dict[str, dict[str, Any]]
+
 
 class PairedRows(torch.utils.data.Dataset):
-    """Data set whose item `(i, j)` is the pair of rows `(forget[i], retain[j])`."""
+    """
+    Data set whose item `(i, j, epoch)` holds a row of every stream, by its name and in their order.
 
-    def __init__(self, forget: Dataset, retain: Dataset):
-        self.forget, self.retain = forget, retain
+    Args:
+        streams (`dict[str, Dataset]`):
+            Rows of each kind. Those of `alternate` belong to the forget rows: the same number of them to each, one after
+            the other, of which every epoch takes the next. Those of `retain_refusal` belong to the retain rows, one each.
+        num_forget (`int`): Number of forget rows.
+    """
+
+    def __init__(self, streams: Mapping[str, Dataset], num_forget: int):
+        self.streams, self.num_forget = streams, num_forget
 
     def __len__(self) -> int:
-        return len(self.forget)
+        return self.num_forget
 
-    def __getitem__(self, pair: tuple[int, int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.forget[pair[0]], self.retain[pair[1]]
+    def __getitem__(self, index: Index) -> Rows:
+        forget, retain, epoch = index
+        positions = {"forget": forget, "retain": retain, "retain_refusal": retain}
+        if "alternate" in self.streams:
+            per_row = len(self.streams["alternate"]) // self.num_forget
+            positions["alternate"] = forget * per_row + epoch % per_row
+        return {name: rows[positions[name]] for name, rows in self.streams.items()}
 
 
-class PairSampler(Sampler[tuple[int, int]]):
+class PairSampler(Sampler[Index]):
     """
-    Sampler of index pairs: a pure function of the seed and the epoch.
+    Sampler of forget row, retain row and epoch: a pure function of the seed and the epoch.
 
     Forget rows are permuted every epoch. Retain rows come from an endless sequence of permutations. Each epoch continues
     where the last one ended, so that all rows of a larger retain set are seen before one repeats.
@@ -41,12 +57,13 @@ class PairSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.num_forget
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        forget = self._permutation(self.num_forget, stream=0, block=self.epoch)
-        return zip(forget, self._retain_rows(), strict=False)
+    def __iter__(self) -> Iterator[Index]:
+        epoch = self.epoch
+        forget = self._permutation(self.num_forget, stream=0, block=epoch)
+        return ((i, j, epoch) for i, j in zip(forget, self._retain_rows(epoch), strict=False))
 
-    def _retain_rows(self) -> Iterator[int]:
-        block, position = divmod(self.epoch * self.num_forget, self.num_retain)
+    def _retain_rows(self, epoch: int) -> Iterator[int]:
+        block, position = divmod(epoch * self.num_forget, self.num_retain)
         while True:
             yield from self._permutation(self.num_retain, stream=1, block=block)[position:]
             block, position = block + 1, 0
@@ -57,21 +74,20 @@ class PairSampler(Sampler[tuple[int, int]]):
 
 class PairCollator:
     """
-    Collate pairs into one batch: the forget rows, then as many retain rows.
+    Collate items of [`PairedRows`] into one batch: all rows of the first stream, then all of the next.
 
     Args:
         collator (callable): Collator of single rows.
-        columns (`list[str]`, *optional*): Columns of forget rows that hold lists of numbers. Each is concatenated.
+        columns (`list[str]`, *optional*): Columns that hold lists of numbers, in some streams. Each is concatenated.
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: list[str] | None = None):
         self.collator, self.columns = collator, columns or []
 
-    def __call__(self, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, torch.Tensor]:
-        forget, retain = zip(*pairs, strict=True)
-        extras = {name: torch.tensor([value for row in forget for value in row[name]]) for name in self.columns}
-        rows = [{key: value for key, value in row.items() if key not in self.columns} for row in (*forget, *retain)]
-        return {**self.collator(rows), **extras}
+    def __call__(self, items: list[Rows]) -> dict[str, torch.Tensor]:
+        rows = [item[name] for name in items[0] for item in items]
+        extras = {name: torch.tensor([x for row in rows for x in row.get(name, ())]) for name in self.columns}
+        return {**self.collator([{k: v for k, v in row.items() if k not in self.columns} for row in rows]), **extras}
 
 
 def check_disjoint(forget: Dataset, retain: Dataset, names: tuple[str, str] = ("forget", "retain")) -> None:

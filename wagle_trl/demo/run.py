@@ -18,8 +18,8 @@ from ..files.atomic import write_json
 from ..files.checkpoint import Checkpoint
 from ..files.run_folder import DELTA_FILE, MASK_FILE
 from ..masks.mask import WeightMask
+from ..objectives.npo import NPOConfig, NPOTrainer
 from ..trainers.log_lines import PrintedLines
-from ..unlearning.npo import NPOConfig, NPOTrainer
 from .people import split_rows
 from .stages import StageBar, Stages
 from .tiny_model import build_model, build_tokenizer, train

@@ -1,4 +1,4 @@
-"""Forward passes and generation over many rows: padded batches, likelihoods of answer tokens, greedy answers.
+"""Forward passes and generation over many rows: padded batches, likelihoods of answer tokens, answers.
 
 Only answer tokens are evaluated, in fp32. Results depend on the batch size only through the rounding of the model's own
 dtype, which is visible in bf16.
@@ -7,7 +7,7 @@ dtype, which is visible in bf16.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import IGNORED, num_scored, padding_token_id, prompt_token_ids
+from .sampling import GumbelNoise, Seed
 
 # A token that cannot occur has the weight 0, and 0 times an infinite logarithm is NaN
 LOWEST_LOG_PROB = -1e4
@@ -217,9 +218,12 @@ def generate_answers(
     max_new_tokens: int = 200,
     *,
     progress: bool = False,
+    seeds: Sequence[Seed] | None = None,
+    temperature: float = 1.0,
+    stop_strings: Sequence[str] = (),
 ) -> list[str]:
     """
-    Generate the greedy continuation of every prompt, up to an end-of-sequence token of the tokenizer or the model.
+    Generate a continuation of every prompt, greedy or sampled, up to an end-of-sequence token of the tokenizer or the model.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): Causal language model; its train or eval mode is restored.
@@ -228,6 +232,10 @@ def generate_answers(
         batch_size (`int`): Prompts per batch.
         max_new_tokens (`int`, *optional*, defaults to `200`): Longest continuation, in tokens. The default is TOFU's.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+        seeds (`list[tuple[int, ...]]`, *optional*): Seed of each continuation, which is then sampled, see
+            [`~wagle_trl.evaluation.sampling.GumbelNoise`].
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature of sampling.
+        stop_strings (`list[str]`, *optional*): Texts that end a continuation and are no part of it.
 
     Returns:
         `list[str]`: Continuations, stripped and without special tokens, in the order of the prompts.
@@ -235,14 +243,20 @@ def generate_answers(
     prompt_ids = [_prompt_ids(prompt, tokenizer) for prompt in prompts]
     pad_token_id = padding_token_id(tokenizer)
     # Options that are not named here come from the model's own `generation_config.json`
-    options = dict(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=None, use_cache=True)
+    options: dict[str, Any] = dict(
+        do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=None, use_cache=True
+    )
     options |= dict(eos_token_id=stop_token_ids(model, tokenizer), pad_token_id=pad_token_id)
+    options |= dict(stop_strings=list(stop_strings), tokenizer=tokenizer) if stop_strings else {}
     answers = [""] * len(prompt_ids)
     with inference(model):
         for indices in batches([len(ids) for ids in prompt_ids], batch_size, "Generating answers", progress):
             inputs = model_inputs(model, [prompt_ids[i] for i in indices], pad_token_id, "left")
+            if seeds is not None:
+                options["logits_processor"] = [GumbelNoise(temperature, [seeds[i] for i in indices])]
             output = model.generate(**inputs, **options, max_new_tokens=max_new_tokens)  # pyright: ignore[reportCallIssue]
             continuations = output[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(indices, tokenizer.batch_decode(continuations, skip_special_tokens=True), strict=True):
-                answers[i] = text.strip()
+                end = min((place for stop in stop_strings if (place := text.find(stop)) >= 0), default=None)
+                answers[i] = text[:end].strip()
     return answers

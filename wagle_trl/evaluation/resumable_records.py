@@ -20,22 +20,29 @@ logger = logging.get_logger(__name__)
 class PartialRecords:
     """
     A file of JSON lines that grows with the work. Its first line is a key; the records of a file with another key
-    are dropped.
+    are dropped, or refused.
 
     Args:
         path (`str` or `pathlib.Path`): The file; its folder must exist.
         key (`str`): Hash of everything that the records depend on.
         schema (`type`, *optional*, defaults to [`~files.schemas.PartialRecord`]): Schema of a record.
+        refuse_others (`bool`, *optional*, defaults to `False`):
+            Whether records with another key raise a `ValueError`.
 
     Attributes:
         records (`list[dict]`): Records that the file held, then the appended ones.
     """
 
-    def __init__(self, path: str | os.PathLike, key: str, schema: Any = PartialRecord):
+    def __init__(self, path: str | os.PathLike, key: str, schema: Any = PartialRecord, *, refuse_others: bool = False):
         self.path = Path(path)
         content = self.path.read_bytes() if self.path.exists() else b""
         head, *lines = content.split(b"\n")[:-1] or [b""]  # what follows the last line end was cut off
         if lines and head + b"\n" != _json_lines([{"key": key}]).encode():
+            if refuse_others:
+                raise ValueError(
+                    f"{printable(self.path, 300)} is of another model, other rows or other options; give the same ones to go on, "
+                    "or choose another --output_dir."
+                )
             logger.warning(f"{printable(self.path)}: {len(lines)} records of another evaluation dropped.")
             lines = []
         self.records: list[Mapping[str, Any]] = list(_valid_records(lines, self.path, schema))

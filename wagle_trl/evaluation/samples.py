@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.formats import filled_columns, split_prompt
+from ..data.formats import filled_columns, split_prompt, with_answer, with_template_options
 from ..data.tokenization import DEFAULT, IGNORED, RowOptions, cut_tokens, num_scored, tokenize_row, uncut_tokens
 from ..text import printable
 from .inference import Tokenized
@@ -59,20 +59,6 @@ class Sample(NamedTuple):
     has_paraphrase: bool
     prompt: list[int]
     secret: Secret | None
-
-
-def _as_prompt_completion(row: Row, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
-    """A row as prompt and completion, with what its chat template needs."""
-    asked = {name: row.get(name) for name in ("tools", "chat_template_kwargs")}
-    return {**asked, **split_prompt(row, tokenizer, options.dataset_text_field)}
-
-
-def _with_answer(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: RowOptions) -> Row:
-    """A row with another answer, asked in the same way."""
-    example = _as_prompt_completion(row, tokenizer, options)
-    is_text = isinstance(example["completion"], str)
-    begun = answer if not is_text or row.get("question") is None else f" {answer}"
-    return {**example, "completion": begun if is_text else [{"role": "assistant", "content": answer}]}
 
 
 def _prompt_part(tokenized: Tokenized) -> list[int]:
@@ -133,10 +119,9 @@ def _sample(row: Row, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
         raise ValueError("Its answer is empty.")
     perturbed = _perturbed_answers(row)
     paraphrased = [row["paraphrased_answer"]] if perturbed and row.get("paraphrased_answer") else []
-    others = [
-        tokenize_row(_with_answer(row, text, tokenizer, options), tokenizer, options)
-        for text in [*paraphrased, *perturbed]
-    ]
+    texts = [*paraphrased, *perturbed]
+    example = with_template_options(row, tokenizer, options.dataset_text_field) if texts else {}
+    others = [tokenize_row(with_answer(example, text), tokenizer, options) for text in texts]
     record |= {"question": question.strip(), "answer": answer.strip()}
     secret = _secret(row, record["answer"], tokenizer, options)
     return Sample(record, [tokenized, *others], bool(paraphrased), _prompt_part(asked), secret)
@@ -166,4 +151,4 @@ def _secret(row: Row, answer: str, tokenizer: PreTrainedTokenizerBase, options: 
         raise ValueError("Its answer does not hold its `secret`; write the secret as it stands in the answer.")
     if row.get("input_ids") is not None:
         raise ValueError("It is made of tokens, in which no other secret can stand; remove its `secret_format`.")
-    return Secret(text, secret_format, _as_prompt_completion(row, tokenizer, options))
+    return Secret(text, secret_format, with_template_options(row, tokenizer, options.dataset_text_field))

@@ -254,6 +254,13 @@ def _has_sets(columns: dict[str, list[float]]) -> dict[str, list[float]]:
     return columns
 
 
+class AlternateRecord(TypedDict):
+    """Alternates of a row, see [`~evaluation.alternates`]."""
+
+    row: Count
+    alternates: list[str]
+
+
 class TunedRun(TypedDict):
     """Run of [`~unlearning.tuning.tune`]."""
 
@@ -276,6 +283,7 @@ class Message(TypedDict, total=False):
 
 
 TextOrMessages = Annotated[Any, _text_or(list[Message])]
+TextOrTexts = Annotated[Any, _text_or(list[str])]
 
 
 class Row(TypedDict, total=False):
@@ -291,6 +299,7 @@ class Row(TypedDict, total=False):
     text: str | None
     paraphrased_answer: str | None
     perturbed_answer: list[str] | None
+    alternate: TextOrTexts
 
 
 # Files of transformers, PEFT and safetensors

@@ -1,1 +1,1 @@
-"""Losses, from log-probabilities or logits."""
+"""Losses, from log-probabilities, logits, or hidden states and the LM head."""

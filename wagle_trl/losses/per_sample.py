@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .vocabulary import answer_log_probs
+from .fused_head import answer_log_probs
 
 Batch = dict[str, Tensor]
 SampleLosses = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]

@@ -1,215 +1,168 @@
 """
-Log-probabilities of answers without the logits of a whole batch in fp32: the only module that asks for TRL's fused LM head.
+What a model says of all tokens of the vocabulary, one number per token of the text.
 
-That head does by hand what a model does between its last hidden states and its logits, and knows some architectures only.
-So it is compared with the model's own logits before any work, and gives way to them where they differ.
+Every function takes the LM head and hidden states, and computes logits for as many tokens at a time as fit a fixed size; the
+backward pass computes them again. Logits of a whole batch never exist. Log-probabilities, entropy and KL go through TRL's
+kernels where there are such: this is the only module that imports them.
 """
 
-import functools
-import types
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
-from transformers.utils import logging
-from trl.trainer.utils import FusedCausalLMOutput
 
-from ..text import printable
+from .lm_head import Head, LinearHead
 
-logger = logging.get_logger(__name__)
+try:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-# Of the comparison: tokens, and the largest logit that they are made to have, so that a bend such as a soft cap shows
-_TOKENS = 16
-_LARGEST_LOGIT = 64.0
-# Tokens whose logits are in fp32 at a time
-_CHUNK = 512
+    _KERNELS = True
+except ImportError:  # they are private to TRL's trainers, and may move
+    _KERNELS = False
+
+# Logits that exist at a time: 1,024 tokens of a vocabulary of 32,768
+_LOGITS = 2**25
+# Vocabulary entries in a tile of TRL's kernels
+_TILE = 2**15
 
 
-class TokenPredictions(NamedTuple):
+def target_log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     """
-    Result of [`answer_log_probs`]: tensors of shape `(rows, length - 1)`, zero where there is no label.
-
-    Attributes:
-        log_probs (`torch.Tensor`): Log-probability of each label, in nats, differentiable.
-        label_mask (`torch.Tensor`): Where there is a label.
-        entropy (`torch.Tensor`): Entropy of what is predicted, differentiable.
-        is_top1 (`torch.Tensor`): Whether the label is the most likely token.
-        aux_loss (`torch.Tensor`, *optional*): Scalar that balances experts, where the model is asked for it.
-    """
-
-    log_probs: Tensor
-    label_mask: Tensor
-    entropy: Tensor
-    is_top1: Tensor
-    aux_loss: Tensor | None
-
-
-def answer_log_probs(model: nn.Module, batch: dict[str, Tensor]) -> TokenPredictions:
-    """
-    What the model says of the labels of a batch, token by token.
+    Compute the log-probability of each target.
 
     Args:
-        model (`torch.nn.Module`): Model with a fused LM head that was checked with [`check_fused_head`].
-        batch (`dict`): `input_ids`, `labels`, and what else the model takes.
-    """
-    outputs = model(**batch, use_cache=False, fused_lm_head=True)
-    return TokenPredictions(*(getattr(outputs, name) for name in TokenPredictions._fields))
-
-
-def check_fused_head(model: nn.Module, temperature: float = 1.0) -> bool:
-    """
-    Compare TRL's fused LM head with the model's own logits on one short row; where it raises or differs by more than
-    rounding, have `model(..., fused_lm_head=True)` use the logits from here on, and say so in one logged line.
-
-    The logits of a batch are then held in the dtype of the model, with their gradient, and in fp32 for a few hundred
-    tokens at a time.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model after TRL's `add_fused_lm_head`, on its device.
-        temperature (`float`, *optional*, defaults to `1.0`): Temperature of the fused head.
+        head ([`~losses.lm_head.LinearHead`] or [`~losses.lm_head.OwnHead`]): LM head.
+        hidden (`torch.Tensor` of shape `(tokens, width)`): Hidden states that predict the targets.
+        targets (`torch.Tensor` of shape `(tokens,)`): Token ids.
 
     Returns:
-        `bool`: Whether the fused head is right.
+        `torch.Tensor` of shape `(tokens,)`: In nats, differentiable, as all results of this module.
     """
-    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-    modes = {module: module.training for module in base.modules()}
-    base.eval()
-    try:
-        difference = _difference(base, temperature)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if difference is None:
-        return True
-    base.forward = types.MethodType(_forward_by_logits(type(base).forward, temperature), base)
-    logger.warning(
-        f"TRL's fused LM head is wrong for {type(base).__name__}: {difference}. Using the model's own logits instead, which "
-        f"takes memory for {base.config.get_text_config().vocab_size:,} logits per token of a batch."
+    if _has_kernels(hidden, head):
+        return _kernel_log_probs(head, hidden, targets, ())[0]
+
+    def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+        return -F.cross_entropy(logits, targets, reduction="none")
+
+    return _per_token(log_probs, head, hidden, targets)
+
+
+def entropy(head: Head, hidden: Tensor) -> Tensor:
+    """Compute the entropy of each prediction. Arguments and result are those of [`target_log_probs`]."""
+    if _has_kernels(hidden, head):
+        targets = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        return _kernel_log_probs(head, hidden, targets, ("entropy",))[1]
+
+    def entropies(logits: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    return _per_token(entropies, head, hidden)
+
+
+def kl_to_reference(head: Head, hidden: Tensor, reference_head: Head, reference_hidden: Tensor) -> Tensor:
+    """
+    Compute `KL(q || p)` of each prediction `p` from that of the reference, `q`. It is exactly zero for equal states and heads.
+
+    Args:
+        head ([`~losses.lm_head.LinearHead`] or [`~losses.lm_head.OwnHead`]): LM head.
+        hidden (`torch.Tensor` of shape `(tokens, width)`): Hidden states.
+        reference_head (as `head`): LM head of the reference; `head` itself where training leaves it as it is.
+        reference_hidden (as `hidden`): Hidden states of the reference. The reference gets no gradient.
+
+    Returns:
+        `torch.Tensor` of shape `(tokens,)`: In nats.
+    """
+    if _has_kernels(hidden, head, reference_head):
+        assert isinstance(head, LinearHead) and isinstance(reference_head, LinearHead)
+        tensors = (head.weight, head.bias, reference_hidden, reference_head.weight, reference_head.bias)
+        bends = (head.logit_scale, head.soft_cap, reference_head.logit_scale, reference_head.soft_cap)
+        return ChunkedDivergenceFunction.apply(hidden, *tensors, 0.0, 1.0, *bends)[0]
+
+    def kl(logits: Tensor, reference_hidden: Tensor) -> Tensor:
+        reference = _no_grad_logits(reference_head, reference_hidden).log_softmax(-1)
+        return F.kl_div(logits.log_softmax(-1), reference, reduction="none", log_target=True).sum(-1)
+
+    return _per_token(kl, head, hidden, reference_hidden)
+
+
+def suppressed_cross_entropy(
+    head: Head, hidden: Tensor, reference_head: Head, reference_hidden: Tensor, targets: Tensor, beta: float
+) -> Tensor:
+    """
+    Compute the cross-entropy to the reference with the logit of each target lowered by `beta` (UNDIAL, arXiv 2402.10052).
+
+    From KL, entropy and log-probabilities alone it would be a difference of numbers that are nearly equal, divided by a small
+    one: where the reference is sure of the target, as of an answer it knows by heart, bf16 would leave nothing of its gradient.
+
+    Args:
+        head, hidden, reference_head, reference_hidden: As for [`kl_to_reference`].
+        targets (`torch.Tensor` of shape `(tokens,)`): Token ids.
+        beta (`float`): What is taken from the logit of the target.
+    """
+
+    def cross_entropy(logits: Tensor, reference_hidden: Tensor, targets: Tensor) -> Tensor:
+        reference = _no_grad_logits(reference_head, reference_hidden)
+        lowered = reference.scatter_add(-1, targets[:, None], reference.new_full((len(targets), 1), -beta))
+        return F.cross_entropy(logits, lowered.softmax(-1), reduction="none")
+
+    return _per_token(cross_entropy, head, hidden, reference_hidden, targets)
+
+
+def kl_from_uniform(head: Head, hidden: Tensor) -> Tensor:
+    """Compute `KL(U || p)` of each prediction `p` from the uniform distribution, as [`entropy`] does its entropy."""
+    return _per_token(lambda logits: logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1]), head, hidden)
+
+
+def peak_over_mean(head: Head, hidden: Tensor) -> Tensor:
+    """Compute by how much the largest logit exceeds the mean logit, for each prediction."""
+    return _per_token(lambda logits: logits.amax(-1) - logits.mean(-1), head, hidden)
+
+
+def margin(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """
+    Compute the probability of each target minus that of the most likely other token. Arguments and result are those of
+    [`target_log_probs`].
+    """
+
+    def margins(logits: Tensor, targets: Tensor) -> Tensor:
+        probs = logits.softmax(-1)
+        others = probs.scatter(-1, targets[:, None], -torch.inf)
+        return probs.gather(-1, targets[:, None])[:, 0] - others.amax(-1)
+
+    return _per_token(margins, head, hidden, targets)
+
+
+def _has_kernels(hidden: Tensor, *heads: Head) -> bool:
+    """Whether TRL's kernels know these heads; they compute in fp32 at most."""
+    is_known = all(isinstance(head, LinearHead) for head in heads)
+    return _KERNELS and is_known and hidden.dtype != torch.float64
+
+
+def _kernel_log_probs(head: Head, hidden: Tensor, targets: Tensor, outputs: tuple[str, ...]) -> tuple[Tensor, ...]:
+    assert isinstance(head, LinearHead)
+    tile = min(_TILE, head.vocab_size)
+    return ChunkedLogProbFunction.apply(
+        hidden, head.weight, head.bias, targets, 1.0, tile, head.soft_cap, head.logit_scale, outputs
     )
-    return False
+
+
+def _per_token(function: Callable[..., Tensor], head: Head, hidden: Tensor, *others: Tensor) -> Tensor:
+    """`function(logits, *others)`, of shape `(tokens,)`, for some tokens at a time."""
+    size = max(1, _LOGITS // head.vocab_size)
+
+    def of_chunk(hidden: Tensor, *others: Tensor) -> Tensor:
+        return function(head.logits(hidden), *others)
+
+    chunks = zip(hidden.split(size), *(other.split(size) for other in others))
+    values = [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat(values)
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, temperature: float) -> str | None:
-    """How the fused head errs, if it does."""
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    if head is None:
-        return "it finds no LM head"
-    # Of the first quarter: placeholders of images, which need some, are usually at the end
-    step = max(config.vocab_size // (4 * _TOKENS), 1)
-    device = next(model.get_input_embeddings().parameters()).device
-    ids = (torch.arange(1, _TOKENS + 1, device=device) * step % config.vocab_size).repeat(2, 1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    if getattr(config, "output_router_logits", False):
-        inputs["output_router_logits"] = True
-    peak = model(**inputs).logits.abs().max().item()
-    # One row as it is, in which a bias counts, and one with larger logits, in which a bend counts
-    factors = torch.tensor([1.0, max(1.0, _LARGEST_LOGIT / peak)]).view(2, 1, 1)
-
-    def enlarged(hidden_states: Tensor) -> Tensor:
-        return hidden_states * factors.to(hidden_states)
-
-    with head.register_forward_pre_hook(lambda head, inputs: (enlarged(inputs[0]), *inputs[1:])):
-        own = model(**inputs)
-    logits = own.logits.float()[:, :-1] / temperature
-    # The most and the least likely tokens: their log-probabilities follow the shape of the logits most closely
-    is_even = torch.arange(_TOKENS - 1, device=logits.device) % 2 == 0
-    labels = F.pad(torch.where(is_even, logits.argmax(-1), logits.argmin(-1)), (1, 0), value=-100)
-
-    def enlarge(backbone: nn.Module, inputs, outputs) -> None:
-        outputs.last_hidden_state = enlarged(outputs.last_hidden_state)
-
-    try:
-        with model.base_model.register_forward_hook(enlarge):
-            fused = model(**inputs, labels=labels, fused_lm_head=True)
-    except Exception as error:  # whatever comes of a model that is not built as TRL supposes
-        return f"it raises {type(error).__name__} ({printable(error, 200)})"
-    targets = labels[:, 1:, None]
-    errors = fused.log_probs.float() - logits.log_softmax(-1).gather(-1, targets)[..., 0]
-    # A few roundings of the two logits that a log-probability is mainly made of, and fp32 sums in another order
-    eps = max(torch.finfo(model.dtype).eps, torch.finfo(own.logits.dtype).eps)
-    magnitudes = logits.gather(-1, targets)[..., 0].abs() + logits.amax(-1).abs()
-    allowed = (2 * eps + 32 * torch.finfo(torch.float32).eps) * magnitudes
-    if not (errors.abs().mean(1) <= allowed.mean(1)).all():
-        return f"its log-probabilities are off by up to {errors.abs().max():.2g} nats"
-    if "output_router_logits" in inputs:
-        aux_losses = [0.0 if aux is None else float(aux) for aux in (fused.aux_loss, own.get("aux_loss"))]
-        if not abs(aux_losses[0] - aux_losses[1]) <= 0.01 * abs(aux_losses[1]):
-            return f"its auxiliary loss is {aux_losses[0]:.4g}, the model's own {aux_losses[1]:.4g}"
-    return None
-
-
-def _forward_by_logits(forward: Callable, temperature: float) -> Callable:
-    """`forward` of a class of models, with the interface of TRL's fused LM head."""
-
-    @functools.wraps(forward)  # `generate` reads the signature
-    def forward_by_logits(
-        self,
-        *args,
-        fused_lm_head: bool = False,
-        labels: Any = None,
-        shift_labels: Any = None,
-        num_items_in_batch: Any = None,
-        **kwargs,
-    ):
-        if not fused_lm_head:
-            of_loss = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
-            return forward(self, *args, **{name: x for name, x in of_loss.items() if x is not None}, **kwargs)
-        config = self.config.get_text_config()
-        if getattr(config, "output_router_logits", False):
-            kwargs.setdefault("output_router_logits", True)
-        outputs = forward(self, *args, **kwargs | {"use_cache": False})
-        logits = outputs.logits
-        if shift_labels is None:
-            targets, length = F.pad(labels[:, 1:], (0, 1), value=-100), labels.shape[1] - 1
-        else:
-            targets, length = shift_labels, shift_labels.shape[1]
-        targets = targets.to(logits.device)
-        chunks = zip(logits.flatten(0, 1).split(_CHUNK), targets.flatten().split(_CHUNK))
-        scores = [
-            checkpoint(_token_scores, *chunk, temperature, use_reentrant=False, preserve_rng_state=False)
-            for chunk in chunks
-        ]
-        per_token = [torch.cat(score).view(targets.shape)[:, :length] for score in zip(*scores)]
-        log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = per_token
-        answer = targets[:, :length] != -100
-        loss = -log_probs.sum() / (answer.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        aux_loss = None
-        if kwargs.get("output_router_logits"):
-            aux_loss = outputs.get("aux_loss")
-            aux_loss = loss.new_zeros(()) if aux_loss is None else aux_loss  # some models count it and have none
-            loss = loss + getattr(config, "router_aux_loss_coef", 0.0) * aux_loss.to(loss.device)
-        return FusedCausalLMOutput(
-            loss=loss,
-            log_probs=log_probs,
-            entropy=entropy,
-            log_sum_sq_probs=log_sum_sq_probs,
-            mean_logits=mean_logits,
-            is_top1=is_top1,
-            label_mask=answer,
-            aux_loss=aux_loss,
-        )
-
-    return forward_by_logits
-
-
-def _token_scores(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    """The fields of a `FusedCausalLMOutput` that have a value per token, in its order; zero where there is no target."""
-    logits = logits.float() / temperature
-    # Finite, since models rule tokens out by logits of minus infinity, and 0 * inf would be no entropy
-    log_probs = logits.log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
-    with torch.no_grad():
-        others = (2 * log_probs).logsumexp(-1), logits.mean(-1)
-    scores = (
-        log_probs.gather(-1, targets.clamp(min=0)[:, None])[:, 0],
-        -(log_probs.exp() * log_probs).sum(-1),
-        *others,
-        logits.argmax(-1) == targets,
-    )
-    return tuple(score.masked_fill(targets == -100, 0) for score in scores)
+def _no_grad_logits(head: Head, hidden: Tensor) -> Tensor:
+    return head.logits(hidden)

@@ -15,7 +15,7 @@ from ..attribution.selection import num_to_select
 from ..comparison.goal import KEPT
 from ..data.compatibility import check_tokens
 from ..files.atomic import check_writable
-from ..losses.vocabulary import check_fused_head
+from ..losses.fused_head import check_fused_head
 from ..masks.fingerprint import model_fingerprint
 from ..masks.mask import WeightMask
 from ..masks.scope import scope_parameters

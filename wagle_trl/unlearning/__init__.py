@@ -1,8 +1,6 @@
-"""Unlearning trainers, one file per objective."""
+"""Forgetting rows and keeping others: what all objectives share."""
 
 from .base import UnlearningTrainer
 from .config import UnlearningConfig
-from .grad_diff import GradDiffConfig, GradDiffTrainer
-from .npo import NPOConfig, NPOTrainer
 
-__all__ = ["GradDiffConfig", "GradDiffTrainer", "NPOConfig", "NPOTrainer", "UnlearningConfig", "UnlearningTrainer"]
+__all__ = ["UnlearningConfig", "UnlearningTrainer"]

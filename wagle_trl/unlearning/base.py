@@ -27,22 +27,26 @@ from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 from ..attribution.config import MaskConfig
 from ..comparison.goal import Goal
 from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
-from ..files.run_folder import REFERENCE_FILE
-from ..losses.objectives import cross_entropy
-from ..losses.vocabulary import answer_log_probs
+from ..losses.fused_head import TokenPredictions, answer_log_probs
 from ..masks.mask import WeightMask
 from ..trainers.masked_sft import MaskedSFTTrainer
-from .batch import Stream, UnlearningBatch
+from .alternates import other_answers
+from .batch import UnlearningBatch
 from .config import UnlearningConfig
 from .defaults import EPOCHS, default_learning_rate, default_num_train_epochs
 from .dropout import disable_dropout
 from .kept import KeptMetric, asks_for_kept
-from .reference import REFERENCE_COLUMN, load_reference, reference_log_probs, save_reference
+from .reference import REFERENCE_COLUMN, LogProbReference
+from .retain_losses import RETAIN_LOSSES
 from .stopping import StopWhenDone, check_measured
 from .trajectory import Trajectory
 
-RETAIN_LOSSES: dict[str, Callable[[Stream], Tensor]] = {
-    "nll": lambda retain: cross_entropy(retain.log_probs, retain.num_tokens),
+# Kind of rows -> attribute of the trainer that holds them
+_STREAMS = {
+    "forget": "train_dataset",
+    "alternate": "alternate_dataset",
+    "retain": "retain_dataset",
+    "retain_refusal": "retain_refusal_dataset",
 }
 
 
@@ -51,11 +55,14 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
     Base of the trainers that forget `train_dataset` and keep `retain_dataset`.
 
     An objective is a subclass with its own config, its declarations and [`forget_loss`]. Every step pairs
-    `per_device_train_batch_size` forget rows with as many retain rows; an epoch sees every forget row once.
+    `per_device_train_batch_size` forget rows with as many rows of each other kind; an epoch sees every forget row once.
 
     Declarations:
+        rows (`tuple[str, ...]`, defaults to `("forget",)`):
+            Kinds of rows that `forget_loss` needs: `"forget"`, `"alternate"` (the forget rows with another answer). Those of
+            the retain term follow, see [`rows_of`].
         reference (`"log_probs"` or `None`):
-            What `forget_loss` compares with: the log-probabilities of the forget answers under the model before
+            What `forget_loss` compares with: the log-probabilities of the answers of `rows` under the model before
             unlearning. They are computed once, before the first step, and saved with the checkpoints: there is no
             second model.
 
@@ -78,13 +85,15 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
     The other arguments are those of [`~trl.SFTTrainer`].
     """
 
+    rows: ClassVar[tuple[str, ...]] = ("forget",)
     reference: ClassVar[Literal["log_probs"] | None] = None
 
     args: UnlearningConfig
     retain_dataset: Dataset
+    alternate_dataset: Dataset | None = None
+    retain_refusal_dataset: Dataset | None = None
     config_class = UnlearningConfig
     train_set = "forget"
-    rows_per_sample = 2
 
     def __init__(
         self,
@@ -153,8 +162,10 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
         # `loss_is_scaled_for_ga`: before transformers 5.19, TRL then sets a `compute_loss_func` that is no function
         self.model_accepts_loss_kwargs = True
         check_disjoint(self.train_dataset, self.retain_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), seed)
+        for kind, rows in other_answers(self, train_dataset, retain_dataset).items():
+            self.set_stream(kind, rows)
+        self.log_prob_reference = LogProbReference(self, self.rows) if self.reference == "log_probs" else None
+        self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), self.data_seed)
         self.add_callback(_EpochSetter(self._pair_sampler))
         self.goal = Goal.of(vars(self.args))
         if self.args.trajectory_steps:
@@ -162,6 +173,11 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
             self.add_callback(self._trajectory)
         if self.args.stop_forget_probability:
             self.add_callback(StopWhenDone(self, self.goal))
+
+    @classmethod
+    def rows_of(cls, args: UnlearningConfig) -> tuple[str, ...]:
+        """List the kinds of rows in a batch, in their order. Without a retain weight there are no retain rows."""
+        return (*cls.rows, *(RETAIN_LOSSES[args.retain_loss].rows if args.retain_weight else ()))
 
     @abstractmethod
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
@@ -180,20 +196,37 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
         return super(MaskedSFTTrainer, self)._prepare_dataset(rows, processing_class, args, False, None, dataset_name)
 
     @property
+    def streams(self) -> dict[str, Dataset]:
+        """Prepared rows of every kind that goes into a batch, in their order."""
+        return {kind: getattr(self, _STREAMS[kind]) for kind in self.rows_of(self.args)}
+
+    def set_stream(self, kind: str, rows: Dataset) -> None:
+        """Replace the prepared rows of a kind."""
+        setattr(self, _STREAMS[kind], rows)
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the pairs and of the choice among alternates."""
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    @property
+    def rows_per_sample(self) -> int:
+        return len(self.rows_of(self.args))
+
+    @property
     def _columns(self) -> list[str]:
-        """Columns that only forget rows have."""
-        return [] if self.reference is None else [REFERENCE_COLUMN]
+        """Columns that only rows with a reference have."""
+        return [] if self.log_prob_reference is None else [REFERENCE_COLUMN]
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self._columns]))
 
     def get_train_dataloader(self) -> DataLoader:
-        forget = self._remove_unused_columns(self.train_dataset, description="forget")
-        retain = self._remove_unused_columns(self.retain_dataset, description="retain")
+        streams = {kind: self._remove_unused_columns(rows, description=kind) for kind, rows in self.streams.items()}
         return self.accelerator.prepare(
             DataLoader(
-                PairedRows(forget, retain),
+                PairedRows(streams, len(self.train_dataset)),
                 batch_size=self._train_batch_size,
                 sampler=self._pair_sampler,
                 collate_fn=PairCollator(self.data_collator, self._columns),
@@ -209,7 +242,8 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
         if self.control.should_training_stop:  # before the first step: `StopWhenDone` has found nothing to do
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.stack([UnlearningBatch.count(batch["labels"][:, 1:] != -100) for batch in batches]).sum(0)
+        answers = [batch["labels"][:, 1:] != -100 for batch in batches]
+        counts = torch.stack([UnlearningBatch.count(answer, self.rows_per_sample) for answer in answers]).sum(0)
         # Every process divides by the counts of all; DDP then averages the gradients, see `compute_loss`
         return batches, self._gather(counts.to(device)).view(-1, len(counts)).sum(0)
 
@@ -222,60 +256,52 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        reference = None if self.reference is None else inputs.pop(REFERENCE_COLUMN)
+        reference = None if self.log_prob_reference is None else inputs.pop(REFERENCE_COLUMN)
         outputs = answer_log_probs(model, inputs)
-        batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference, num_items_in_batch)
-        loss = self.forget_loss(batch) + self.args.retain_weight * self.retain_loss(batch)
-        if outputs.aux_loss is not None:  # of a mixture of experts, over both streams
+        batch = UnlearningBatch.of(self.rows_of(self.args), outputs, num_items_in_batch, reference, self.rows)
+        forget_loss = self.forget_loss(batch)
+        values, loss = {"forget_loss": forget_loss}, self.args.forget_weight * forget_loss
+        if "retain" in batch.streams:
+            values["retain_loss"] = self.retain_loss(batch)
+            loss = loss + self.retain_weight * values["retain_loss"]
+        if outputs.aux_loss is not None:  # of a mixture of experts, over all streams
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
-        self._record(outputs, reference, inputs["attention_mask"])
+        self._record(values, batch, outputs, inputs["attention_mask"])
         return loss * self.accelerator.num_processes
+
+    @property
+    def retain_weight(self) -> float:
+        """Weight of the retain term in this step."""
+        return self.args.retain_weight
 
     def retain_loss(self, batch: UnlearningBatch) -> Tensor:
         """Compute the term of `args.retain_loss`, a scalar, before its weight."""
-        return RETAIN_LOSSES[self.args.retain_loss](batch.retain)
+        return RETAIN_LOSSES[self.args.retain_loss].loss(batch, self.args)
 
     @torch.no_grad()
-    def _record(self, outputs, reference: Tensor | None, attention_mask: Tensor) -> None:
-        """Store the metrics of a micro-batch, which the next log averages."""
-        batch = UnlearningBatch.of(outputs.log_probs, outputs.label_mask, reference)
-        correct = outputs.is_top1.chunk(2)
-        values = {
-            "forget_loss": self.forget_loss(batch),
-            "retain_loss": self.retain_loss(batch),
-            "forget_token_accuracy": correct[0].sum() / batch.forget.num_tokens,
-            "retain_token_accuracy": correct[1].sum() / batch.retain.num_tokens,
-        }
-        means = self._gather(torch.stack(list(values.values())).float()).view(-1, len(values)).mean(0)
-        for key, value in zip(values, means.tolist(), strict=True):
+    def _record(
+        self, values: dict[str, Tensor], batch: UnlearningBatch, outputs: TokenPredictions, attention_mask: Tensor
+    ) -> None:
+        """Store the metrics of a micro-batch, which the next log averages; those of a step have its value as their mean."""
+        for (name, stream), correct in zip(batch.streams.items(), outputs.is_top1.chunk(len(batch.streams))):
+            values[f"{name}_token_accuracy"] = correct.sum() / stream.num_tokens
+        sums = self._gather(torch.stack(list(values.values())).float()).view(-1, len(values)).sum(0)
+        for key, value in zip(values, (sums * self.current_gradient_accumulation_steps).tolist(), strict=True):
             self._metrics["train"][key].append(value)
         self._total_train_tokens += self._gather(attention_mask.sum()).sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     # Reference
 
-    _has_reference = False  # a column of that name may be of another trainer's model
-
     def prepare_training(self, checkpoint: str | None) -> None:
         super().prepare_training(checkpoint)
-        if self.reference is None:
-            return
-        if checkpoint is not None:
-            values = load_reference(Path(checkpoint) / REFERENCE_FILE, self.train_dataset)
-        elif self._has_reference:  # in a later call of `train` the weights are others
-            return
-        else:
-            values = reference_log_probs(self, self.train_dataset)
-        if REFERENCE_COLUMN in self.train_dataset.column_names:
-            self.train_dataset = self.train_dataset.remove_columns(REFERENCE_COLUMN)
-        self.train_dataset = self.train_dataset.add_column(REFERENCE_COLUMN, values)
-        self._has_reference = True
+        if self.log_prob_reference is not None:
+            self.log_prob_reference.prepare(checkpoint)
 
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
         super().write_files(folder, in_checkpoint=in_checkpoint, with_delta=with_delta)
-        # Saved, as the weights that it was computed from are gone when a run resumes
-        if in_checkpoint and self.args.should_save and self.reference is not None:
-            save_reference(folder / REFERENCE_FILE, self.train_dataset[REFERENCE_COLUMN])
+        if in_checkpoint and self.args.should_save and self.log_prob_reference is not None:
+            self.log_prob_reference.save(folder)
 
 
 class _EpochSetter(TrainerCallback):

@@ -1,9 +1,12 @@
 """The view of a batch that an objective gets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..losses.fused_head import TokenPredictions
 
 
 @dataclass
@@ -26,41 +29,80 @@ class Stream:
     num_tokens: Tensor
     reference_log_probs: Tensor | None = None
 
+    @property
+    def sequence_log_probs(self) -> Tensor:
+        """Log-probability of each answer, of shape `(rows,)`."""
+        return self.log_probs.sum(1)
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """`sequence_log_probs` less those of the reference."""
+        assert self.reference_log_probs is not None  # the objective declares them
+        return (self.log_probs - self.reference_log_probs).sum(1)
+
 
 @dataclass
 class UnlearningBatch:
     """
-    Rows to forget and rows to retain.
+    Rows of every kind that the objective declares.
 
     Args:
-        forget, retain ([`Stream`]): The same number of rows of each.
+        streams (`dict[str, Stream]`):
+            By their kind: `forget`, `alternate` (forget rows with another answer), `retain`, `retain_refusal` (retain rows with
+            a refusal). There are as many rows of each.
     """
 
-    forget: Stream
-    retain: Stream
+    streams: dict[str, Stream]
+
+    @property
+    def forget(self) -> Stream:
+        return self.streams["forget"]
+
+    @property
+    def alternate(self) -> Stream:
+        return self.streams["alternate"]
+
+    @property
+    def retain(self) -> Stream:
+        return self.streams["retain"]
+
+    @property
+    def retain_refusal(self) -> Stream:
+        return self.streams["retain_refusal"]
 
     @classmethod
     def of(
-        cls, log_probs: Tensor, answer: Tensor, reference: Tensor | None = None, counts: Tensor | None = None
+        cls,
+        names: Sequence[str],
+        predicted: TokenPredictions,
+        counts: Tensor | None = None,
+        reference: Tensor | None = None,
+        compared: Sequence[str] = (),
     ) -> "UnlearningBatch":
         """
         Cut a batch into its streams.
 
         Args:
-            log_probs, answer (`torch.Tensor` of shape `(rows, length)`): Values of the batch, forget rows first.
-            reference (`torch.Tensor` of shape `(tokens,)`, *optional*): Reference log-probabilities of the forget answers, row by row.
+            names (`list[str]`): Kinds of the rows, in their order.
+            predicted ([`~losses.fused_head.TokenPredictions`]): Values of the whole batch.
             counts (`torch.Tensor`, *optional*): Counts to divide by, as [`count`] gives them; by default this batch's.
+            reference (`torch.Tensor` of shape `(tokens,)`, *optional*):
+                Reference log-probabilities of the answers of the streams `compared`, row by row.
+            compared (`list[str]`, *optional*): Kinds that have a reference, in their order.
         """
-        num_rows, num_tokens = (cls.count(answer) if counts is None else counts).view(2, 2)
-        parts = zip(log_probs.chunk(2), answer.chunk(2), num_rows, num_tokens)
-        forget, retain = (Stream(*part) for part in parts)
+        answers, log_probs = (values.chunk(len(names)) for values in (predicted.label_mask, predicted.log_probs))
+        num_rows, num_tokens = (cls.count(predicted.label_mask, len(names)) if counts is None else counts).view(2, -1)
+        streams = dict(zip(names, map(Stream, log_probs, answers, num_rows, num_tokens), strict=True))
         if reference is not None:
-            values = reference.to(log_probs.device, log_probs.dtype)
-            forget.reference_log_probs = torch.zeros_like(forget.log_probs).masked_scatter(forget.answer, values)
-        return cls(forget, retain)
+            sizes = [int(streams[name].answer.sum()) for name in compared]
+            for name, values in zip(compared, reference.to(predicted.log_probs).split(sizes)):
+                zeros = torch.zeros_like(streams[name].log_probs)
+                streams[name].reference_log_probs = zeros.masked_scatter(streams[name].answer, values)
+        return cls(streams)
 
     @staticmethod
-    def count(answer: Tensor) -> Tensor:
+    def count(answer: Tensor, num_streams: int) -> Tensor:
         """Count the rows of each stream, then their answer tokens."""
-        rows = [torch.tensor(len(part), device=answer.device) for part in answer.chunk(2)]
-        return torch.stack([*rows, *(part.sum() for part in answer.chunk(2))])
+        parts = answer.chunk(num_streams)
+        rows = [torch.tensor(len(part), device=answer.device) for part in parts]
+        return torch.stack([*rows, *(part.sum() for part in parts)])

@@ -30,10 +30,19 @@ class UnlearningConfig(MaskedSFTConfig):
             Steps over which the rate rises, or their share of all steps if below 1.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Schedule. A constant rate does not depend on the length, so a run can stop when it is done.
-        retain_weight (`float`, *optional*, defaults to `10.0`):
-            Weight of the loss on the retain rows.
+        forget_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the loss on the forget rows. Adam divides by the size of the gradient: only its ratio to
+            `retain_weight` counts.
+        retain_weight (`float`, *optional*, defaults to `20.0`):
+            Weight of the loss on the retain rows. With `0` there are no retain rows in a batch.
         retain_loss (`str`, *optional*, defaults to `"nll"`):
-            Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens.
+            Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens; or
+            `"answer_preservation"` (arXiv 2410.08109), which prefers their answers to refusals.
+        preservation_beta (`float`, *optional*, defaults to `0.1`):
+            Inverse temperature of `retain_loss="answer_preservation"`.
+        refusals (`str`, *optional*):
+            File with refusals, one per line, for objectives that learn other answers to the forget rows and for
+            `retain_loss="answer_preservation"`. A column `alternate` of the rows (a text, or a list of them) goes first.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to switch dropout off, as in TRL's [`~trl.DPOConfig`]: the reference is computed without dropout.
         trajectory_steps (`int`, *optional*, defaults to `10`):
@@ -74,9 +83,25 @@ class UnlearningConfig(MaskedSFTConfig):
         default="constant_with_warmup",
         metadata={"help": "Schedule of the learning rate. A constant one does not depend on the length of the run."},
     )
-    retain_weight: float = field(default=10.0, metadata={"help": "Weight of the loss on the retain rows."})
-    retain_loss: Literal["nll"] = field(
-        default="nll", metadata={"help": "Loss on the retain rows: 'nll', the cross-entropy of their answers."}
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the forget rows."})
+    retain_weight: float = field(
+        default=20.0,
+        metadata={"help": "Weight of the loss on the retain rows; with 0 they take no part."},
+    )
+    retain_loss: Literal["nll", "answer_preservation"] = field(
+        default="nll",
+        metadata={
+            "help": "Loss on the retain rows: 'nll', the cross-entropy of their answers; or 'answer_preservation', which prefers "
+            "their answers to refusals."
+        },
+    )
+    preservation_beta: float = field(default=0.1, metadata={"help": "Inverse temperature of answer_preservation."})
+    refusals: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with refusals, one per line, for objectives that learn other answers; a column 'alternate' of the rows "
+            "goes first."
+        },
     )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Whether to switch dropout off: the reference is computed without it."}
@@ -123,8 +148,10 @@ class UnlearningConfig(MaskedSFTConfig):
         super().__post_init__()
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}.")
-        if not 0 <= self.retain_weight < math.inf:
-            raise ValueError(f"retain_weight must not be negative or infinite, got {self.retain_weight}.")
+        for name in ("forget_weight", "retain_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative or infinite, got {getattr(self, name)}.")
+        check_positive(self, "preservation_beta")
         if self.trajectory_steps < 0:
             raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
         if self.trajectory_rows < 1:
@@ -152,3 +179,10 @@ class UnlearningConfig(MaskedSFTConfig):
             raise ValueError(
                 "Unlearning divides by the tokens of all devices; leave `average_tokens_across_devices` on."
             )
+
+
+def check_positive(config: UnlearningConfig, *names: str) -> None:
+    """Refuse an option that is not a positive, finite number."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}.")

@@ -50,6 +50,10 @@ def default_num_train_epochs(num_rows: int, args: TrainingArguments) -> float:
     Returns:
         `float`: A whole number of epochs.
     """
+    return float(max(EPOCHS, math.ceil(STEPS / steps_per_epoch(num_rows, args))))
+
+
+def steps_per_epoch(num_rows: int, args: TrainingArguments) -> int:
+    """Count the optimizer steps of one pass over `num_rows` rows, at least 1."""
     rows_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    steps_per_epoch = max(1, math.ceil(num_rows / max(1, rows_per_step)))
-    return float(max(EPOCHS, math.ceil(STEPS / steps_per_epoch)))
+    return max(1, math.ceil(num_rows / max(1, rows_per_step)))

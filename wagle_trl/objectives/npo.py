@@ -1,15 +1,14 @@
 """Negative preference optimization (arXiv 2404.05868)."""
 
-import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..losses.objectives import npo_loss
 from ..papers import Paper
-from .base import UnlearningTrainer
-from .batch import UnlearningBatch
-from .config import UnlearningConfig
+from ..unlearning.base import UnlearningTrainer
+from ..unlearning.batch import UnlearningBatch
+from ..unlearning.config import UnlearningConfig, check_positive
 
 
 @dataclass
@@ -30,8 +29,7 @@ class NPOConfig(UnlearningConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.beta < math.inf:
-            raise ValueError(f"beta must be positive and finite, got {self.beta}.")
+        check_positive(self, "beta")
 
 
 class NPOTrainer(UnlearningTrainer):
@@ -63,4 +61,5 @@ class NPOTrainer(UnlearningTrainer):
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         forget = batch.forget
         assert forget.reference_log_probs is not None  # `reference` declares them
-        return npo_loss(forget.log_probs.sum(1), forget.reference_log_probs.sum(1), self.args.beta, forget.num_rows)
+        reference = forget.reference_log_probs.sum(1)
+        return npo_loss(forget.sequence_log_probs, reference, self.args.beta, forget.num_rows)

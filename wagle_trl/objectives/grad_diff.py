@@ -1,22 +1,32 @@
 """Gradient difference (arXiv 2203.12817)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..losses.objectives import cross_entropy
 from ..papers import Paper
-from .base import UnlearningTrainer
-from .batch import UnlearningBatch
-from .config import UnlearningConfig
+from ..unlearning.base import UnlearningTrainer
+from ..unlearning.batch import UnlearningBatch
+from ..unlearning.config import UnlearningConfig
 
 
 @dataclass
 class GradDiffConfig(UnlearningConfig):
     r"""
-    Configuration class for the [`GradDiffTrainer`], with the options of [`~unlearning.config.UnlearningConfig`] and
-    [`~trl.SFTConfig`].
+    Configuration class for the [`GradDiffTrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `10.0`):
+            Weight of the loss on the retain rows. With 20, the default of the other objectives, 5 % of the weights and adapters
+            do not forget in as many steps: gradient ascent is slow where the rows are known by heart.
+
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
+
+    retain_weight: float = field(
+        default=10.0, metadata={"help": "Weight of the loss on the retain rows; with 0 they take no part."}
+    )
 
 
 class GradDiffTrainer(UnlearningTrainer):

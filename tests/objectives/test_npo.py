@@ -42,7 +42,7 @@ def test_later_losses_equal_those_of_the_moved_model_against_the_original_one(
 
 
 def test_the_reference_stays_the_original_model(make_trainer, tiny_model, log_probs_of, snapshot):
-    trainer = make_trainer(learning_rate=1e-2)
+    trainer = make_trainer(learning_rate=1e-2, retain_weight=1.0)
     trainer.train()
     base = tiny_model()
     original = [log_probs_of(base, row).detach() for row in trainer.train_dataset]

@@ -1,0 +1,34 @@
+"""The objectives by their names on the command line."""
+
+from ..unlearning.base import UnlearningTrainer
+from .alt_po import AltPOTrainer
+from .ceu import CEUTrainer
+from .grad_diff import GradDiffTrainer
+from .gradient_ascent import GradientAscentTrainer
+from .idk_ap import IdkAPTrainer
+from .idk_dpo import IdkDPOTrainer
+from .npo import NPOTrainer
+from .po import POTrainer
+from .satimp import SatImpTrainer
+from .simnpo import SimNPOTrainer
+from .tnpo import TNPOTrainer
+from .uce import UCETrainer
+from .wga import WGATrainer
+from .wtnpo import WTNPOTrainer
+
+OBJECTIVES: dict[str, type[UnlearningTrainer]] = {
+    "npo": NPOTrainer,
+    "graddiff": GradDiffTrainer,
+    "gradient_ascent": GradientAscentTrainer,
+    "simnpo": SimNPOTrainer,
+    "wga": WGATrainer,
+    "satimp": SatImpTrainer,
+    "ceu": CEUTrainer,
+    "uce": UCETrainer,
+    "tnpo": TNPOTrainer,
+    "wtnpo": WTNPOTrainer,
+    "po": POTrainer,
+    "idkdpo": IdkDPOTrainer,
+    "altpo": AltPOTrainer,
+    "idk_ap": IdkAPTrainer,
+}
