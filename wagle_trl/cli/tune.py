@@ -1,6 +1,7 @@
 """`wagle tune npo|graddiff`: chooses options for a model and its rows. It takes the options of `wagle npo` or `graddiff`."""
 
 import math
+import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,10 @@ def _output(result: Tuning, best: Path, objective: str) -> Output:
         "runs": result.runs,
     }
     cost = f"{result.steps} steps in all, {result.best['steps']} of the best run; masks computed: {result.masks}."
-    return Output(content, [table.to_rich(), result.verdict, cost, f"Written: wagle {objective} --config {best}"])
+    return Output(
+        content,
+        [table.to_rich(), result.verdict, cost, f"Written: wagle {objective} --config {shlex.quote(str(best))}"],
+    )
 
 
 def _cells(run: TunedRun, result: Tuning) -> dict[str, Any]:

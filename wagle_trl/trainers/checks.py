@@ -123,7 +123,7 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         raise ValueError(
             f"num_train_epochs is {args.num_train_epochs:g} and max_steps {args.max_steps}: no step would be made."
         )

@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 _EVALUATION_FILES = ("wagle_", "attacks/")  # beginnings of what `wagle eval` may have written beside a checkpoint
 # Beginnings of options that do not influence the trained weights
-_IRRELEVANT = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32", "trajectory_")
+_IRRELEVANT = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32")
 _COLUMNS = {"input_ids", "labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
 _OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
 _NO_STATE = "it has no optimizer state (save_only_model); load it as a model instead"

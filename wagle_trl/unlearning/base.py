@@ -30,11 +30,10 @@ from ..data.pairing import PairSampler, check_disjoint
 from ..losses.fused_head import TokenPredictions, answer_log_probs
 from ..losses.lm_head import SplitModel
 from ..masks.mask import WeightMask
-from ..trainers.checks import check_rows
 from .alternates import other_answers
 from .batch import UnlearningBatch
 from .config import UnlearningConfig
-from .defaults import default_learning_rate, default_num_train_epochs
+from .defaults import EPOCHS, default_learning_rate, default_num_train_epochs
 from .dropout import disable_dropout
 from .kept import KeptMetric, asks_for_kept
 from .reference import REFERENCE_COLUMN, LogProbReference
@@ -118,9 +117,9 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
         if compute_loss_func is not None:
             raise ValueError("Unlearning has its own loss; subclass and override `forget_loss` for another.")
         args = copy.copy(self._to_config(args, model))  # another trainer of the same `args` may need another rate
-        if args.num_train_epochs is None:
-            check_rows(train_dataset, "train_dataset")
-            args.num_train_epochs = default_num_train_epochs(len(train_dataset), args)
+        chooses_epochs = args.num_train_epochs is None
+        if chooses_epochs:
+            args.num_train_epochs = EPOCHS  # until the rows are known: `long_rows` may make more of them
         check_measured(args)
         if eval_dataset is None and asks_for_kept(args):
             eval_dataset = {}  # transformers asks for evaluation rows; this metric is of the training rows
@@ -143,6 +142,8 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
             mask_config=mask_config,
             mask=mask,
         )
+        if chooses_epochs:
+            self.args.num_train_epochs = default_num_train_epochs(len(self.train_dataset), self.args)
         if self.args.learning_rate is None:
             density = mask_config.mask_density if mask_config else self.mask.density if self.mask else None
             self.args.learning_rate = default_learning_rate(self.model, density)
