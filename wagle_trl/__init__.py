@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from .objectives.gradient_ascent import GradientAscentConfig, GradientAscentTrainer
     from .objectives.idk_ap import IdkAPConfig, IdkAPTrainer
     from .objectives.idk_dpo import IdkDPOConfig, IdkDPOTrainer
+    from .objectives.ihl import IHLConfig, IHLTrainer
+    from .objectives.me import MEConfig, METrainer
     from .objectives.npo import NPOConfig, NPOTrainer
+    from .objectives.pdu import PDUConfig, PDUTrainer
     from .objectives.po import POConfig, POTrainer
     from .objectives.satimp import SatImpConfig, SatImpTrainer
     from .objectives.simnpo import SimNPOConfig, SimNPOTrainer
     from .objectives.tnpo import TNPOConfig, TNPOTrainer
     from .objectives.uce import UCEConfig, UCETrainer
+    from .objectives.undial import UNDIALConfig, UNDIALTrainer
     from .objectives.wga import WGAConfig, WGATrainer
     from .objectives.wtnpo import WTNPOConfig, WTNPOTrainer
     from .optim.masked_adamw import MaskedAdamW
@@ -55,10 +59,14 @@ _HOMES = {
     "GradDiffTrainer": ".objectives.grad_diff",
     "GradientAscentConfig": ".objectives.gradient_ascent",
     "GradientAscentTrainer": ".objectives.gradient_ascent",
+    "IHLConfig": ".objectives.ihl",
+    "IHLTrainer": ".objectives.ihl",
     "IdkAPConfig": ".objectives.idk_ap",
     "IdkAPTrainer": ".objectives.idk_ap",
     "IdkDPOConfig": ".objectives.idk_dpo",
     "IdkDPOTrainer": ".objectives.idk_dpo",
+    "MEConfig": ".objectives.me",
+    "METrainer": ".objectives.me",
     "MaskConfig": ".attribution.config",
     "MaskInfo": ".masks.info",
     "MaskMixin": ".trainers.mask_mixin",
@@ -78,6 +86,8 @@ _HOMES = {
     "MaskedTrainingArguments": ".trainers.masked_trainers",
     "NPOConfig": ".objectives.npo",
     "NPOTrainer": ".objectives.npo",
+    "PDUConfig": ".objectives.pdu",
+    "PDUTrainer": ".objectives.pdu",
     "POConfig": ".objectives.po",
     "POTrainer": ".objectives.po",
     "SCORES": ".attribution.scores",
@@ -90,6 +100,8 @@ _HOMES = {
     "TNPOTrainer": ".objectives.tnpo",
     "UCEConfig": ".objectives.uce",
     "UCETrainer": ".objectives.uce",
+    "UNDIALConfig": ".objectives.undial",
+    "UNDIALTrainer": ".objectives.undial",
     "UnlearningConfig": ".unlearning.config",
     "UnlearningTrainer": ".unlearning.base",
     "WGAConfig": ".objectives.wga",
@@ -112,10 +124,14 @@ __all__ = [
     "GradDiffTrainer",
     "GradientAscentConfig",
     "GradientAscentTrainer",
+    "IHLConfig",
+    "IHLTrainer",
     "IdkAPConfig",
     "IdkAPTrainer",
     "IdkDPOConfig",
     "IdkDPOTrainer",
+    "MEConfig",
+    "METrainer",
     "MaskConfig",
     "MaskInfo",
     "MaskMixin",
@@ -135,6 +151,8 @@ __all__ = [
     "MaskedTrainingArguments",
     "NPOConfig",
     "NPOTrainer",
+    "PDUConfig",
+    "PDUTrainer",
     "POConfig",
     "POTrainer",
     "SatImpConfig",
@@ -146,6 +164,8 @@ __all__ = [
     "TNPOTrainer",
     "UCEConfig",
     "UCETrainer",
+    "UNDIALConfig",
+    "UNDIALTrainer",
     "UnlearningConfig",
     "UnlearningTrainer",
     "WGAConfig",

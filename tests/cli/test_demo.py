@@ -33,7 +33,7 @@ KEYS = {
 @pytest.fixture(scope="module")
 def short_demo(tmp_path_factory):
     """Folder, output and stages of the demo with next to no training, run once: no test may change the folder."""
-    folder, learn = tmp_path_factory.mktemp("demo") / "demo-output", demo.train
+    folder, learn = tmp_path_factory.mktemp("demo") / "demo output", demo.train
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(demo, "MAX_STEPS", 2)

@@ -61,7 +61,7 @@ def unseen(write_jsonl):
     write_jsonl("unseen", [{"prompt": "Question: Where does Zoe live?\nAnswer:", "completion": " Zoe lives in Bonn."}])
 
 
-def test_an_interrupted_tuning_says_how_it_goes_on_and_does_so(tune, monkeypatch, saved_model, data, quick, capsys):
+def test_an_interrupted_tuning_says_how_it_goes_on_and_does_so(tune, monkeypatch, tmp_path, capsys):
     step, calls = Trainer.training_step, []
 
     def stopped(*args, **options):
@@ -71,13 +71,15 @@ def test_an_interrupted_tuning_says_how_it_goes_on_and_does_so(tune, monkeypatch
         return step(*args, **options)
 
     monkeypatch.setattr(Trainer, "training_step", stopped)
-    code, error = tune("npo", "--mask", "none")
+    code, error = tune("npo", "--mask", "none", "--output_dir", str(tmp_path / "my runs"))
     *_, line = error.splitlines()
     start, _, command = line.partition(": ")
     assert code == 130 and start == "To go on where it stopped, the same command again"
     words = shlex.split(command)
-    assert main([*words[1:], "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 4 and len(calls) == 3 + 2
+    assert main(words[1:]) == 0
+    *_, cost, written = capsys.readouterr().out.splitlines()
+    assert cost.startswith("4 steps in all") and len(calls) == 3 + 2
+    assert shlex.split(written) == ["Written:", "wagle", "npo", "--config", str(tmp_path / "my runs" / "best.yaml")]
 
 
 @pytest.mark.parametrize(

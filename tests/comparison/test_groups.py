@@ -43,13 +43,18 @@ def test_runs_of_several_seeds_are_a_group_though_each_seed_has_its_base(seeds):
         ({"objective": "GradDiff"}, ["NPO (3 seeds)", "GradDiff (3 seeds)"]),
         ({"options": {"learning_rate": 1e-3}}, ["learning rate 2e-05 (3 seeds)", "learning rate 0.001 (3 seeds)"]),
         ({"options": {"retain_weight": 1.0}}, ["retain weight 5 (3 seeds)", "retain weight 1 (3 seeds)"]),
+        ({"options": {"peft_r": 2}}, ["peft r default (3 seeds)", "peft r 2 (3 seeds)"]),
         ({"options": {"max_length": 64}}, ["max length default (3 seeds)", "max length 64 (3 seeds)"]),
+        (
+            {"tokenization": {"completion_only_loss": False}},
+            ["completion only loss default (3 seeds)", "completion only loss False (3 seeds)"],
+        ),
         (
             {"data": {"forget": {"rows": 18, "source": "other"}}},
             ["forget rows forget (3 seeds)", "forget rows other (3 seeds)"],
         ),
     ],
-    ids=["mask", "adapters", "objective", "rate", "retain weight", "length", "rows"],
+    ids=["mask", "adapters", "objective", "rate", "retain weight", "rank", "length", "scored tokens", "rows"],
 )
 def test_groups_are_told_apart_by_what_differs(changes, expected, seeds):
     assert labels_of([*seeds("a"), *seeds("b", **changes)]) == expected
@@ -122,6 +127,24 @@ def test_two_kinds_of_rounding_have_no_common_mean(seeds):
     file.write_text(json.dumps(content))
     (table,) = attack_tables(group_runs(load_runs(folders)))
     assert table.cells[-1][1:3] == ["int8 (nearest)", "0.140 (2 of 3)"]
+
+
+def test_evaluations_with_other_options_have_no_common_mean(seeds, tmp_path):
+    folders = seeds()
+    for number, options in enumerate([{"forget_dataset": "seed-1"}, {"relearn_steps": 50, "mia_k": 0.2}, {}]):
+        file = load_runs(folders)[number].folder / "wagle_eval.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"options": content["options"] | options}))
+    (group,) = group_runs(load_runs(folders))
+    numbers = group.numbers()
+    assert numbers["forget_prob"].mean == pytest.approx(0.2) and numbers["forget_prob"].count == 2  # of 0.1 and 0.3
+    assert numbers["relearn_forget_prob"].count == 2 and numbers["steps"].count == 3
+    assert group.remarks == [
+        r"seed-2/npo was evaluated with other options than the first run (mia\_k, relearn\_steps); its evaluation is left "
+        "out of the mean."
+    ]
+    files, _ = write_document([group], tmp_path)
+    assert tmp_path / "relearning.png" not in files
 
 
 def test_settings_are_columns_where_they_differ(seeds):

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,8 @@ def test_a_file_of_another_shape_is_refused_with_its_field(file, content, messag
     assert str(caught.value).startswith(f"{tmp_path / file}: {message}")
 
 
-def test_losses_that_are_no_numbers_any_more_are_read(make_run):
-    history = [{"loss": float("nan"), "forget_probability": float("nan"), "step": 1}]
-    (run,) = load_runs([make_run(training={"log_history": history})])
-    assert run.numbers()["steps"] == 1
+def test_losses_that_are_no_numbers_any_more_are_read_and_unknown(make_run):
+    history = [{"loss": float("nan"), "forget_probability": probability, "step": 1} for probability in (0.9, math.nan)]
+    training = {"log_history": history, "options": {"seed": math.nan}}
+    (run,) = load_runs([make_run(training=training, evaluation={"forget_prob": math.inf})])
+    assert run.numbers() == {"steps": 1}

@@ -32,7 +32,8 @@ def test_without_groups_there_is_one_file(make_run, tmp_path):
     assert [file.name for file in write_spreadsheets(load_runs([make_run()]), tmp_path)] == ["runs.csv"]
 
 
-def test_text_of_a_file_is_no_formula_of_a_spreadsheet(make_run, tmp_path):
-    runs = load_runs([make_run(training=TRAINING | {"objective": '=HYPERLINK("x")\n', "base_model": "a,b"})])
+@pytest.mark.parametrize("sign", ["=", "\t=", "\uff1d"])  # the last in full width
+def test_text_of_a_file_is_no_formula_of_a_spreadsheet(sign, make_run, tmp_path):
+    runs = load_runs([make_run(training=TRAINING | {"objective": f'{sign}HYPERLINK("x")\n', "base_model": "a,b"})])
     (row,) = read(write_spreadsheets(runs, tmp_path)[0])
-    assert (row["objective"], row["base_model"]) == ('\'=HYPERLINK("x")', "a,b")
+    assert (row["objective"], row["base_model"]) == (f'\'{sign.strip()}HYPERLINK("x")', "a,b")

@@ -54,6 +54,11 @@ def test_a_trajectory_is_the_probabilities_among_the_other_logs():
     }
 
 
+def test_a_set_called_step_does_not_take_the_place_of_the_steps():
+    history = [{"forget_probability": 0.9, "step_probability": 0.8, "step": 5}]
+    assert trajectory(history) == {"step": [5], "forget": [0.9]}
+
+
 def test_a_set_that_was_not_always_watched_is_left_out():
     """A run that went on with other sets: columns stay of one length."""
     history = [

@@ -33,7 +33,8 @@ KINDS = {
     "came back": (
         [0.979, 0.06, 0.3],
         [0.98, 0.71, 0.98],
-        "forgotten at step 10, but not in these weights: set metric_for_best_model to 'kept', or lower retain_weight",
+        "forgotten at step 10, but not in these weights: set load_best_model_at_end, and metric_for_best_model to 'kept', or "
+        "lower retain_weight",
     ),
     "nothing": ([0.9792, 0.9791], None, "nothing was forgotten: raise learning_rate or num_train_epochs"),
     "nothing moves": (

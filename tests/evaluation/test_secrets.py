@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from wagle_trl.data.tokenization import tokenize_row
 from wagle_trl.evaluation import tofu
 from wagle_trl.evaluation.metrics import summarize
 from wagle_trl.evaluation.secret_format import parse_format
@@ -77,6 +78,11 @@ class TestExposure:
         with pytest.raises(ValueError, match="candidate_log_probs"):
             exposure(0.0, others)
 
+    @pytest.mark.parametrize("own", [math.nan, -math.inf])
+    def test_so_must_the_secret(self, own):
+        with pytest.raises(ValueError, match="`log_prob` are NaN or infinite"):
+            exposure(own, [0.0])
+
 
 class TestCandidates:
     def test_they_are_different_strings_of_the_format(self):
@@ -99,6 +105,14 @@ class TestRows:
         )
         assert (record["exact_string"], record["digits_right"]) == (1.0, 1.0)
         assert record["exposure"] == pytest.approx(math.log2(101))
+
+    def test_a_secret_that_may_be_cut_off_has_no_exposure(self, model, tokenizer):
+        length = len(tokenize_row(BORN, tokenizer)["input_ids"])
+        for max_length, is_whole in ((length, True), (length - 1, False)):
+            (record,) = evaluate_rows(
+                model, tokenizer, [BORN], "forget", generate=False, progress=False, max_length=max_length
+            )
+            assert ("exposure" in record) == is_whole
 
     def test_of_all_candidates_it_is_the_true_rank(self, model, tokenizer):
         """Every year from 1900 to 1909 is scored as the answer itself, one by one."""

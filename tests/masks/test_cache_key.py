@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from wagle_trl.masks import cache_key as module
 from wagle_trl.masks.cache_key import cache_key
@@ -52,3 +53,12 @@ def test_where_a_model_was_read_does_not(model):
     before = cache_key(model)
     model.config._name_or_path = "/another/place"
     assert cache_key(model) == before
+
+
+def test_adapters_of_equal_weights_and_other_options_have_another_key(tiny_model):
+    def key(**options):
+        torch.manual_seed(0)
+        return cache_key(get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **options)))
+
+    assert key() == key(base_model_name_or_path="/another/place")
+    assert len({key(), key(lora_alpha=4), key(use_rslora=True)}) == 3

@@ -10,7 +10,12 @@ OBJECTIVES = [kind for kind in TRAINERS if kind != "masked_sft"]
 
 
 def trainer_class(kind: str):
-    return getattr(wagle_trl, TRAINERS[kind])
+    """The trainer of a kind above, or of a name of an objective on the command line."""
+    if kind in TRAINERS:
+        return getattr(wagle_trl, TRAINERS[kind])
+    from wagle_trl.objectives.names import OBJECTIVES as named
+
+    return named[kind]
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def make_config(tmp_path):
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        if kind in OBJECTIVES:
+        if kind != "masked_sft":
             defaults["trajectory_steps"] = 0
         return trainer_class(kind).config_class(**defaults | options)
 

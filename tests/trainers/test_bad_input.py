@@ -347,6 +347,7 @@ def test_rows_that_stream_from_a_generator_can_be_evaluated(make_trainer, retain
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"max_steps": 0}, "max_steps 0: no step would be made"),
         ({"num_train_epochs": 0, "max_steps": -1}, "num_train_epochs is 0 and max_steps -1: no step would be made"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"retain_weight": float("nan")}, "retain_weight must not be negative or infinite, got nan"),

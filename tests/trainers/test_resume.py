@@ -319,10 +319,17 @@ def test_a_delta_is_of_the_base_that_the_checkpoint_started_from(make_trainer, t
 
 
 def test_options_that_are_no_loss_are_compared_too_and_no_path_is_kept(trained, make_trainer, small_mask, caplog):
-    trainer = make_trainer(mask_config=small_mask, **OPTIONS | {"data_seed": 7, "adam_beta1": 0.5, "max_steps": 3})
+    others = {
+        "data_seed": 7,
+        "adam_beta1": 0.5,
+        "max_steps": 3,
+        "trajectory_steps": 2,
+    }  # which choose when a run stops
+    trainer = make_trainer(mask_config=small_mask, **OPTIONS | others)
     with caplog.at_level("WARNING", "wagle_trl"):
         trainer.train(resume_from_checkpoint=str(trained))
-    assert "data_seed None -> 7" in caplog.text and "adam_beta1 0.9 -> 0.5" in caplog.text
+    for change in ("data_seed None -> 7", "adam_beta1 0.9 -> 0.5", "trajectory_steps 0 -> 2"):
+        assert change in caplog.text
     assert str(trained.parent) not in (trained / "wagle_manifest.json").read_text()
 
 

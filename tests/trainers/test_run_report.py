@@ -28,6 +28,13 @@ def test_the_report_tells_what_was_done(make_trainer, tmp_path):
     assert {"wagle-trl", "torch", "transformers", "trl"} <= set(report["versions"])
 
 
+def test_the_report_has_the_options_that_choose_the_optimizer_and_the_step_of_the_weights(make_trainer):
+    chosen = {"optim": "sgd", "adam_beta2": 0.9, "trajectory_steps": 2, "trajectory_rows": 3, "data_seed": 7}
+    chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "kept"}
+    trainer = make_trainer(**chosen, eval_strategy="steps", save_strategy="steps", stop_forget_probability=0.1)
+    assert chosen.items() <= run_report(trainer)["options"].items()
+
+
 @pytest.mark.parametrize("kind, objective", [("grad_diff", "GradDiff"), ("masked_sft", "Masked SFT")])
 def test_a_report_can_be_written_before_training_and_without_a_mask(kind, objective, make_trainer, tmp_path):
     trainer = make_trainer(kind, retain_dataset=None) if kind == "masked_sft" else make_trainer(kind)
@@ -76,9 +83,12 @@ def test_the_report_tells_a_base_model_in_a_folder_from_one_on_the_hub(
     assert run_report(trainer)["base_revision"] == f"v1 of {tmp_path / 'base'}"
 
 
-def test_the_report_names_the_kind_of_adapters(make_trainer):
+def test_the_report_names_the_kind_of_adapters_and_their_options(make_trainer):
     assert run_report(make_trainer())["peft_type"] is None
-    assert run_report(make_trainer(peft_config=LoraConfig(r=2)))["peft_type"] == "LORA"
+    report = run_report(make_trainer(peft_config=LoraConfig(r=2, target_modules=["v_proj", "q_proj"])))
+    assert report["peft_type"] == "LORA"
+    found = {name: value for name, value in report["options"].items() if name.startswith("peft_")}
+    assert found == {"peft_r": 2, "peft_target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,4 +1,5 @@
 import pytest
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig
 
@@ -50,6 +51,13 @@ def test_a_trainer_chooses_what_is_not_given(kind, make_trainer, small_mask, tin
     assert trainer.args.num_train_epochs == default_num_train_epochs(len(trainer.train_dataset), trainer.args)
     trainer = make_trainer(kind, learning_rate=3e-3, num_train_epochs=2)
     assert (trainer.args.learning_rate, trainer.args.num_train_epochs) == (3e-3, 2)
+
+
+def test_the_pieces_of_long_rows_count_as_rows(make_trainer):
+    rows = Dataset.from_list([{"text": "Ada lives in Oslo, and Bo in Lima. " * 20}])
+    trainer = make_trainer(train_dataset=rows, long_rows="split", max_length=32, max_steps=-1)
+    assert len(trainer.train_dataset) > 8
+    assert trainer.args.num_train_epochs == default_num_train_epochs(len(trainer.train_dataset), trainer.args) < 50
 
 
 def test_two_trainers_of_the_same_arguments_have_each_their_own_rate(make_trainer, small_mask, tiny_model, quiet):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from wagle_trl import NPOTrainer
 from wagle_trl.files.run_folder import REPORT_FILE
@@ -205,6 +205,17 @@ def test_a_callback_that_the_user_gave_sees_kept_where_no_rows_are_evaluated(mea
     measured(*DONE_AT_3)
     make_trainer(max_steps=2, trajectory_steps=1, **BEST, eval_steps=1, save_steps=1, callbacks=[Watch()]).train()
     assert seen == pytest.approx([-0.4, 0.7])
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_early_stopping_goes_by_kept(evaluated, measured, make_trainer, retain_rows):
+    measured([0.9, 0.05], [1.0, 0.9, 0.8, 0.7, 0.6])
+    rows = {"eval_dataset": {"unseen_retain": retain_rows}} if evaluated else {}
+    patient = EarlyStoppingCallback(early_stopping_patience=2)
+    trainer = make_trainer(
+        max_steps=4, trajectory_steps=1, **BEST, eval_steps=1, save_steps=1, callbacks=[patient], **rows
+    )
+    assert train(trainer) == 3 and trainer.loaded_step == 1
 
 
 def test_what_cannot_work_is_refused_before_the_model_is_read(make_config, forget_rows, retain_rows):

@@ -52,7 +52,7 @@ class Trainer:
         assert (self.mask is None) == (self.mask_config is None)
         assert not any(isinstance(callback, PrinterCallback) for callback in self.callbacks)
         rate, length = self.args.learning_rate, self.args.max_steps
-        assert self.args.warmup_steps == -(-length // 2)  # the same share of every run
+        self.made[length, self.args.warmup_steps] += 1
         for step in range(length + 1):
             self.state.global_step = step
             if step and rate == 8.0:
@@ -114,6 +114,7 @@ def test_without_a_better_candidate_or_without_forgetting_the_verdict_says_so(tu
     assert tuned(only).verdict.startswith("No candidate is better than the defaults: forget 1.000 -> 0.000")
     verdict = tuned(only, learning_rate=0.5).verdict
     assert verdict.startswith("No run forgot: the best ended at forget 1.000 -> 0.500")
+    assert verdict.endswith("or let runs be longer.")  # `max_steps` decides here, no number of epochs
     assert tuned(only, begin=0.1).verdict == "Nothing to forget: the forget rows begin at 0.100, not above 0.1."
     assert tuned({"retain_weight": []}, learning_rate=0.8).verdict.startswith(
         "Better than the defaults, which did not"
@@ -124,6 +125,22 @@ def test_learning_rates_around_the_own_one_and_three_retain_weights_are_the_defa
     runs = tuned(None, learning_rate=0.4).runs
     assert {run["options"]["learning_rate"] for run in runs} == {0.1, 0.2, 0.4, 0.8, 1.6}
     assert {run["options"]["retain_weight"] for run in runs} == {1.0, 5.0, 20.0}
+
+
+def test_the_warm_up_is_the_same_share_of_every_run_also_where_it_is_tuned(tuned, made):
+    tuned()
+    assert {key for key in made if isinstance(key, tuple)} == {(2, 1), (4, 2), (8, 4)}
+    tuned({"learning_rate": [], "retain_weight": [], "warmup_steps": [0.25, 8]}, folder="warm-up")
+    assert made[4, 0.25] and made[4, 4]
+
+
+def test_values_that_are_lists_can_be_tuned_and_are_found_again(tuned, made):
+    grid = {"learning_rate": [], "retain_weight": [], "mask_scope": [("weight",)]}
+    result = tuned(grid, MaskConfig(mask_score="random"))
+    assert [run["options"]["mask_scope"] for run in result.runs] == [None, ["weight"]]
+    assert tuned(grid, MaskConfig(mask_score="random", mask_scope=("weight",))).default_run
+    made["train"] = 0
+    assert tuned(grid, MaskConfig(mask_score="random")) == result and made["train"] == 0
 
 
 def test_each_mask_is_computed_once(tuned, made):

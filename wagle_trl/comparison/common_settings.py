@@ -30,6 +30,9 @@ def common_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         common = {name: value for name, value in run.settings.items() if name not in SEEDS}
         if "mask_density" in common:  # which differs in its last digits between models of other sizes
             common["mask_density"] = float(f"{common['mask_density']:.3g}")
+        common |= {
+            name: value for name, value in (run.training.get("tokenization") or {}).items() if value is not None
+        }
         common["calls of train"] = run.history.num_calls
         common["trained"] = common.get("mask_score") or common.get("peft_type") or "dense"
         for kind, (name, content) in _origins(run).items():

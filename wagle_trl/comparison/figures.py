@@ -95,13 +95,14 @@ def plot_relearning(lines: Sequence[Run | Group], path: Path) -> list[Path]:
     Plot the probability of the forget rows that the relearning attack did not train on, over its steps.
 
     Args:
-        lines (`list[Run | Group]`): Runs and groups; those without this attack are left out.
+        lines (`list[Run | Group]`): Runs and groups; those without this attack, or with another one per run, are left out.
         path (`pathlib.Path`): As in [`plot_trajectories`].
 
     Returns:
         `list[pathlib.Path]`: The files; none if no run has this attack.
     """
-    shown = [line for line in lines if all(_relearning(run)[0] for run in line.members)]
+    attacked = [line for line in lines if all(_relearning(run)[0] for run in line.members)]
+    shown = [line for line in attacked if not (isinstance(line, Group) and line.evaluated_otherwise)]
     if not shown:
         return []
     figure = _figure(5.5)

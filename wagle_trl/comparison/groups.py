@@ -12,6 +12,10 @@ from .common_settings import common_settings, distinct_names
 from .interval import Interval, intervals
 from .runs import Compared, Run, attack_label
 
+# Options of an evaluation that may differ between seeds: their rows, and what changes no result
+_OF_A_SEED = ("forget_dataset", "retain_dataset", "unseen_dataset", "holdout_dataset", "tofu_dir", "reference_records")
+_OF_A_SEED += ("batch_size", "attack", "relearn_seed")
+
 
 @dataclass(frozen=True)
 class Group(Compared):
@@ -36,11 +40,31 @@ class Group(Compared):
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on runs that are left out."""
+        """Sentences on runs, and evaluations, that are left out."""
         return [
             f"{escaped(run.label)} has a seed that another run has, and is left out of the mean."
             for run in self.repeated
+        ] + [
+            f"{escaped(label)} was evaluated with other options than the first run ({escaped(', '.join(names))}); its evaluation "
+            "is left out of the mean."
+            for label, names in self.evaluated_otherwise.items()
         ]
+
+    @cached_property
+    def evaluated_otherwise(self) -> dict[str, list[str]]:
+        """Options in which the evaluations of runs differ from the first one, by the labels of these runs."""
+        options = {run.label: run.evaluation.get("options", {}) for run in self.runs if run.measured()}
+        first = {name: value for given in reversed(options.values()) for name, value in given.items()}
+        names = [name for name in first if name not in _OF_A_SEED]
+        differ = {
+            label: [name for name in names if given.get(name, first[name]) != first[name]]
+            for label, given in options.items()
+        }
+        return {label: found for label, found in differ.items() if found}
+
+    @cached_property
+    def _evaluated_alike(self) -> list[Run]:
+        return [run for run in self.runs if run.label not in self.evaluated_otherwise]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -56,20 +80,15 @@ class Group(Compared):
     @cached_property
     def attacks(self) -> dict[str, Attack]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Result of each attack in the first run that has it, by its name."""
-        return {attack: content for run in reversed(self.runs) for attack, content in run.attacks.items()}
+        return {attack: content for run in reversed(self._evaluated_alike) for attack, content in run.attacks.items()}
 
     def measured(self, attack: str | None = None) -> dict[str, Interval]:
-        if attack is None:
-            return intervals([run.measured() for run in self.runs])
-        label = attack_label(attack, self.attacks[attack])  # two kinds of rounding have no common mean
-        return intervals(
-            [
-                run.measured(attack)
-                if attack in run.attacks and attack_label(attack, run.attacks[attack]) == label
-                else {}
-                for run in self.runs
-            ]
-        )
+        alike = self._evaluated_alike
+        if attack is not None:
+            label = attack_label(attack, self.attacks[attack])  # two kinds of rounding have no common mean
+            has_it = (run for run in alike if attack in run.attacks)
+            alike = [run for run in has_it if attack_label(attack, run.attacks[attack]) == label]
+        return intervals([run.measured(attack) if run in alike else {} for run in self.runs])
 
     def average(
         self, curve: Callable[[Run], tuple[Sequence[float], Sequence[float]]]

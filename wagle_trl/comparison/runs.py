@@ -1,5 +1,6 @@
 """Finished runs, read from their folders: no model is loaded."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,7 @@ class Compared(ABC):
         for attack, content in self.attacks.items():
             known |= {f"{attack}_{name}": value for name, value in self.measured(attack).items()}
             known[f"{attack}_rounding"] = content.get("rounding")
-        return {name: value for name, value in known.items() if value is not None}
+        return {name: value for name, value in known.items() if not _is_unknown(value)}
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,10 @@ def read_run(folder: Path, label: str = "") -> Run:
         read_json(report, Report) if report.exists() else {},
         read_json(evaluation, Evaluation) if evaluation.exists() else {},
     )
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def runs_of(lines: Iterable[Compared]) -> list[Run]:

@@ -12,7 +12,8 @@ from .runs import Run, runs_of
 
 RUNS_FILE = "runs.csv"
 GROUPS_FILE = "groups.csv"
-_FORMULA = ("=", "+", "-", "@")  # beginnings of what a spreadsheet would compute
+# Beginnings of what a spreadsheet would compute; some also take these signs in full width
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def write_spreadsheets(lines: Sequence[Run | Group], folder: Path) -> list[Path]:

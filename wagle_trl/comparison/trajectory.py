@@ -24,7 +24,10 @@ def trajectory(log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[float
         measurement of weights that were loaded at the end, which are no next step, is left out.
     """
     entries = [entry for entry in log_history if f"forget{SUFFIX}" in entry and "loaded_step" not in entry]
-    shared = [key for key in (entries[0] if entries else ()) if all(key in entry for entry in entries)]
+    first = [
+        key for key in (entries[0] if entries else ()) if key != f"step{SUFFIX}"
+    ]  # the column of steps has this name
+    shared = [key for key in first if all(key in entry for entry in entries)]
     names = {"forget": None} | {key.removesuffix(SUFFIX): None for key in shared if key.endswith(SUFFIX)}
     columns = {name: [entry[f"{name}{SUFFIX}"] for entry in entries] for name in names}
     return {"step": [entry["step"] for entry in entries]} | columns

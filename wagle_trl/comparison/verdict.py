@@ -90,7 +90,8 @@ def _on_forgetting(measured: list[dict[str, float]], now: Mapping[str, float], g
     """Conclude on weights that have not forgotten."""
     before, halt = measured[0], _halt(measured, goal)
     if forgotten := [point["step"] for point in measured if goal.is_forgotten(point)]:
-        cure = f"set metric_for_best_model to '{KEPT}', or lower retain_weight"
+        load = "" if now["step"] < measured[-1]["step"] else "load_best_model_at_end, and "
+        cure = f"set {load}metric_for_best_model to '{KEPT}', or lower retain_weight"
         return f"forgotten at step {forgotten[-1]:.0f}, but not in these weights: {cure}"
     if before["forget"] - now["forget"] < _NOTHING * (before["forget"] - goal.forget_probability):
         return f"nothing was forgotten{halt}: raise learning_rate" + ("" if halt else f" or {longer}")

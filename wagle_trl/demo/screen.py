@@ -1,5 +1,6 @@
 """What the demo shows at its end, on one screen."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def _examples(by_world: Mapping[str, Mapping[str, Forgetting]]) -> str:
 
 
 def _closing(folder: str) -> str:
-    world = next(iter(WORLDS))
+    world, folder = next(iter(WORLDS)), shlex.quote(folder)
     rows = " ".join(
         f"--{name}_dataset {folder}/{world}/{file}.jsonl"
         for name, file in (("forget", "forget"), ("retain", "retain"), ("unseen", "unseen_retain"))

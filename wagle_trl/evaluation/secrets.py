@@ -100,6 +100,7 @@ def exposure(log_prob: float, candidate_log_probs: ArrayLike) -> float:
         `float`: Exposure, from `0.0` (the secret is the least likely of all) to \\( \log_2 (N + 1) \\) (the most likely).
     """
     others = finite(candidate_log_probs, "candidate_log_probs")
+    finite([log_prob], "log_prob")  # no number is below none, and its rank would be the first
     rank = 1 + np.sum(others > log_prob) + np.sum(others == log_prob) / 2
     return math.log2((others.size + 1) / rank)
 

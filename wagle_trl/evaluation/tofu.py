@@ -148,8 +148,9 @@ def _evaluate_batch(
                 sample.record["exact_string"] = float(exact_string(text, secret, secret_format))
                 sample.record["digits_right"] = digits_right(text, secret, secret_format)
     if options.exposure_candidates:
+        whole = (sample for sample in samples if "num_token_cut" not in sample.record)  # or the secret may be cut off
         ranked = [
-            (sample.record, sample.secret) for sample in samples if sample.record["set"] == FORGET and sample.secret
+            (sample.record, sample.secret) for sample in whole if sample.record["set"] == FORGET and sample.secret
         ]
         for record, secret in tqdm(ranked, "Exposure of secrets", leave=False, disable=not (progress and ranked)):
             record["exposure"] = _exposure(model, tokenizer, secret, options)
@@ -214,7 +215,8 @@ def evaluate_rows(
         `mia_k`) and `zlib_bytes`. Rows with perturbed answers add losses and numbers of tokens for these and for the
         paraphrase (or the answer, if there is none), and `truth_ratio`. With `generate`, rows with a prompt add
         `generated`, and `rougeL_recall` and `rougeL_recall_unicode` where these find a word in the answer; those that have
-        a secret too add `exact_string` and `digits_right`. Forget rows with a secret add `exposure`.
+        a secret too add `exact_string` and `digits_right`. Forget rows with a secret add `exposure`, unless their answer
+        is cut.
     """
     options = EvalOptions(**options)
     samples = prepare_rows(rows, set_name, tokenizer, options)

@@ -7,6 +7,7 @@ DELTA_FILE = "wagle_delta.safetensors"
 REFERENCE_FILE = (
     "wagle_reference.safetensors"  # log-probabilities of the forget rows under the reference, in checkpoints
 )
+STATES_FILE = "wagle_reference_states.safetensors"  # last hidden states of rows under the reference
 REPORT_FILE = "wagle_report.json"  # report of a trainer
 EVALUATION_FILE = "wagle_eval.json"  # results of `wagle eval`
 RECORDS_FILE = "wagle_records.jsonl"  # results of `wagle eval` per row

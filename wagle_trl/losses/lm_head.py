@@ -127,11 +127,13 @@ class SplitModel:
         model ([`~transformers.PreTrainedModel`]): Causal language model, without the wrapper of PEFT.
         backbone (`str`): Name of the module in it whose output has the last hidden states.
         is_linear (`bool`): Whether the formula of [`LinearHead`] gives the model's own logits.
+        width (`int`): Size of a hidden state.
     """
 
     model: PreTrainedModel
     backbone: str
     is_linear: bool
+    width: int
 
     @classmethod
     @torch.no_grad()
@@ -166,12 +168,18 @@ class SplitModel:
                 )
             except Exception:  # an adapter in the head, packed weights, no head at all
                 is_linear = False
-        return cls(base, backbone, is_linear)
+        return cls(base, backbone, is_linear, hidden.shape[-1])
 
     @property
     def head(self) -> Head:
         """The head as it is now: adapters and sharding replace modules and parameters, so get it again for every step."""
         return LinearHead.of(self.model) if self.is_linear else OwnHead(self.model, self.backbone)
+
+    @property
+    def head_parameters(self) -> set[nn.Parameter]:
+        """All parameters that make logits of hidden states, also those that the backbone uses, too."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {parameter for name, parameter in named if not name.startswith(f"{self.backbone}.")}
 
     @contextmanager
     def last_hidden_states(self) -> Iterator[list[Tensor]]:

@@ -5,9 +5,11 @@ import json
 from importlib.metadata import version
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from .adapters import adapter_settings
 from .fingerprint import fingerprint_of
 
 VERSIONS = ("wagle-trl", "torch", "transformers")
@@ -16,8 +18,8 @@ _ORIGIN = ("_name_or_path", "transformers_version")  # entries of a config that 
 
 def cache_key(model: nn.Module, **content: Any) -> str:
     """
-    Hash every weight and buffer of a model in its own dtype, its configs, attention and devices, the versions of the
-    libraries, and all else that a result depends on.
+    Hash every weight and buffer of a model in its own dtype, its configs, adapters, attention and devices, the versions of
+    the libraries, and all else that a result depends on.
 
     Args:
         model (`torch.nn.Module`): Model that computes the result.
@@ -31,6 +33,9 @@ def cache_key(model: nn.Module, **content: Any) -> str:
         "devices": sorted({parameter.device.type for parameter in model.parameters()}),
         "versions": {name: version(name) for name in VERSIONS},
     }
+    if isinstance(model, PeftModel):
+        described["adapters"] = adapter_settings(model)
+        model = model.get_base_model()
     if isinstance(model, PreTrainedModel):
         config = model.config.to_dict()
         described["config"] = {name: value for name, value in config.items() if name not in _ORIGIN}

@@ -1,7 +1,6 @@
 """Refusals with answer preservation (arXiv 2410.08109)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
@@ -9,7 +8,7 @@ from ..losses.objectives import cross_entropy
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import RetainLossName, UnlearningConfig
 
 
 @dataclass
@@ -19,7 +18,7 @@ class IdkAPConfig(UnlearningConfig):
     [`~trl.SFTConfig`].
     """
 
-    retain_loss: Literal["nll", "answer_preservation"] = field(
+    retain_loss: RetainLossName = field(
         default="answer_preservation", metadata={"help": "Loss on the retain rows, as in the other objectives."}
     )
 

@@ -136,6 +136,12 @@ class Arena:
         )
         item.has_gradient = True
 
+    def exchange(self, item: ParameterSlice, values: Tensor) -> None:
+        """Exchange the selected weights of a parameter with `values`, in place and bit for bit."""
+        held = wagle_kernels.compress(item.weights, self.layout, item.number, torch.empty_like(values))
+        wagle_kernels.scatter(item.weights, self.layout, item.number, values)
+        values.copy_(held)
+
     def accumulate_in_fp32(self) -> None:
         """Widen the accumulator to fp32, if it is narrower."""
         self.grad = self.grad.float()

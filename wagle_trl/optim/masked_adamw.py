@@ -1,7 +1,7 @@
 """`MaskedAdamW`: AdamW that keeps state for selected weights only and never touches the others."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -112,6 +112,17 @@ class MaskedAdamW(Optimizer):
         if self._arenas:
             raise ValueError("Parameters cannot be added later; make a new MaskedAdamW with all groups.")
         super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def exchange(self, values: Mapping[str, Tensor]) -> None:
+        """
+        Exchange the selected weights with `values`, in place and bit for bit: twice is nothing. Remainders and moments stay.
+
+        Args:
+            values (`dict[str, torch.Tensor]`): By parameter, of shape `(selected,)` and its dtype and device.
+        """
+        for item, arena in self._slices.values():
+            arena.exchange(item, values[item.name])
 
     # Gradients
 

@@ -123,7 +123,7 @@ def check_before_work(trainer: MaskedTrainerBase, masked: bool) -> None:
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}.")
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         raise ValueError(
             f"num_train_epochs is {args.num_train_epochs:g} and max_steps {args.max_steps}: no step would be made."
         )
@@ -164,11 +164,11 @@ def check_save_delta(masked: bool, model: nn.Module) -> None:
 
 
 def check_is_base(model: nn.Module, mask: WeightMask) -> None:
-    """Refuse a model that the mask was not made for: a delta starts from the base, not from a checkpoint."""
+    """Refuse a model that the mask was not made for: a delta and a reference are of the base, not of a checkpoint."""
     declared = mask.info.fingerprint
     if declared and declared != model_fingerprint(model):
         raise ValueError(
-            "save_delta needs the base model, but the mask was made for other weights than those loaded; pass the base as "
+            "This run needs the base model, but the mask was made for other weights than those loaded; pass the base as "
             "`model`, and a checkpoint to `train(resume_from_checkpoint=...)`."
         )
 

@@ -197,11 +197,23 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
         self.mask_options.mask_settings = mask_settings(self.mask)
         if self._moved is None:  # in the first call of `train` the weights are still the original ones
             self._moved = MovedShare(self.model, self.mask)
-        if self.mask_options.save_delta and self._base_fingerprint is None:
+        if self.mask_options.save_delta:
+            self.remember_base(checkpoint)
+
+    def remember_base(self, checkpoint: str | None) -> None:
+        """
+        Note which weights training starts from, in the first call, for what needs them again when a run resumes.
+
+        Args:
+            checkpoint (`str`, *optional*): Checkpoint that training will resume from. A `ValueError` if it is of another base.
+        """
+        if self._base_fingerprint is not None:
+            return
+        if self.mask is not None:
             check_is_base(self.model, self.mask)
-            self._base_fingerprint = weights_fingerprint(self.model)
-            if checkpoint is not None:
-                check_base_of(Path(checkpoint), self._base_fingerprint)
+        self._base_fingerprint = weights_fingerprint(self.model)
+        if checkpoint is not None:
+            check_base_of(Path(checkpoint), self._base_fingerprint)
 
     @property
     def mask_report(self) -> dict | None:
@@ -278,8 +290,8 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
                 self.mask.save(folder)
             write_run_report(self, folder)
         super(WholeSaves, self).save_model(str(folder), _internal_call=True)
-        if with_delta and self._base_fingerprint is not None and self.args.should_save:
-            assert self.mask is not None  # `check_save_delta` asks for one
+        if with_delta and self.mask_options.save_delta and self.args.should_save:
+            assert self.mask is not None and self._base_fingerprint is not None  # `check_save_delta` asks for a mask
             info = self.mask.info
             missing = {name: text for name, text in self._origin.items() if getattr(info, name) is None}
             mask = WeightMask(self.mask.bits, self.mask.shapes, replace(info, **missing))

@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 _EVALUATION_FILES = ("wagle_", "attacks/")  # beginnings of what `wagle eval` may have written beside a checkpoint
 # Beginnings of options that do not influence the trained weights
-_IRRELEVANT = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32", "trajectory_")
+_IRRELEVANT = ("dataloader_", "eval_", "hub_", "include_", "log", "push_", "report_", "save_", "tf32")
 _COLUMNS = {"input_ids", "labels", "completion_mask", "assistant_masks", "position_ids", "seq_lengths"}
 _OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
 _NO_STATE = "it has no optimizer state (save_only_model); load it as a model instead"
@@ -202,5 +202,5 @@ def check_base_of(folder: Path, fingerprint: str) -> None:
     saved = validated(whole_manifest(folder).facts, _Facts, str(folder / MANIFEST_FILE)).get("base_fingerprint")
     if saved not in (None, fingerprint):
         raise ValueError(
-            f"The model is not the base that '{folder}' started from; pass that base, or the delta would be of another one."
+            f"The model is not the base that '{folder}' started from; pass that base, of which the delta and the reference are."
         )

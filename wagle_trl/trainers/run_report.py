@@ -14,6 +14,7 @@ from ..comparison.history import History
 from ..comparison.verdict import closing_verdict
 from ..files.atomic import write_json
 from ..files.run_folder import REPORT_FILE
+from ..masks.adapters import adapter_settings
 from ..papers import Paper
 from .mask_options import MaskOptions, base_config
 from .tracking import mask_settings
@@ -29,11 +30,17 @@ OPTIONS = (  # those that influence the trained weights
     "max_grad_norm",
     "warmup_steps",
     "lr_scheduler_type",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "load_best_model_at_end",
+    "metric_for_best_model",
     "seed",
+    "data_seed",
     "max_length",
     "beta",
 )
-_SHOWN = "trajectory_"  # beginning of options that only choose what is logged
 _TIMED = ("_runtime", "_per_second")  # ends of the names of logged times
 _PACKAGES = ("wagle-trl", "torch", "transformers", "trl", "accelerate", "datasets", "peft")
 
@@ -56,20 +63,21 @@ def run_report(trainer: MaskedTrainerBase, objective: str | None = None) -> dict
     args = {} if objective else trainer.args.to_dict()
     fingerprint = None if objective else trainer.saved_fingerprint()
     base = trainer.model.config._name_or_path
-    adapters = trainer.model.active_peft_config if isinstance(trainer.model, PeftModel) else None
+    adapters = trainer.model if isinstance(trainer.model, PeftModel) else None
     report = {
         "objective": objective or trainer._name,
         "paper": None if objective else _paper(trainer),
         "base_model": base,
         "base_revision": trainer.run_inputs.base_revision,
         "base_is_local": os.path.isdir(base),
-        "peft_type": None if adapters is None else PeftType(adapters.peft_type).value,
+        "peft_type": None if adapters is None else PeftType(adapters.active_peft_config.peft_type).value,
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
         "data": trainer.run_inputs.data(trainer.args.output_dir, trainer.mask_options.hash_forget_set),
         "num_train_rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None,
         "num_retain_rows": None if trainer.retain_dataset is None else len(trainer.retain_dataset),
         "options": {name: args[name] for name in reported_options(trainer.args) if name in args}
-        | ({} if trainer.mask is None else mask_settings(trainer.mask)),
+        | ({} if trainer.mask is None else mask_settings(trainer.mask))
+        | ({} if adapters is None else adapter_settings(adapters)),
         "tokenization": trainer.tokenization,
         "answer_tokens": {name: asdict(counted) for name, counted in trainer.answer_tokens.items()},
         "mask": trainer.mask_report,
@@ -98,7 +106,7 @@ def reported_options(args: TrainingArguments) -> list[str]:
     """Name the options that influence the trained weights: common ones, and those of the objective's own config."""
     others = {field.name for kind in (base_config(args), MaskOptions) for field in fields(kind)}
     own = [field.name for field in fields(args) if field.name not in others]
-    return list(dict.fromkeys([*OPTIONS, *(name for name in own if not name.startswith(_SHOWN))]))
+    return list(dict.fromkeys([*OPTIONS, *own]))
 
 
 def _cost(trainer: MaskedTrainerBase) -> dict[str, Any]:

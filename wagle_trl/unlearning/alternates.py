@@ -5,7 +5,6 @@ import math
 from datasets import Dataset
 
 from ..data.alternates import alternate_rows, load_refusals
-from .defaults import steps_per_epoch
 
 
 def other_answers(trainer, forget: Dataset, retain: Dataset) -> dict[str, Dataset]:
@@ -29,10 +28,7 @@ def other_answers(trainer, forget: Dataset, retain: Dataset) -> dict[str, Datase
             f"{trainer._name} puts other answers into the rows, which `formatting_func` hides; pass rows with a prompt and a "
             "completion instead."
         )
-    epochs = args.num_train_epochs
-    if args.max_steps > 0:
-        epochs = args.max_steps / steps_per_epoch(len(trainer.train_dataset), args)
-    per_row = {"alternate": math.ceil(epochs), "retain_refusal": 1}
+    per_row = {"alternate": math.ceil(trainer.num_epochs), "retain_refusal": 1}
     refusals = None if args.refusals is None else load_refusals(args.refusals)
     prepared = {}
     for kind in kinds:

@@ -4,6 +4,7 @@ import copy
 import os
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,6 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -26,32 +26,25 @@ from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from ..attribution.config import MaskConfig
 from ..comparison.goal import Goal
-from ..data.pairing import PairCollator, PairedRows, PairSampler, check_disjoint
+from ..data.pairing import PairSampler, check_disjoint
 from ..losses.fused_head import TokenPredictions, answer_log_probs
+from ..losses.lm_head import SplitModel
 from ..masks.mask import WeightMask
-from ..trainers.checks import check_rows
-from ..trainers.masked_sft import MaskedSFTTrainer
 from .alternates import other_answers
 from .batch import UnlearningBatch
 from .config import UnlearningConfig
-from .defaults import default_learning_rate, default_num_train_epochs
+from .defaults import EPOCHS, default_learning_rate, default_num_train_epochs
 from .dropout import disable_dropout
 from .kept import KeptMetric, asks_for_kept
 from .reference import REFERENCE_COLUMN, LogProbReference
 from .retain_losses import RETAIN_LOSSES
+from .rows import EpochSetter, UnlearningRows
+from .state_reference import STATES, StateReference
 from .stopping import StopWhenDone, check_measured
 from .trajectory import Trajectory
 
-# Kind of rows -> attribute of the trainer that holds them
-_STREAMS = {
-    "forget": "train_dataset",
-    "alternate": "alternate_dataset",
-    "retain": "retain_dataset",
-    "retain_refusal": "retain_refusal_dataset",
-}
 
-
-class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
+class UnlearningTrainer(KeptMetric, UnlearningRows):
     """
     Base of the trainers that forget `train_dataset` and keep `retain_dataset`.
 
@@ -62,10 +55,12 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
         rows (`tuple[str, ...]`, defaults to `("forget",)`):
             Kinds of rows that `forget_loss` needs: `"forget"`, `"alternate"` (the forget rows with another answer). Those of
             the retain term follow, see [`rows_of`].
-        reference (`"log_probs"` or `None`):
-            What `forget_loss` compares with: the log-probabilities of the answers of `rows` under the model before
-            unlearning. They are computed once, before the first step, and saved with the checkpoints: there is no
-            second model.
+        reference (`"log_probs"`, `"hidden_states"` or `None`):
+            What `forget_loss` compares the answers of `rows` with, under the model before unlearning: their
+            log-probabilities, see [`~unlearning.reference.LogProbReference`]; or the last hidden states, of which whole
+            distributions follow, see [`~unlearning.state_reference.StateReference`]. There is no second model.
+        distributions (`bool`, defaults to `False`):
+            Whether `forget_loss` needs hidden states and the LM head without a reference.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -86,15 +81,10 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
     The other arguments are those of [`~trl.SFTTrainer`].
     """
 
-    rows: ClassVar[tuple[str, ...]] = ("forget",)
-    reference: ClassVar[Literal["log_probs"] | None] = None
+    reference: ClassVar[Literal["log_probs", "hidden_states"] | None] = None
+    distributions: ClassVar[bool] = False
 
-    args: UnlearningConfig
-    retain_dataset: Dataset
-    alternate_dataset: Dataset | None = None
-    retain_refusal_dataset: Dataset | None = None
     config_class = UnlearningConfig
-    train_set = "forget"
 
     def __init__(
         self,
@@ -127,9 +117,9 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
         if compute_loss_func is not None:
             raise ValueError("Unlearning has its own loss; subclass and override `forget_loss` for another.")
         args = copy.copy(self._to_config(args, model))  # another trainer of the same `args` may need another rate
-        if args.num_train_epochs is None:
-            check_rows(train_dataset, "train_dataset")
-            args.num_train_epochs = default_num_train_epochs(len(train_dataset), args)
+        chooses_epochs = args.num_train_epochs is None
+        if chooses_epochs:
+            args.num_train_epochs = EPOCHS  # until the rows are known: `long_rows` may make more of them
         check_measured(args)
         if eval_dataset is None and asks_for_kept(args):
             eval_dataset = {}  # transformers asks for evaluation rows; this metric is of the training rows
@@ -152,6 +142,8 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
             mask_config=mask_config,
             mask=mask,
         )
+        if chooses_epochs:
+            self.args.num_train_epochs = default_num_train_epochs(len(self.train_dataset), self.args)
         if self.args.learning_rate is None:
             density = mask_config.mask_density if mask_config else self.mask.density if self.mask else None
             self.args.learning_rate = default_learning_rate(self.model, density)
@@ -163,20 +155,15 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
         check_disjoint(self.train_dataset, self.retain_dataset)
         for kind, rows in other_answers(self, train_dataset, retain_dataset).items():
             self.set_stream(kind, rows)
-        self.log_prob_reference = LogProbReference(self, self.rows) if self.reference == "log_probs" else None
+        self._add_references()
         self._pair_sampler = PairSampler(len(self.train_dataset), len(self.retain_dataset), self.data_seed)
-        self.add_callback(_EpochSetter(self._pair_sampler))
+        self.add_callback(EpochSetter(self._pair_sampler))
         self.goal = Goal.of(vars(self.args))
         if self.args.trajectory_steps:
             self._trajectory = Trajectory(self, self.args.trajectory_steps, self.args.trajectory_rows)
             self.add_callback(self._trajectory)
         if self.args.stop_forget_probability:
             self.add_callback(StopWhenDone(self, self.goal))
-
-    @classmethod
-    def rows_of(cls, args: UnlearningConfig) -> tuple[str, ...]:
-        """List the kinds of rows in a batch, in their order. Without a retain weight there are no retain rows."""
-        return (*cls.rows, *(RETAIN_LOSSES[args.retain_loss].rows if args.retain_weight else ()))
 
     @abstractmethod
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
@@ -187,77 +174,21 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
             batch ([`~unlearning.batch.UnlearningBatch`]): Log-probabilities of the rows, and the counts to divide by.
         """
 
-    # Rows
-
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        """Score answers, of every format and in every set, as evaluation and attribution do."""
-        rows = self._answers(dataset, processing_class, args, formatting_func, dataset_name)
-        return super(MaskedSFTTrainer, self)._prepare_dataset(rows, processing_class, args, False, None, dataset_name)
-
-    @property
-    def streams(self) -> dict[str, Dataset]:
-        """Prepared rows of every kind that goes into a batch, in their order."""
-        return {kind: getattr(self, _STREAMS[kind]) for kind in self.rows_of(self.args)}
-
-    def set_stream(self, kind: str, rows: Dataset) -> None:
-        """Replace the prepared rows of a kind."""
-        setattr(self, _STREAMS[kind], rows)
-
-    @property
-    def data_seed(self) -> int:
-        """Seed of the pairs and of the choice among alternates."""
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
-    @property
-    def rows_per_sample(self) -> int:
-        return len(self.rows_of(self.args))
-
-    @property
-    def _columns(self) -> list[str]:
-        """Columns that only rows with a reference have."""
-        return [] if self.log_prob_reference is None else [REFERENCE_COLUMN]
-
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self._columns]))
-
-    def get_train_dataloader(self) -> DataLoader:
-        streams = {kind: self._remove_unused_columns(rows, description=kind) for kind, rows in self.streams.items()}
-        return self.accelerator.prepare(
-            DataLoader(
-                PairedRows(streams, len(self.train_dataset)),
-                batch_size=self._train_batch_size,
-                sampler=self._pair_sampler,
-                collate_fn=PairCollator(self.data_collator, self._columns),
-                drop_last=self.args.dataloader_drop_last,
-                num_workers=self.args.dataloader_num_workers,
-                pin_memory=self.args.dataloader_pin_memory,
-                persistent_workers=self.args.dataloader_persistent_workers,
-                prefetch_factor=self.args.dataloader_prefetch_factor,
-            )
-        )
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self.control.should_training_stop:  # before the first step: `StopWhenDone` has found nothing to do
-            return [], None
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        answers = [batch["labels"][:, 1:] != -100 for batch in batches]
-        counts = torch.stack([UnlearningBatch.count(answer, self.rows_per_sample) for answer in answers]).sum(0)
-        # Every process divides by the counts of all; DDP then averages the gradients, see `compute_loss`
-        return batches, self._gather(counts.to(device)).view(-1, len(counts)).sum(0)
-
-    def _gather(self, values: Tensor) -> Tensor:
-        """Values of all processes, one after the other."""
-        return self.accelerator.gather(values)  # pyright: ignore[reportReturnType]
-
     # Loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        reference = None if self.log_prob_reference is None else inputs.pop(REFERENCE_COLUMN)
-        outputs = answer_log_probs(model, inputs)
-        batch = UnlearningBatch.of(self.rows_of(self.args), outputs, num_items_in_batch, reference, self.rows)
+        references = {name: inputs.pop(name) for name in (REFERENCE_COLUMN, STATES) if name in inputs}
+        with self.split.last_hidden_states() if self.split else nullcontext() as kept:
+            outputs = answer_log_probs(model, inputs)
+        batch = UnlearningBatch.of(self.rows_of(self.args), outputs, inputs["labels"], num_items_in_batch)
+        if self.log_prob_reference is not None:
+            batch.add_reference(self.rows, references[REFERENCE_COLUMN])
+        if self.split is not None and kept is not None:
+            batch.add_states(kept[-1], self.split.head)
+        if self.state_reference is not None:
+            batch.add_reference_states(self.state_reference.kinds, references[STATES], self.state_reference.head)
         forget_loss = self.forget_loss(batch)
         values, loss = {"forget_loss": forget_loss}, self.args.forget_weight * forget_loss
         if "retain" in batch.streams:
@@ -292,22 +223,24 @@ class UnlearningTrainer(KeptMetric, MaskedSFTTrainer):
 
     # Reference
 
+    def _add_references(self) -> None:
+        """Set up what the terms of the loss compare with."""
+        kinds, retain = self.rows_of(self.args), RETAIN_LOSSES[self.args.retain_loss]
+        with_states = set(self.rows if self.reference == "hidden_states" else ())
+        with_states |= {"retain"} if retain.reference and "retain" in kinds else set()
+        self.log_prob_reference = LogProbReference(self, self.rows) if self.reference == "log_probs" else None
+        self.split = SplitModel.of(self.model) if with_states or self.distributions else None
+        self.state_reference = None
+        if self.split is not None and with_states:
+            self.state_reference = StateReference(self, self.split, [kind for kind in kinds if kind in with_states])
+
     def prepare_training(self, checkpoint: str | None) -> None:
         super().prepare_training(checkpoint)
-        if self.log_prob_reference is not None:
-            self.log_prob_reference.prepare(checkpoint)
+        for reference in (self.log_prob_reference, self.state_reference):
+            if reference is not None:
+                reference.prepare(checkpoint)
 
     def write_files(self, folder: Path, *, in_checkpoint: bool, with_delta: bool) -> None:
         super().write_files(folder, in_checkpoint=in_checkpoint, with_delta=with_delta)
         if in_checkpoint and self.args.should_save and self.log_prob_reference is not None:
             self.log_prob_reference.save(folder)
-
-
-class _EpochSetter(TrainerCallback):
-    """Tells the sampler the epoch, of which its order is a function."""
-
-    def __init__(self, sampler: PairSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.epoch = int(state.epoch or 0)

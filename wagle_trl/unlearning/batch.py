@@ -1,12 +1,13 @@
 """The view of a batch that an objective gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..losses.fused_head import TokenPredictions
+from ..losses.lm_head import Head
 
 
 @dataclass
@@ -19,15 +20,43 @@ class Stream:
         answer (`torch.Tensor` of shape `(rows, length)`): Whether a token is one of the answer.
         num_rows, num_tokens (`torch.Tensor`):
             Numbers of rows and answer tokens to divide by: those of the whole optimizer step, over all processes.
+        labels (`torch.Tensor` of shape `(rows, length)`): The answer tokens; -100 elsewhere.
         reference_log_probs (`torch.Tensor` of shape `(rows, length)`, *optional*):
             `log_probs` under the model before unlearning, where the objective declares it.
+        hidden (`torch.Tensor` of shape `(answer tokens, width)`, *optional*):
+            Last hidden states that predict the answer tokens, row by row, where the objective declares `distributions`.
+        head ([`~losses.lm_head.LinearHead`] or [`~losses.lm_head.OwnHead`], *optional*): What makes logits of them.
+        reference_hidden, reference_head (as `hidden` and `head`, *optional*):
+            The same of the model before unlearning, where it is declared.
     """
 
     log_probs: Tensor
     answer: Tensor
     num_rows: Tensor
     num_tokens: Tensor
+    labels: Tensor
     reference_log_probs: Tensor | None = None
+    hidden: Tensor | None = None
+    head: Head | None = None
+    reference_hidden: Tensor | None = None
+    reference_head: Head | None = None
+
+    @property
+    def states(self) -> tuple[Head, Tensor]:
+        """LM head and hidden states, where the objective declares them."""
+        assert self.head is not None and self.hidden is not None
+        return self.head, self.hidden
+
+    @property
+    def reference_states(self) -> tuple[Head, Tensor]:
+        """LM head and hidden states of the reference, where the objective declares them."""
+        assert self.reference_head is not None and self.reference_hidden is not None
+        return self.reference_head, self.reference_hidden
+
+    @property
+    def targets(self) -> Tensor:
+        """The answer tokens, of shape `(answer tokens,)`, row by row."""
+        return self.labels[self.answer]
 
     @property
     def sequence_log_probs(self) -> Tensor:
@@ -75,9 +104,8 @@ class UnlearningBatch:
         cls,
         names: Sequence[str],
         predicted: TokenPredictions,
+        labels: Tensor,
         counts: Tensor | None = None,
-        reference: Tensor | None = None,
-        compared: Sequence[str] = (),
     ) -> "UnlearningBatch":
         """
         Cut a batch into its streams.
@@ -85,20 +113,34 @@ class UnlearningBatch:
         Args:
             names (`list[str]`): Kinds of the rows, in their order.
             predicted ([`~losses.fused_head.TokenPredictions`]): Values of the whole batch.
+            labels (`torch.Tensor` of shape `(rows, length + 1)`): Labels of the whole batch, before they are shifted.
             counts (`torch.Tensor`, *optional*): Counts to divide by, as [`count`] gives them; by default this batch's.
-            reference (`torch.Tensor` of shape `(tokens,)`, *optional*):
-                Reference log-probabilities of the answers of the streams `compared`, row by row.
-            compared (`list[str]`, *optional*): Kinds that have a reference, in their order.
         """
-        answers, log_probs = (values.chunk(len(names)) for values in (predicted.label_mask, predicted.log_probs))
+        per_token = predicted.log_probs, predicted.label_mask, labels[:, 1:]
+        log_probs, answers, targets = (values.chunk(len(names)) for values in per_token)
         num_rows, num_tokens = (cls.count(predicted.label_mask, len(names)) if counts is None else counts).view(2, -1)
-        streams = dict(zip(names, map(Stream, log_probs, answers, num_rows, num_tokens), strict=True))
-        if reference is not None:
-            sizes = [int(streams[name].answer.sum()) for name in compared]
-            for name, values in zip(compared, reference.to(predicted.log_probs).split(sizes)):
-                zeros = torch.zeros_like(streams[name].log_probs)
-                streams[name].reference_log_probs = zeros.masked_scatter(streams[name].answer, values)
-        return cls(streams)
+        return cls(dict(zip(names, map(Stream, log_probs, answers, num_rows, num_tokens, targets), strict=True)))
+
+    def add_reference(self, kinds: Sequence[str], log_probs: Tensor) -> None:
+        """Add reference log-probabilities of the answers of these kinds of rows, of shape `(answer tokens,)`, row by row."""
+        for stream, values in self._per_answer(kinds, log_probs):
+            zeros = torch.zeros_like(stream.log_probs)
+            stream.reference_log_probs = zeros.masked_scatter(stream.answer, values.to(zeros))
+
+    def add_states(self, states: Tensor, head: Head) -> None:
+        """Add the last hidden states of the whole batch, of shape `(rows, length + 1, width)`."""
+        for stream, values in zip(self.streams.values(), states[:, :-1].chunk(len(self.streams))):
+            stream.hidden, stream.head = values[stream.answer], head
+
+    def add_reference_states(self, kinds: Sequence[str], states: Tensor, head: Head) -> None:
+        """Add those of the reference, of the answers of these kinds of rows, of shape `(answer tokens, width)`, row by row."""
+        for stream, values in self._per_answer(kinds, states):
+            stream.reference_hidden, stream.reference_head = values, head
+
+    def _per_answer(self, kinds: Sequence[str], values: Tensor) -> Iterator[tuple[Stream, Tensor]]:
+        """Split values of answer tokens by the kinds of their rows."""
+        chosen = [self.streams[kind] for kind in kinds]
+        return zip(chosen, values.split([int(stream.answer.sum()) for stream in chosen]), strict=True)
 
     @staticmethod
     def count(answer: Tensor, num_streams: int) -> Tensor:

@@ -10,6 +10,8 @@ from ..comparison.goal import Goal
 from ..data.lengths import LongRows
 from ..trainers.masked_sft import MaskedSFTConfig
 
+RetainLossName = Literal["nll", "kl", "answer_preservation"]
+
 
 @dataclass
 class UnlearningConfig(MaskedSFTConfig):
@@ -36,10 +38,16 @@ class UnlearningConfig(MaskedSFTConfig):
         retain_weight (`float`, *optional*, defaults to `20.0`):
             Weight of the loss on the retain rows. With `0` there are no retain rows in a batch.
         retain_loss (`str`, *optional*, defaults to `"nll"`):
-            Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens; or
-            `"answer_preservation"` (arXiv 2410.08109), which prefers their answers to refusals.
+            Loss on the retain rows: `"nll"`, the cross-entropy of their answers, averaged over the tokens; `"kl"`,
+            the divergence of what the model says of each token from what it said before unlearning; or `"answer_preservation"`
+            (arXiv 2410.08109), which prefers their answers to refusals.
         preservation_beta (`float`, *optional*, defaults to `0.1`):
             Inverse temperature of `retain_loss="answer_preservation"`.
+        reference_states (`str`, *optional*, defaults to `"auto"`):
+            Where `retain_loss="kl"` and objectives that compare distributions have the last hidden states before unlearning
+            from: `"swap"` puts the original values of the selected weights into the model before every step, `"stored"`
+            computes them once into a file in the output folder. `"auto"` stores what is visited more than once and takes at
+            most 2 GB. Adapters are switched off instead; without a mask, states are stored.
         refusals (`str`, *optional*):
             File with refusals, one per line, for objectives that learn other answers to the forget rows and for
             `retain_loss="answer_preservation"`. A column `alternate` of the rows (a text, or a list of them) goes first.
@@ -88,11 +96,18 @@ class UnlearningConfig(MaskedSFTConfig):
         default=20.0,
         metadata={"help": "Weight of the loss on the retain rows; with 0 they take no part."},
     )
-    retain_loss: Literal["nll", "answer_preservation"] = field(
+    retain_loss: RetainLossName = field(
         default="nll",
         metadata={
-            "help": "Loss on the retain rows: 'nll', the cross-entropy of their answers; or 'answer_preservation', which prefers "
-            "their answers to refusals."
+            "help": "Loss on the retain rows: 'nll', the cross-entropy of their answers; 'kl', the divergence from what the model "
+            "said before unlearning; or 'answer_preservation', which prefers their answers to refusals."
+        },
+    )
+    reference_states: Literal["auto", "swap", "stored"] = field(
+        default="auto",
+        metadata={
+            "help": "Where distributions before unlearning come from: 'swap', the original weights for one forward pass per step; "
+            "'stored', a file of hidden states; or 'auto', the cheaper."
         },
     )
     preservation_beta: float = field(default=0.1, metadata={"help": "Inverse temperature of answer_preservation."})

@@ -43,6 +43,6 @@ class KeptMetric(TrainerBase):
             return metrics
         rated = {f"{metric_key_prefix}_{KEPT}": self.goal.kept(probabilities(self._trajectory.measure()))}
         self._trajectory.log(rated)
-        if not self.eval_dataset:  # then transformers has not told the callbacks
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, rated)
+        # transformers has told the callbacks of each evaluation set alone; early stopping asks for this metric
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, rated)
         return metrics | rated

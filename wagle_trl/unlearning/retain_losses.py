@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+from ..losses.distributions import kl_retain_loss
 from ..losses.objectives import cross_entropy, preference_loss
 from .batch import UnlearningBatch
 from .config import UnlearningConfig
@@ -17,15 +19,21 @@ class RetainLoss:
 
     Args:
         loss (callable): From a batch and the options to a scalar.
-        rows (`tuple[str, ...]`): Kinds of rows that it needs.
+        rows (`tuple[str, ...]`, *optional*, defaults to `("retain",)`): Kinds of rows that it needs.
+        reference (`"hidden_states"`, *optional*): What it compares the retain rows with.
     """
 
     loss: Callable[[UnlearningBatch, UnlearningConfig], Tensor]
     rows: tuple[str, ...] = ("retain",)
+    reference: Literal["hidden_states"] | None = None
 
 
 def _nll(batch: UnlearningBatch, args: UnlearningConfig) -> Tensor:
     return cross_entropy(batch.retain.log_probs, batch.retain.num_tokens)
+
+
+def _kl(batch: UnlearningBatch, args: UnlearningConfig) -> Tensor:
+    return kl_retain_loss(*batch.retain.states, *batch.retain.reference_states, batch.retain.num_tokens)
 
 
 def _answer_preservation(batch: UnlearningBatch, args: UnlearningConfig) -> Tensor:
@@ -37,5 +45,6 @@ def _answer_preservation(batch: UnlearningBatch, args: UnlearningConfig) -> Tens
 
 RETAIN_LOSSES = {
     "nll": RetainLoss(_nll),
+    "kl": RetainLoss(_kl, reference="hidden_states"),
     "answer_preservation": RetainLoss(_answer_preservation, ("retain", "retain_refusal")),
 }

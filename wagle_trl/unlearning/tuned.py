@@ -62,7 +62,7 @@ class Tuning:
         if before <= self.level:
             return f"Nothing to forget: the forget rows begin at {before:.3f}, not above {self.level:g}."
         if merit(self.best, self.level)[0] < 2:
-            advice = "give larger --tune_learning_rate, or raise num_train_epochs"
+            advice = "give larger --tune_learning_rate, or let runs be longer"
             return f"No run forgot: the best ended at {best}, above {self.level:g}; {advice}."
         if merit(self.default_run, self.level)[0] < 2:
             return f"Better than the defaults, which did not forget ({default}): {best}."

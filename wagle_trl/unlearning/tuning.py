@@ -122,7 +122,7 @@ class _Tuner:
         }
         self.grid = defaults | grid
         own |= {name: _own_value(trainer, name) for name in grid if name not in own}
-        values = [dict.fromkeys([value, *self.grid.get(name, ())]) for name, value in own.items()]
+        values = [_different([value, *self.grid.get(name, ())]) for name, value in own.items()]
         self.varied = [name for name, different in zip(own, values) if len(different) > 1]
         self.candidates = [dict(zip(own, chosen)) for chosen in itertools.product(*values)]
         self.length, self.warmup = _length(trainer), trainer.args.warmup_steps
@@ -161,7 +161,10 @@ class _Tuner:
         release_memory()  # of the run before
         given = {name: value for name, value in options.items() if name in self.grid}
         if length < self.length:
-            given |= {"max_steps": length, "warmup_steps": self._warmup(length)}
+            given |= {
+                "max_steps": length,
+                "warmup_steps": self._warmup(given.get("warmup_steps", self.warmup), length),
+            }
         trainer = self.make_trainer(**QUIET, **given, disable_tqdm=True)
         for callback in list(trainer.callback_handler.callbacks):
             if isinstance(callback, ProgressCallback | PrinterCallback):
@@ -183,9 +186,9 @@ class _Tuner:
             "diverged": diverged,
         }
 
-    def _warmup(self, length: int) -> float:
+    def _warmup(self, warmup: float, length: int) -> float:
         """The same share of a shorter run; below 1 it is a share already."""
-        return self.warmup if self.warmup < 1 else math.ceil(self.warmup * length / self.length)
+        return warmup if warmup < 1 else math.ceil(warmup * length / self.length)
 
     # Masks
 
@@ -231,6 +234,12 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
+
+
+def _different(values: Sequence[Any]) -> list[Any]:
+    """Values without repetitions, as JSON reads them back: kept runs are found by them."""
+    values = json.loads(json.dumps(values))
+    return [value for place, value in enumerate(values) if value not in values[:place]]
 
 
 def _own_value(trainer: UnlearningTrainer, name: str) -> Any:

@@ -1,0 +1,56 @@
+"""Maximum entropy (arXiv 2410.08109)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from ..losses.distributions import max_entropy_loss
+from ..papers import Paper
+from ..unlearning.base import UnlearningTrainer
+from ..unlearning.batch import UnlearningBatch
+from ..unlearning.config import UnlearningConfig
+
+
+@dataclass
+class MEConfig(UnlearningConfig):
+    r"""
+    Configuration class for the [`METrainer`].
+
+    Parameters:
+        direction (`str`, *optional*, defaults to `"uniform_to_model"`):
+            Divergence between the uniform distribution U and the model's p: `"uniform_to_model"`, KL(U || p), as the published
+            code; or `"model_to_uniform"`, KL(p || U), which is log V less the entropy and whose gradient vanishes where p is
+            certain.
+
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
+    """
+
+    direction: Literal["uniform_to_model", "model_to_uniform"] = field(
+        default="uniform_to_model",
+        metadata={"help": "Divergence: 'uniform_to_model', KL(U || p), or 'model_to_uniform', KL(p || U)."},
+    )
+
+
+class METrainer(UnlearningTrainer):
+    """
+    Trainer for ME+GD (arXiv 2410.08109): the model comes to say nothing in particular of the forget rows,
+    `mean KL(U || p) + retain_weight * CE(retain)`, over the answer tokens.
+
+    The arguments are those of [`~unlearning.base.UnlearningTrainer`].
+    """
+
+    _name = "ME"
+    _tag_names = ["trl", "wagle-trl", "unlearning", "me"]
+    _paper = Paper(
+        "2410.08109",
+        "A Closer Look at Machine Unlearning for Large Language Models",
+        "Yuan, Xiaojian and Pang, Tianyu and Du, Chao and Chen, Kejiang and Zhang, Weiming and Lin, Min",
+    )
+    args: MEConfig
+    config_class = MEConfig
+    distributions = True
+
+    def forget_loss(self, batch: UnlearningBatch) -> Tensor:
+        forget = batch.forget
+        return max_entropy_loss(*forget.states, forget.num_tokens, self.args.direction)
