@@ -11,6 +11,7 @@ NAMES = (
     "mask_selection",
     "memory",
     "merging",
+    "objectives",
     "peers",
     "plans",
     "saving",
