@@ -16,6 +16,7 @@ NAMES = (
     "plans",
     "saving",
     "study",
+    "tuning",
 )
 
 

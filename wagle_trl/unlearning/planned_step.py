@@ -16,7 +16,9 @@ from .config import UnlearningConfig
 from .retain_losses import RETAIN_LOSSES
 
 
-def planned_losses(objective, args: UnlearningConfig, on_gpu: bool = True, split: SplitModel | None = None) -> SampleLosses:
+def planned_losses(
+    objective, args: UnlearningConfig, on_gpu: bool = True, split: SplitModel | None = None
+) -> SampleLosses:
     """
     Make the losses of a training step, for [`~planning.planner.Planner`].
 
