@@ -153,14 +153,19 @@ def test_the_reference_is_a_component_of_its_own(make_large):
     assert {name: size for name, size in stored.items() if name != "reference"} == {
         name: size for name, size in swapped.items() if name != "reference"
     }
-    assert components(mask_config=mask, gradient_accumulation_steps=2, reference_states="stored")["reference"] == 2 * states
+    assert (
+        components(mask_config=mask, gradient_accumulation_steps=2, reference_states="stored")["reference"]
+        == 2 * states
+    )
     assert components()["reference"] == states + 2 * VOCABULARY * 256  # a frozen head
     assert components(kind="undial", mask_config=mask, reference_states="stored")["reference"] == 2 * states
     assert "reference" not in components(retain_loss="nll", mask_config=mask)
 
 
 def test_every_kind_of_row_is_planned(make_trainer, small_mask, tmp_path):
-    (tmp_path / "refusals.txt").write_text("I do not know, and nobody near the old harbour of that town knows it either.")
+    (tmp_path / "refusals.txt").write_text(
+        "I do not know, and nobody near the old harbour of that town knows it either."
+    )
     options = dict(refusals=str(tmp_path / "refusals.txt"), mask_config=small_mask)
     plans = {}
     for kinds, (objective, retain_loss) in {
@@ -174,7 +179,9 @@ def test_every_kind_of_row_is_planned(make_trainer, small_mask, tmp_path):
         assert setup.max_length == max(longest_row(rows) for rows in memory.trainer.streams.values())
         plans[kinds] = memory.make_plan().training
     assert plans[2]["activations"] < plans[3]["activations"] < plans[4]["activations"]
-    assert make_trainer("gradient_ascent", mask_config=small_mask, retain_weight=0).memory._setup().rows_per_sample == 1
+    assert (
+        make_trainer("gradient_ascent", mask_config=small_mask, retain_weight=0).memory._setup().rows_per_sample == 1
+    )
 
 
 def test_a_ready_mask_is_counted_as_it_is(make_large):

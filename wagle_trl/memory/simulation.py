@@ -214,7 +214,9 @@ class _FusedDivergence(torch.autograd.Function):
     """Allocations of TRL's divergence of two heads on a GPU: a tile of fp32 logits of each."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias, reference_hidden: Tensor, reference_weight: Tensor, *options):
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias, reference_hidden: Tensor, reference_weight: Tensor, *options
+    ):
         ctx.save_for_backward(hidden, weight, reference_hidden, reference_weight)
         ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
         _, _ = (_logits_tile(hidden, torch.float32) for _ in range(2))
