@@ -11,6 +11,7 @@ NAMES = (
     "mask_selection",
     "memory",
     "merging",
+    "objective_memory",
     "objectives",
     "peers",
     "plans",

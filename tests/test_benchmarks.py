@@ -5,13 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.defaults import table
+from benchmarks.objective_memory import NoProducts
 from benchmarks.tables import filled
 from benchmarks.worlds import WORLDS
+from wagle_trl.memory.allocations import Allocations
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,3 +102,20 @@ def test_a_world_forgets_less_than_a_tenth_and_its_sets_share_no_person(name):
     assert list(sets) == ["forget", "retain", "unseen"]
     assert len(sets["forget"]) < 0.1 * sum(map(len, sets.values())) + 1
     assert sum(map(len, people)) == len(set.union(*people))
+
+
+@pytest.mark.parametrize("kind", ["npo", "undial"])
+def test_what_training_allocates_does_not_depend_on_matrix_products(kind, make_trainer, small_mask, tiny_model):
+    peaks = []
+    for skipped in (NoProducts(), nullcontext()):
+        trainer = make_trainer(
+            kind, tiny_model(dtype=torch.bfloat16), mask_config=small_mask, gradient_checkpointing=True
+        )
+        trainer.compute_mask()
+        with skipped, Allocations(trainer.model.parameters()) as memory:
+            trainer.train()
+        peaks.append(memory.peak)
+    assert peaks[0] == peaks[1]
+    zero = tiny_model()
+    with NoProducts():
+        assert not zero(torch.arange(8)[None]).logits.any()

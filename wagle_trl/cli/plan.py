@@ -23,6 +23,7 @@ from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
 from ..trainers.masked_sft import MaskedSFTConfig
 from ..unlearning.config import UnlearningConfig
+from ..unlearning.planned_step import planned_losses, planned_reference
 from .arguments import FineTuningData, MaskSource, WagleModelConfig, load_config
 from .objectives import chosen_objective, options_elsewhere
 from .output import Output
@@ -70,7 +71,11 @@ def run(argv: list[str], command: str) -> Output:
     capacity = _capacity(args.gpu)
     config = _load_config(model_args, training_args)
     build = partial(_build, config, model_args, training_args.trust_remote_code)
-    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0)  # the plan may be for another machine
+    training_losses = None
+    if isinstance(training_args, UnlearningConfig):
+        training_losses = planned_losses(OBJECTIVES[method], training_args)
+    # The plan may be for another machine
+    planner = Planner(build, losses_on_gpu, on_gpu=True, host=0, training_losses=training_losses)
     dtype = model_args.dtype_for(config, masked=mask_source.mask != "none")
     if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
@@ -164,6 +169,12 @@ def _setup(
     if training_args.optim not in STATE_BITS:
         name = training_args.optim.value  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"--optim must be one of {', '.join(STATE_BITS)}, got '{name}'.")
+    rows_per_sample, reference = 1, None
+    if isinstance(training_args, UnlearningConfig):
+        objective = OBJECTIVES[method]
+        rows_per_sample = len(objective.rows_of(training_args))
+        # "auto" depends on the rows: counted is what takes more
+        reference = planned_reference(objective, training_args, swaps=training_args.reference_states != "stored")
     has_path = mask_source.mask not in ("auto", "none")
     return Setup(
         mask_config=mask_config if mask_source.mask == "auto" else None,
@@ -176,7 +187,6 @@ def _setup(
         max_length=training_args.max_length,
         bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
         accumulator_dtype=training_args.accumulator_dtype,
-        rows_per_sample=len(OBJECTIVES[method].rows_of(training_args))
-        if isinstance(training_args, UnlearningConfig)
-        else 1,
+        rows_per_sample=rows_per_sample,
+        reference=reference,
     )

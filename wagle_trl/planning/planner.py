@@ -37,10 +37,12 @@ class Reference:
     Args:
         rows_per_sample (`int`): Rows per sample whose last hidden states it holds during a step.
         swaps (`bool`): Whether it holds the original values of the selected weights.
+        answer_length (`int`, *optional*): Longest answer, of which it holds states, in tokens; by default the whole row.
     """
 
     rows_per_sample: int
     swaps: bool
+    answer_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class Planner:
         if setup.reference is None:
             return {}
         samples = setup.per_device_train_batch_size * setup.gradient_accumulation_steps  # held for the whole step
-        tokens = samples * setup.reference.rows_per_sample * setup.max_length
+        length = min(setup.reference.answer_length or setup.max_length, setup.max_length)
+        tokens = samples * setup.reference.rows_per_sample * length
         width = model.config.get_text_config().hidden_size  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         size = tokens * width * getattr(torch, setup.dtype).itemsize
         if setup.reference.swaps and selected is not None:

@@ -42,7 +42,7 @@ from .planned_step import planned_losses, planned_reference, states_of
 from .reference import REFERENCE_COLUMN, LogProbReference
 from .retain_losses import RETAIN_LOSSES
 from .rows import EpochSetter, UnlearningRows
-from .state_reference import STATES, StateReference
+from .state_reference import STATES, StateReference, num_answer_tokens
 from .stopping import StopWhenDone, check_measured
 from .trajectory import Trajectory
 
@@ -240,12 +240,19 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
     @property
     def training_losses(self) -> SampleLosses:  # pyright: ignore[reportIncompatibleVariableOverride]
         on_gpu = self.args.device.type != "cpu" and self.planning_losses is not None
-        return planned_losses(type(self), self.args, on_gpu, self.split)
+        return planned_losses(type(self), self.args, on_gpu, self.split, self._answer_length)
 
     @property
     def planned_reference(self) -> Reference | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         swaps = self.state_reference is not None and "swap" in self.state_reference.ways.values()
-        return planned_reference(type(self), self.args, swaps)
+        return planned_reference(type(self), self.args, swaps, self._answer_length)
+
+    @property
+    def _answer_length(self) -> int | None:
+        """Tokens of the longest answer, where a loss looks at whole distributions."""
+        if self.split is None:
+            return None
+        return max(count for rows in self.streams.values() for count in num_answer_tokens(rows))
 
     def prepare_training(self, checkpoint: str | None) -> None:
         super().prepare_training(checkpoint)

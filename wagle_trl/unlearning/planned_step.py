@@ -17,7 +17,11 @@ from .retain_losses import RETAIN_LOSSES
 
 
 def planned_losses(
-    objective, args: UnlearningConfig, on_gpu: bool = True, split: SplitModel | None = None
+    objective,
+    args: UnlearningConfig,
+    on_gpu: bool = True,
+    split: SplitModel | None = None,
+    answer_length: int | None = None,
 ) -> SampleLosses:
     """
     Make the losses of a training step, for [`~planning.planner.Planner`].
@@ -27,6 +31,7 @@ def planned_losses(
         args ([`UnlearningConfig`]): Its options.
         on_gpu (`bool`, *optional*, defaults to `True`): Whether kernels of a GPU will compute the losses.
         split ([`~losses.lm_head.SplitModel`], *optional*): The model, if its head may be another than most.
+        answer_length (`int`, *optional*): Longest answer, in tokens; by default the whole row.
     """
     kinds, trainer = objective.rows_of(args), SimpleNamespace(args=args)
     needs_states = objective.distributions or states_of(objective, args)
@@ -41,7 +46,7 @@ def planned_losses(
         streams = {}
         for kind, log_probs, labels, states in zip(kinds, *(part.chunk(len(kinds)) for part in parts)):
             count = torch.ones_like(labels).sum()
-            hidden = states.reshape(-1, states.shape[-1]) if needs_states else None
+            hidden = states[:, :answer_length].flatten(0, 1) if needs_states else None
             streams[kind] = _Answers(
                 log_probs,
                 torch.ones_like(labels, dtype=torch.bool),
@@ -51,6 +56,7 @@ def planned_losses(
                 reference_log_probs=torch.zeros_like(log_probs) if objective.reference == "log_probs" else None,
                 hidden=hidden,
                 head=head,
+                answer_length=answer_length,
                 # The plan counts them as a component of their own
                 reference_hidden=None if hidden is None else hidden.detach(),
                 reference_head=head,
@@ -78,25 +84,29 @@ def states_of(objective, args: UnlearningConfig) -> tuple[str, ...]:
     return tuple(kind for kind in objective.rows_of(args) if kind in compared)
 
 
-def planned_reference(objective, args: UnlearningConfig, swaps: bool) -> Reference | None:
+def planned_reference(
+    objective, args: UnlearningConfig, swaps: bool, answer_length: int | None = None
+) -> Reference | None:
     """
     Describe what training holds of the reference.
 
     Args:
-        objective, args: As for [`planned_losses`].
+        objective, args, answer_length: As for [`planned_losses`].
         swaps (`bool`): Whether the original values of selected weights give its hidden states.
     """
     kinds = states_of(objective, args)
-    return Reference(len(kinds), swaps) if kinds else None
+    return Reference(len(kinds), swaps, answer_length) if kinds else None
 
 
 @dataclass
 class _Answers(Stream):
-    """Rows all of whose tokens are answers: which ones are is not known where tensors hold no data."""
+    """Rows whose first `answer_length` tokens are the answers: where tensors hold no data, their own are not known."""
+
+    answer_length: int | None = None
 
     @property
     def targets(self) -> Tensor:
-        return self.labels.flatten()
+        return self.labels[:, : self.answer_length].flatten()
 
 
 def _predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
