@@ -229,7 +229,14 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
         with_states = set(self.rows if self.reference == "hidden_states" else ())
         with_states |= {"retain"} if retain.reference and "retain" in kinds else set()
         self.log_prob_reference = LogProbReference(self, self.rows) if self.reference == "log_probs" else None
-        self.split = SplitModel.of(self.model) if with_states or self.distributions else None
+        reads_states = bool(with_states) or self.distributions
+        if reads_states and isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"{self._name} with retain_loss='{self.args.retain_loss}' compares distributions token by token, and the virtual "
+                f"tokens of {self.model.active_peft_config.peft_type.value} shift them; use LoRA, a mask, or an objective and a "
+                "retain loss of log-probabilities, such as NPO with 'nll'."
+            )
+        self.split = SplitModel.of(self.model) if reads_states else None
         self.state_reference = None
         if self.split is not None and with_states:
             self.state_reference = StateReference(self, self.split, [kind for kind in kinds if kind in with_states])
