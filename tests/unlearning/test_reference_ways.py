@@ -156,8 +156,8 @@ def test_a_mask_that_may_select_the_head_is_refused_and_one_that_selects_none_of
             "the LM head must not train; leave the head, .* or the adapters",
         ),
         (LoraConfig(**LORA | {"target_modules": ["lm_head"]}), "PEFT adapter to `lm_head` is not supported"),
-        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "virtual tokens of PROMPT_TUNING"),
-        (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "virtual tokens of PREFIX_TUNING"),
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "virtual tokens of PromptTuningConfig"),
+        (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "virtual tokens of PrefixTuningConfig"),
     ],
 )
 def test_adapters_that_change_the_head_or_the_places_of_tokens_are_refused(config, message, make_trainer):
@@ -173,7 +173,7 @@ def test_a_run_of_another_base_is_not_resumed_nor_its_checkpoint_taken_for_the_b
     make_trainer("npo", **options, max_steps=1, save_strategy="steps", save_steps=1).train()
     checkpoint = str(tmp_path / "out" / "checkpoint-1")
     for model in (tiny_model(seed=1), checkpoint):
-        with pytest.raises(ValueError, match="is not the base that|needs the base model") as error:
+        with pytest.raises(ValueError, match=r"is not the base that|needs the base model") as error:
             make_trainer("npo", model, **options).train(resume_from_checkpoint=checkpoint)
         assert "\n" not in str(error.value) and len(str(error.value)) < 800
 

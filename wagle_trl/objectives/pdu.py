@@ -1,6 +1,7 @@
 """Primal-dual unlearning (arXiv 2506.05314)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ class _DualAscent(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.dual = state.stateful_callbacks.get(_STATE, {}).get("value", self.trainer.dual)
+        saved: Any = state.stateful_callbacks
+        self.trainer.dual = saved.get(_STATE, {}).get("value", self.trainer.dual)
         self.trainer.retain_losses.clear()  # an interrupted run may have left some
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -106,4 +108,5 @@ class _DualAscent(TrainerCallback):
             excess = retain_loss - options.retain_limit
             trainer.dual = max(0.0, trainer.dual + options.dual_learning_rate * excess)
         trainer.retain_losses.clear()
-        state.stateful_callbacks[_STATE] = {"value": trainer.dual}
+        kept: Any = state.stateful_callbacks
+        kept[_STATE] = {"value": trainer.dual}

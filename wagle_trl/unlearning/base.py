@@ -233,7 +233,7 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
         if reads_states and isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             raise ValueError(
                 f"{self._name} with retain_loss='{self.args.retain_loss}' compares distributions token by token, and the virtual "
-                f"tokens of {self.model.active_peft_config.peft_type.value} shift them; use LoRA, a mask, or an objective and a "
+                f"tokens of {type(self.model.active_peft_config).__name__} shift them; use LoRA, a mask, or an objective and a "
                 "retain loss of log-probabilities, such as NPO with 'nll'."
             )
         self.split = SplitModel.of(self.model) if reads_states else None
