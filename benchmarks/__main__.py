@@ -11,10 +11,12 @@ NAMES = (
     "mask_selection",
     "memory",
     "merging",
+    "objectives",
     "peers",
     "plans",
     "saving",
     "study",
+    "tuning",
 )
 
 

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,29 +55,33 @@ def main() -> None:
         path = args.cache / "rows" / f"{name}-{seed}-{objective}-{arm}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            row = run(world(name, seed, args.cache, args.tofu_dir), objective, arm, goes_on=seed == 0)
+            _, row = run(world(name, seed, args.cache, args.tofu_dir), objective, arm, goes_on=seed == 0)
             write_json(path, {"world": name, "seed": seed, "objective": objective, "arm": arm, **row})
     collect(args.cache)
 
 
-def run(folder: Path, objective: str, arm: str, goes_on: bool) -> dict[str, Any]:
+def run(
+    folder: Path, objective: str, arm: str, goes_on: bool = False, rows: Mapping[str, str] | None = None
+) -> tuple[UnlearningTrainer, dict[str, Any]]:
     """
-    Unlearn with default options, as `wagle npo` and `wagle graddiff` do.
+    Unlearn with default options, as `wagle unlearn` does.
 
     Args:
         folder (`pathlib.Path`): The world.
-        objective, arm (`str`): Of `TITLES` and `ARMS`.
-        goes_on (`bool`): Whether to go on after the end of the run, as far as a run would go without the stop rule.
+        objective, arm (`str`): Name of an objective, and key of `ARMS`.
+        goes_on (`bool`, *optional*, defaults to `False`):
+            Whether to go on after the end of the run, as far as a run would go without the stop rule.
+        rows (`dict[str, str]`, *optional*): Options for other answers, such as `{"--refusals": path}`.
 
     Returns:
-        `dict`: The options that the trainer chose; answer probabilities of all rows of each set `before` the first step, at
-        the `end` of the run, and of the `whole` length; the curve of some rows.
+        `tuple[UnlearningTrainer, dict]`: The trainer; and the options that it chose, answer probabilities of all rows of each
+        set `before` the first step, at the `end` of the run, and of the `whole` length, and the curve of some rows.
     """
     with TemporaryDirectory() as scratch:
         argv = ["--model_name_or_path", str(folder / "base"), "--output_dir", scratch, *ARMS[arm], *QUIET]
-        for name in ("forget", "retain", "unseen"):
-            argv += [f"--{name}_dataset", str(folder / f"{name}.jsonl")]
-        data, source, mask, options, model = parse_options(argv, objective)
+        files = {f"--{name}_dataset": str(folder / f"{name}.jsonl") for name in ("forget", "retain", "unseen")}
+        argv += itertools.chain(*(files | dict(rows or {})).items())
+        data, source, mask, options, model = parse_options(argv, objective, objective)
         chosen = source.trainer_arguments(mask, model.use_peft)
         trainer = build_trainer(TRAINERS[objective], data, options, model, **chosen)
         watching = WatchEnd(trainer, goes_on)
@@ -85,7 +89,7 @@ def run(folder: Path, objective: str, arm: str, goes_on: bool) -> dict[str, Any]
         start = time.process_time()
         trainer.train()
     where = environment()
-    return {
+    return trainer, {
         **{name: getattr(trainer.args, name) for name in ("learning_rate", "retain_weight", "num_train_epochs")},
         **watching.measured,
         "cpu_seconds": round(time.process_time() - start),

@@ -71,6 +71,14 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(saved_model, data, quic
     assert "Nothing was saved to go on from" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_command_that_goes_on_names_the_objective(saved_model, data, quick, stop_at, capsys):
+    stop_at(2, KeyboardInterrupt())
+    argv = ["unlearn", "--objective", "simnpo", "--model_name_or_path", saved_model, *data, *quick, *SAVING]
+    assert main(argv) == 130
+    *_, line = capsys.readouterr().err.splitlines()
+    assert shlex.split(line.removeprefix("To go on: ")) == ["wagle", *argv, "--resume_from_checkpoint", "true"]
+
+
 def test_an_error_before_the_first_step_is_one_line(saved_model, data, quick, stop_at, capsys):
     stop_at(1, ValueError("bad rows"))
     assert main(["npo", "--model_name_or_path", saved_model, *data, *quick]) == 2

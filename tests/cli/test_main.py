@@ -41,7 +41,7 @@ def test_npo_has_the_options_of_masks_and_of_the_objective(option, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["fly"], "unknown command; expected one of demo, plan, mask, npo"),
+        (["fly"], "unknown command; expected one of demo, plan, mask, unlearn"),
         (["npo"], "No model: give --model_name_or_path"),
         (["npo", "--model_name_or_path", "nowhere/at-all", "--tofu_split", "forget10"], "nowhere/at-all"),
         (["npo", "--no_such_option", "1"], "there is no option --no_such_option"),

@@ -1,5 +1,6 @@
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,8 @@ class Options:
     parts: list[str] | None = field(default=None, metadata={"nargs": "+"})
     loading: dict | str | None = None
     save: bool = False
+    loss: Literal["nll", "kl"] = "nll"
+    tried: list[str] | None = field(default=None, metadata={"nargs": "+", "choices": ["small", "large"]})
 
 
 @pytest.fixture
@@ -58,6 +61,11 @@ REFUSED = {
     "text for a number": ("rate: fast", "invalid float value: 'fast'"),
     "unknown name": ("speed: 3", "there is no option 'speed'"),
     "name of the parser's own": ("self: 3", "there is no option 'self'"),
+    "text that is no choice": ("loss: kll", "'loss' cannot be \"kll\"; did you mean kl?"),
+    "texts that are no choices": (
+        "tried: [small, other]",
+        "'tried' cannot be \"other\"; expected one of small, large.",
+    ),
     "syntax": ("rate: 1\nsteps: [", "line 2 is not readable as options in YAML"),
     "hostile name": ('"\\e[2J": 3', "there is no option '\\x1b[2J'"),
 }

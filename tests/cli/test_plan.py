@@ -66,9 +66,10 @@ def test_auto_writes_options_that_fit(options, tmp_path, monkeypatch, capsys):
     given = tmp_path / "mine.yaml"
     given.write_text("forget_dataset: forget.jsonl\nretain_dataset: retain.jsonl\nbeta: 0.2\nmask_density: 0.5\n")
     assert main([*options, "--config", str(given), "--gpu", "24GB", "--auto"]) == 0
-    assert "wagle npo --config wagle_plan.yaml" in capsys.readouterr().out
+    assert "wagle unlearn --config wagle_plan.yaml" in capsys.readouterr().out
     written = yaml.safe_load((tmp_path / "wagle_plan.yaml").read_text())
     assert written["mask_density"] == 0.125 and written["beta"] == 0.2 and written["optim"] == "adamw_8bit"
+    assert written["objective"] == "npo"
     assert written["forget_dataset"] == "forget.jsonl" and not {"gpu", "auto", "config"} & set(written)
     assert main(["plan", "--config", "wagle_plan.yaml", "--gpu", "24GB"]) == 0
 
@@ -116,7 +117,7 @@ def test_without_a_mask_all_weights_have_moments(options, capsys):
         (["--gpu", "0GB"], "--gpu must be a size"),
         (["--gpu", "24GB", "--use_peft", "true"], "leave out use_peft"),
         (["--gpu", "24GB", "--optim", "adafactor"], "--optim must be one of adamw_torch"),
-        (["--gpu", "24GB", "--objective", "dpo"], "invalid choice: 'dpo'"),
+        (["--gpu", "24GB", "--objective", "dpo"], "There is no objective 'dpo'; did you mean idkdpo?"),
         (["--gpu", "24GB", "--mask", "nowhere"], "No mask file at nowhere"),
     ],
 )

@@ -76,7 +76,7 @@ def test_the_best_by_kept_is_saved_and_spoken_of(unlearn):
 
 
 def stop_of(*argv, command="npo"):
-    return parse_options([*argv, "--output_dir", "out"], command)[3].stop_forget_probability
+    return parse_options([*argv, "--output_dir", "out"], command, command)[3].stop_forget_probability
 
 
 def test_without_measurements_the_default_is_off_and_a_choice_is_refused(saved_model, data, quick, tmp_path, capsys):

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from wagle_trl import WeightMask
 from wagle_trl.cli.arguments import FineTuningData, UnlearningData
 from wagle_trl.cli.main import main
+from wagle_trl.cli.objectives import ObjectiveChoice, chosen_objective
 from wagle_trl.cli.parser import parse
 from wagle_trl.cli.train import TRACKERS, option_types
+from wagle_trl.data.alternates import load_refusals
 from wagle_trl.masks.info import MaskInfo
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
@@ -230,7 +232,11 @@ def test_the_rows_that_are_missing_are_named(given, saved_model, data, quick, ca
 def test_every_example_has_options_that_its_command_knows(path):
     _, command, *argv = path.read_text().splitlines()[0].removeprefix("# ").split()
     assert argv == ["--config", f"examples/{path.name}"]
-    parse(option_types("npo" if command == "mask" else command), ["--config", str(path)], command)
+    method = "sft" if command == "sft" else chosen_objective(["--config", str(path)]) or command
+    types = [*option_types("npo" if method == "mask" else method), ObjectiveChoice]
+    *_, options, _, _ = parse(types, ["--config", str(path)], command)
+    refusals = getattr(options, "refusals", None)
+    assert refusals is None or len(load_refusals(str(path.parents[1] / refusals))) > 1
 
 
 LORA = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]

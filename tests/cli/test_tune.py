@@ -32,20 +32,22 @@ def tune(saved_model, data, quick, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("objective", "options"),
+    ("objective", "command", "options"),
     [
-        ("npo", ["--mask_density", "0.5", "--beta", "0.2", "--hub_token", "secret"]),
-        ("graddiff", ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"]),
+        ("npo", "npo", ["--mask_density", "0.5", "--beta", "0.2", "--hub_token", "secret"]),
+        ("graddiff", "graddiff", ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"]),
+        ("simnpo", "unlearn", ["--mask", "none", "--delta", "0.5"]),
     ],
-    ids=["mask", "adapters"],
+    ids=["mask", "adapters", "unlearn"],
 )
-def test_the_best_options_make_the_very_run_that_was_tuned(objective, options, tune, tmp_path, capsys):
+def test_the_best_options_make_the_very_run_that_was_tuned(objective, command, options, tune, tmp_path, capsys):
     code, content = tune(objective, *options, "--unseen_dataset", str(tmp_path / "unseen.jsonl"))
     assert code == 0, content
     assert len(content["runs"]) == 2 and content["steps"] == 4 and content["masks_computed"] == (objective == "npo")
     best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
     assert best["trajectory_rows"] == 64 and "hub_token" not in best
-    assert main([objective, "--config", content["config"], "--json"]) == 0, capsys.readouterr().err
+    assert best["objective"] == objective
+    assert main([command, "--config", content["config"], "--json"]) == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "best" / "wagle_report.json").read_text())
     assert report["options"]["learning_rate"] == content["best"]["learning_rate"]
     columns = content["runs"][0]["trajectory"]
@@ -77,7 +79,8 @@ def test_an_interrupted_tuning_says_how_it_goes_on_and_does_so(tune, monkeypatch
     assert main(words[1:]) == 0
     *_, cost, written = capsys.readouterr().out.splitlines()
     assert cost.startswith("4 steps in all") and len(calls) == 3 + 2
-    assert shlex.split(written) == ["Written:", "wagle", "npo", "--config", str(tmp_path / "my runs" / "best.yaml")]
+    best = str(tmp_path / "my runs" / "best.yaml")
+    assert shlex.split(written) == ["Written:", "wagle", "unlearn", "--config", best]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_bad_options_are_one_line(options, problem, tune):
     ("argv", "problem"),
     [
         ([], "the following arguments are required: OBJECTIVE"),
-        (["sft"], "argument OBJECTIVE: invalid choice: 'sft'"),
+        (["sft"], "There is no objective 'sft'; expected one of npo, graddiff"),
         (["--output_dir", "out", "graddiff"], "'graddiff' comes before the options"),
     ],
 )

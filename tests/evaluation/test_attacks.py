@@ -56,6 +56,12 @@ class TestRelearn:
         assert model.training is training and model.dtype is dtype
         assert all(parameter.grad is None for parameter in model.parameters())
 
+    def test_a_model_of_a_trainer_learns_again_as_a_loaded_one_does(self, tiny_model, attack, make_trainer):
+        trained = make_trainer(max_steps=1).model  # its forward is bound to it, also in a copy
+        loaded = tiny_model()
+        loaded.load_state_dict(trained.state_dict())
+        assert attack(trained).probabilities == attack(loaded).probabilities
+
     def test_every_weight_is_trained_even_a_frozen_one(self, tiny_model, attack):
         model = tiny_model().requires_grad_(False)
         curve = attack(model)

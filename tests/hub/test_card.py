@@ -17,6 +17,7 @@ from wagle_trl.hub import card as card_module
 from wagle_trl.hub.card import base_licence, model_card, read_card
 from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
+from wagle_trl.objectives.names import OBJECTIVES
 
 from ..support.fuzzing import check_lines
 from ..support.hostile import check_error
@@ -150,7 +151,9 @@ def test_what_the_repository_holds_decides_library_and_relation(what, adapter, l
 
 
 @pytest.mark.parametrize(
-    "objective, tags", [("GradDiff", ["grad-diff"]), ("Masked SFT", ["sft"]), ("My own: v2", ["my-own-v2"])]
+    "objective, tags",
+    [(trainer._name, trainer._tag_names[-1:]) for trainer in OBJECTIVES.values()]
+    + [("Masked SFT", ["sft"]), ("My own: v2", ["my-own-v2"])],
 )
 def test_the_objective_is_a_tag(objective, tags, make_folder):
     data = model_card(make_folder(training=TRAINING | {"objective": objective})).data
@@ -215,10 +218,10 @@ def test_the_steps_are_those_of_the_weights_not_of_the_last_log(make_folder):
     assert rows["optimizer steps taken"] == ["125"]
 
 
-@pytest.mark.parametrize("weight, told", [(1.0, " and for those in a retain set."), (0.0, ".")])
+@pytest.mark.parametrize("weight, told", [(1.0, " and to keep those in a retain set."), (0.0, ".")])
 def test_retain_rows_that_did_not_count_are_not_said_to(weight, told, make_folder):
     card = model_card(make_folder(training=TRAINING | {"options": {"retain_weight": weight}}))
-    assert f"training against the answers in a forget set{told} Only" in card.text
+    assert f"training to give the answers in a forget set no longer{told} Only" in card.text
 
 
 @pytest.mark.parametrize("masked, method", [(True, "Masked SFT"), (False, "SFT")])
@@ -528,8 +531,11 @@ def test_rows_of_ones_own_have_a_keyed_digest_only(hashed, make_folder):
 def test_no_local_path_leaks(make_folder, tmp_path):
     local = {"source": "/home/me/private/rows.jsonl", "revision": None, "rows": 3, "sha256": DIGEST}
     training = TRAINING | {"base_model": "/home/me/base", "base_is_local": True, "data": {"forget": local}}
-    card = model_card(make_folder(training=training, evaluation=EVALUATION | {"base_model": "/home/me/base"}))
-    assert "3 rows of `rows.jsonl`" in card.text
+    training["options"] = {"refusals": "/home/me/private/refusals.txt"}
+    folder = make_folder(training=training, evaluation=EVALUATION | {"base_model": "/home/me/base"})
+    card = model_card(folder)
+    assert "3 rows of `rows.jsonl`" in card.text and table(section(card, "How"))["refusals"] == ["refusals.txt"]
+    assert "refusals" not in model_card(folder, hash_forget_set=True).text
     assert "/home" not in card.content
     assert str(tmp_path) not in card.content
 

@@ -37,7 +37,7 @@ class AlternatesArguments:
     forget_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle npo`, with question/answer, "
+            "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle unlearn`, with question/answer, "
             "prompt/completion or messages."
         },
     )

@@ -60,7 +60,7 @@ class EvalArguments:
     forget_dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle npo`, with question/answer, "
+            "help": "Forget rows: a Hub data set, a folder or a file, as in `wagle unlearn`, with question/answer, "
             "prompt/completion, messages, text or input_ids/labels; paraphrased_answer and perturbed_answer give truth ratios, "
             "secret and secret_format (such as ###-####) measures of secrets."
         },

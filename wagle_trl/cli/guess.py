@@ -1,14 +1,18 @@
-"""Guesses what a misspelt option or command should be."""
+"""Guesses what a misspelt option, objective or command should be."""
 
 import difflib
 from collections.abc import Iterable
 
-# What people call an option whose own name is too different to be found as a misspelling
+# What people call an option or an objective whose own name is too different to be found as a misspelling
 _OTHER_NAMES = {
     "batch_size": "per_device_train_batch_size",
     "dataset": "dataset_name",
     "dataset_name": "forget_dataset",
+    "dpo": "idkdpo",
     "epochs": "num_train_epochs",
+    "forget": "forget_dataset",
+    "ga": "gradient_ascent",
+    "idk": "po",
     "lr": "learning_rate",
     "model": "model_name_or_path",
     "output": "output_dir",

@@ -19,6 +19,7 @@ from .option_texts import (
     MEMORY,
     MODELS,
     NEW_FOLDER,
+    OBJECTIVES,
     PUBLISHING,
     ROWS,
     TRAINING,
@@ -54,8 +55,12 @@ def _training(objective: Group, example: str, data: Group = DATA, training: Grou
     return Help(f"--model_name_or_path MODEL {example} --output_dir out", groups, is_complete=False)
 
 
-def _unlearning(own: Group) -> Help:
+def unlearning_help(own: Group) -> Help:
+    """Make the short help of an objective from the texts of its own options."""
     return _training(UNLEARNING | own, ROWS, training=TRAINING | UNLEARNING_LENGTH)
+
+
+_OPTIONAL = ("--unseen_dataset", "--tofu_dir", "--max_length", "--long_rows")  # of rows
 
 
 HELP = {
@@ -73,7 +78,7 @@ HELP = {
         {
             "plan": {
                 "--gpu": "Memory of the GPU, such as 24GB or 80GiB; by default that of the local GPU.",
-                "--objective": "Command to plan (default: npo).",
+                "--objective": "Objective to plan, as in wagle unlearn, or sft (default: npo).",
                 "--auto": "Write options that fit to this YAML file.",
             },
             "run": {name: DATA[name] for name in ("--model_name_or_path", "--max_length")}
@@ -94,8 +99,23 @@ HELP = {
         },
         is_complete=False,
     ),
-    "npo": _unlearning({"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}),
-    "graddiff": _unlearning({}),
+    "unlearn": Help(
+        f"--objective simnpo --model_name_or_path MODEL {ROWS}",
+        {
+            "objectives; wagle unlearn --objective NAME --help shows the options of one": OBJECTIVES,
+            "data": {name: text for name, text in DATA.items() if name not in _OPTIONAL},
+            "mask": {name: MASK[name] for name in ("--mask", "--mask_score", "--mask_density")},
+            "objective": {"--objective": "One of the above."} | UNLEARNING,
+            "training": {
+                name: (TRAINING | UNLEARNING_LENGTH)[name]
+                for name in ("--output_dir", "--learning_rate", "--num_train_epochs", "--max_steps")
+            },
+            "memory": {name: MEMORY[name] for name in ("--dtype", "--optim", "--use_peft")},
+        },
+        is_complete=False,
+    ),
+    "npo": unlearning_help({"--beta": "Inverse temperature; smaller goes further (default: 0.1)."}),
+    "graddiff": unlearning_help({"--retain_weight": "Weight of the loss on the retain rows (default: 10.0)."}),
     "alternates": Help(
         "--model_name_or_path MODEL --forget_dataset forget.jsonl --output_dir alternates",
         {
@@ -104,7 +124,7 @@ HELP = {
                 "--dtype": "auto, bfloat16, float16 or float32 (default: auto).",
             },
             "data": {
-                "--forget_dataset": "Rows with a prompt, in the forms of wagle npo.",
+                "--forget_dataset": "Rows with a prompt, in the forms of wagle unlearn.",
                 "--output_dir": "Folder for forget.jsonl: the rows with a column alternate. The same command again goes on.",
             },
             "sampling": {
@@ -120,7 +140,7 @@ HELP = {
     "tune": Help(
         f"npo --model_name_or_path MODEL {ROWS} --output_dir tune",
         {
-            "arguments": {"OBJECTIVE": "npo or graddiff."},
+            "arguments": {"OBJECTIVE": "One of those of wagle unlearn, such as npo."},
             "tuning": {
                 "--output_dir": "Folder for runs, masks and best.yaml. The same command again goes on.",
                 "--tune_learning_rate": "Rates to try; by default 1/4, 1/2, 1, 2 and 4 times --learning_rate.",
@@ -148,7 +168,7 @@ HELP = {
         }
         | DATA
         | {
-            "--forget_dataset": "Rows whose weights are trained, in the forms of wagle npo.",
+            "--forget_dataset": "Rows whose weights are trained, in the forms of wagle unlearn.",
             "--retain_dataset": "Rows whose weights are spared.",
         },
     ),
@@ -161,7 +181,7 @@ HELP = {
                 "--dtype": "auto, bfloat16, float16 or float32 (default: auto).",
             },
             "data": {
-                "--forget_dataset": "Rows that were forgotten, in the forms of wagle npo.",
+                "--forget_dataset": "Rows that were forgotten, in the forms of wagle unlearn.",
                 "--retain_dataset": "Rows that were kept.",
                 "--unseen_dataset": "Rows to keep that took no part in unlearning.",
                 "--holdout_dataset": "Rows like the forget rows that no model was trained on, for membership inference.",
@@ -181,7 +201,7 @@ HELP = {
     "report": Help(
         "run-1 run-2 --output_dir comparison",
         {
-            "arguments": {"RUN": "Output folders of wagle npo, graddiff, sft, mask or eval."},
+            "arguments": {"RUN": "Output folders of wagle unlearn, sft, mask or eval."},
             "options": {"--output_dir": "Folder for report.md, figures and CSV files (default: wagle-report)."},
         },
         "RUN [RUN ...]",
@@ -255,9 +275,15 @@ HELP = {
 }
 
 
-def short_help(command: str, description: str) -> str:
-    """Format the short help of a command."""
-    about = HELP[command]
+def short_help(command: str, description: str, about: Help) -> str:
+    """
+    Format the short help of a command.
+
+    Args:
+        command (`str`): The command, and what else decides which options there are.
+        description (`str`): What it does, without a full stop.
+        about ([`Help`]): Its example and options.
+    """
     usage = " ".join(part for part in (f"wagle {command}", about.arguments, "[OPTIONS]") if part)
     lines = [f"usage: {usage}", "", f"{description}.", "", "example:", f"  wagle {command} {about.example}".rstrip()]
     groups = about.groups | {"of every command": EVERYWHERE}

@@ -13,7 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from ..terminal import Terminal
 from ..text import printable
 from .guess import did_you_mean
-from .help import short_help
+from .help import HELP, short_help, unlearning_help
+from .option_texts import OBJECTIVES
 from .output import Advice, Output
 
 _DEBUG_VALUES = (["underflow_overflow"], ["tpu_metrics_debug"])  # of `TrainingArguments`
@@ -27,13 +28,14 @@ COMMANDS = {
     "demo": ("demo", "Train a tiny model, make it forget, and compare with dense and random masks"),
     "plan": ("plan", "Predict the memory of a run from the model's config, and find the change that makes it fit"),
     "mask": ("mask", "Compute a mask and show which layers it selects"),
+    "unlearn": ("train", "Unlearn with any of the objectives that its help lists"),
     "npo": ("train", "Unlearn with negative preference optimization"),
     "graddiff": ("train", "Unlearn with gradient difference"),
     "alternates": (
         "alternates",
         "Let the model invent other answers to the forget rows, for altpo and others to teach",
     ),
-    "tune": ("tune", "Choose learning rate, retain weight and mask of npo or graddiff by short runs"),
+    "tune": ("tune", "Choose learning rate, retain weight and mask of an objective by short runs"),
     "sft": ("train", "Fine-tune the selected weights"),
     "eval": (
         "evaluate",
@@ -82,14 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         advice = did_you_mean(command, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}."
         print(printable(f"wagle {command}: error: unknown command{advice}", _MAX_LENGTH), file=sys.stderr)
         return 2
-    if any(argument in _HELP for argument in argv):
-        print(short_help(command, COMMANDS[command][1]))
-        return 0
-    argv = ["--help" if argument == "--help-all" else argument for argument in argv]
     argv = [argument for argument in argv[1:] if argument != "--json"]
     debug = _pop_debug(argv)
     try:
+        if any(argument in _HELP for argument in argv):
+            print(_short_help(command, argv))
+            return 0
         with _cleaning_up_on_sigterm():
+            argv = ["--help" if argument == "--help-all" else argument for argument in argv]
             return _show(_run(command, argv, as_json), as_json)
     except KeyboardInterrupt as stop:
         is_terminated = isinstance(stop, _Terminated)
@@ -101,6 +103,17 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _explain(command, error)
+
+
+def _short_help(command: str, argv: list[str]) -> str:
+    """The short help; of `wagle unlearn` with an objective, that of the objective."""
+    if command == "unlearn" and any(argument.startswith(("--objective", "--config")) for argument in argv):
+        from .objectives import chosen_objective, own_options  # late: this imports the trainers, which takes seconds
+
+        if objective := chosen_objective(argv):
+            about = unlearning_help(own_options(objective))
+            return short_help(f"{command} --objective {objective}", OBJECTIVES[objective], about)
+    return short_help(command, COMMANDS[command][1], HELP[command])
 
 
 class _Terminated(KeyboardInterrupt):

@@ -1,6 +1,6 @@
 """
-`wagle mask`: computes a mask without training. It takes the options of `wagle npo`, so that one YAML file serves both. The
-option `mask`, which says where `wagle npo` takes its mask from, is ignored: the mask is always computed.
+`wagle mask`: computes a mask without training. It takes the options of `wagle unlearn`, so that one YAML file serves both. The
+option `mask`, which says where `wagle unlearn` takes its mask from, is ignored: the mask is always computed.
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +11,9 @@ from ..files.atomic import staging_folder
 from ..files.manifest import Manifest
 from ..files.model_files import WEIGHTS, matches_any
 from ..files.run_folder import MASK_FILE, PLOT_FILE, REPORT_FILE
-from ..objectives.npo import NPOTrainer
+from ..objectives.names import OBJECTIVES
 from ..trainers.run_report import write_run_report
+from .objectives import ObjectiveChoice, chosen_objective, options_elsewhere
 from .output import Output
 from .parser import parse
 from .train import build_trainer, option_types
@@ -26,8 +27,11 @@ class MaskPlot:
 
 
 def run(argv: list[str], command: str) -> Output:
-    types = [*option_types("npo"), MaskPlot]
-    data_args, _, mask_config, training_args, model_args, plot = parse(types, argv, command)
+    objective = (
+        chosen_objective(argv) or "npo"
+    )  # which matters where the objective chooses the rows that attribution reads
+    types = [*option_types(objective), ObjectiveChoice, MaskPlot]
+    data_args, _, mask_config, training_args, model_args, _, plot = parse(types, argv, command, options_elsewhere())
     folder = Path(training_args.output_dir)
     before = Manifest.read(folder)
     if before is not None and any(matches_any(name, WEIGHTS) and name != MASK_FILE for name in before.files):
@@ -35,7 +39,7 @@ def run(argv: list[str], command: str) -> Output:
             f"'{folder}' holds a trained model; choose another --output_dir, or the mask would be taken for its own."
         )
     training_args.report_to = []  # nothing is logged: a tracker of the shared file need not be installed
-    trainer = build_trainer(NPOTrainer, data_args, training_args, model_args, mask_config=mask_config)
+    trainer = build_trainer(OBJECTIVES[objective], data_args, training_args, model_args, mask_config=mask_config)
     mask = trainer.compute_mask()
     plots = [PLOT_FILE, str(Path(PLOT_FILE).with_suffix(".pdf"))] if plot.plot_pdf else [PLOT_FILE]
     with staging_folder(folder) as stage:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -23,8 +23,10 @@ _YES = {"yes", "true", "t", "y", "1"}  # as on the command line
 class WagleParser(TrlParser):
     """
     `TrlParser` that raises on bad usage, so that the user sees one line instead of two hundred options. From files it
-    takes options only, no environment variables.
+    takes options only, no environment variables. An error says which objectives an option is of, by `elsewhere`.
     """
+
+    elsewhere: Mapping[str, Sequence[str]] = {}
 
     if TYPE_CHECKING:  # transformers declares another type of class
 
@@ -60,8 +62,11 @@ class WagleParser(TrlParser):
                 self.error(f"there is no option {printable(name, 100)}{self._guess(name[2:], '--')}")
 
     def _guess(self, name: str, prefix: str) -> str:
+        name = name.replace("-", "_")
+        if name in self.elsewhere:
+            return f"; it is an option of {', '.join(self.elsewhere[name])}"
         names = [option[2:] for option in self._option_string_actions if "-" not in option[2:]]
-        return did_you_mean(name.replace("-", "_"), names, prefix)
+        return did_you_mean(name, names, prefix)
 
     def _read_options(self, file: str) -> dict[str, Any]:
         place = printable(file, 200)
@@ -74,7 +79,7 @@ class WagleParser(TrlParser):
                 f"{place}: 'env' would set environment variables ({printable(names, 200)}), which decide where tokens are "
                 f"sent and what runs. Remove it; set what you trust in the shell, as in `NAME=value {self.prog} ...`."
             )
-        known = {action.dest for action in self._actions}
+        known = {action.dest: action for action in self._actions}
         for name in options:
             if name not in known:
                 self.error(f"{place}: there is no option '{printable(name, 100)}'{self._guess(name, '')}")
@@ -82,6 +87,7 @@ class WagleParser(TrlParser):
         for name, value in options.items():
             if name in kinds and not isinstance(value, str) and not _has_type(kinds[name], value):
                 raise ValueError(f"{place}: '{name}' cannot be {short_value(value)} (see `{self.prog} --help`).")
+            _check_choices(name, value, [str(choice) for choice in known[name].choices or ()], place)
         if str(options.get("push_to_hub")).lower() in _YES:
             goal = printable(options.get("hub_model_id") or "a repository of yours", 100)
             print(f"{self.prog}: warning: {place} uploads the model to {goal}.", file=sys.stderr)
@@ -104,6 +110,14 @@ def config_file(args: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, args
 
 
+def _check_choices(name: str, value: Any, choices: Sequence[str], place: str) -> None:
+    """Refuse a text of a file that is none of the choices, which argparse checks on the command line alone."""
+    for given in value if isinstance(value, list) else [value]:
+        if choices and isinstance(given, str) and given not in choices:
+            advice = did_you_mean(given, choices) or f"; expected one of {', '.join(choices)}."
+            raise ValueError(f"{place}: '{name}' cannot be {short_value(given)}{advice}")
+
+
 def _has_type(kind: Any, value: Any) -> bool:
     try:
         TypeAdapter(kind, config=_LENIENT).validate_python(value)
@@ -124,9 +138,25 @@ def _trusted_code_keys(content: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def parse(dataclass_types: list[type], argv: list[str], command: str, **defaults) -> tuple[Any, ...]:
-    """Options of `command` from a YAML file (`--config`) and the command line, which wins; others from `defaults`."""
+def parse(
+    dataclass_types: list[type],
+    argv: list[str],
+    command: str,
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
+    **defaults,
+) -> tuple[Any, ...]:
+    """
+    Parse options from a YAML file (`--config`) and the command line, which wins.
+
+    Args:
+        dataclass_types (`list[type]`): What the options are, and what is returned.
+        argv (`list[str]`): Arguments after the command.
+        command (`str`): The command, as it is shown.
+        elsewhere (`dict[str, list[str]]`, *optional*): Objectives that have each option that this one may lack.
+        defaults (`Any`): Other defaults than those of the dataclasses.
+    """
     parser = WagleParser(dataclass_types, prog=f"wagle {command}", allow_abbrev=False)
+    parser.elsewhere = elsewhere or {}
     parser.set_defaults(**defaults)
     return parser.parse_args_and_config(argv)
 

@@ -1,6 +1,7 @@
-"""`wagle plan`: predicts whether a run fits, from the model's config alone. It also takes the options of `wagle npo`."""
+"""`wagle plan`: predicts whether a run fits, from the model's config alone. It also takes the options of `wagle unlearn`."""
 
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,11 +17,14 @@ from ..files.atomic import atomic_path
 from ..files.model_class import class_of
 from ..masks.mask import WeightMask
 from ..memory.simulation import losses_on_gpu
-from ..objectives.npo import NPOConfig
+from ..objectives.names import OBJECTIVES
 from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
 from ..planning.planner import Planner, Setup, plan_table
-from .arguments import MaskSource, WagleModelConfig, load_config
+from ..trainers.masked_sft import MaskedSFTConfig
+from ..unlearning.config import UnlearningConfig
+from .arguments import FineTuningData, MaskSource, WagleModelConfig, load_config
+from .objectives import chosen_objective, options_elsewhere
 from .output import Output
 from .parser import given_options, parse
 from .train import TRAINERS, option_types
@@ -35,7 +39,7 @@ class PlanArguments:
 
     Args:
         gpu (`str`, *optional*): Memory of the GPU.
-        objective (`str`): Command to plan.
+        objective (`str`): Objective to plan, or `sft`.
         auto (`str`, *optional*): File to write the fitting options to.
     """
 
@@ -45,7 +49,7 @@ class PlanArguments:
             "help": "Memory of the GPU, such as '24GB' (of 10^9 bytes) or '80GiB'; by default that of the local GPU."
         },
     )
-    objective: str = field(default="npo", metadata={"help": "Command to plan.", "choices": list(TRAINERS)})
+    objective: str = field(default="npo", metadata={"help": f"What to plan: {', '.join(TRAINERS)}."})
     auto: str | None = field(
         default=None,
         metadata={
@@ -58,9 +62,11 @@ class PlanArguments:
 
 
 def run(argv: list[str], command: str) -> Output:
-    types = [PlanArguments, *option_types("plan")]
-    args, data_args, mask_source, mask_config, training_args, model_args = parse(types, argv, command)
-    given = given_options(argv, (data_args, mask_source, mask_config, training_args, model_args))
+    method = chosen_objective(argv, others=["sft"]) or PlanArguments.objective
+    types = [PlanArguments, FineTuningData, *option_types(method)[1:]]  # the files of all trainers
+    args, *parsed = parse(types, argv, command, options_elsewhere())
+    _, mask_source, mask_config, training_args, model_args = parsed
+    given = given_options(argv, parsed)
     capacity = _capacity(args.gpu)
     config = _load_config(model_args, training_args)
     build = partial(_build, config, model_args, training_args.trust_remote_code)
@@ -68,7 +74,7 @@ def run(argv: list[str], command: str) -> Output:
     dtype = model_args.dtype_for(config, masked=mask_source.mask != "none")
     if dtype == "auto":
         dtype = str(config.dtype or torch.float32).removeprefix("torch.")
-    setup = _setup(args.objective, mask_source, mask_config, training_args, dtype, given)
+    setup = _setup(method, mask_source, mask_config, training_args, dtype, given)
     try:
         plan, changes = planner.plan(setup, capacity), suggest(planner, setup, capacity)
         saved = _saved_by_bf16(planner, setup, capacity)
@@ -93,8 +99,9 @@ def run(argv: list[str], command: str) -> Output:
         with atomic_path(args.auto) as path:
             given.pop("activation_checkpointing", None)  # it would win over its old name below
             options = given | {"gradient_checkpointing": setup.gradient_checkpointing} | changes
+            options |= {} if method == "sft" else {"objective": method}
             path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-        lines.append(f"Written: wagle {args.objective} --config {args.auto}")
+        lines.append(f"Written: wagle {'sft' if method == 'sft' else 'unlearn'} --config {shlex.quote(args.auto)}")
     fits = changes == {} or (args.auto is not None and changes is not None)
     return Output(content, lines, exit_code=0 if fits else 1)
 
@@ -111,7 +118,7 @@ def _capacity(gpu: str | None) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _load_config(model_args: WagleModelConfig, training_args: NPOConfig) -> PreTrainedConfig:
+def _load_config(model_args: WagleModelConfig, training_args: MaskedSFTConfig) -> PreTrainedConfig:
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError(
             "wagle plan predicts runs with full weights; leave out use_peft, load_in_4bit and load_in_8bit."
@@ -145,10 +152,10 @@ def _saved_by_bf16(planner: Planner, setup: Setup, capacity: int) -> int:
 
 
 def _setup(
-    objective: str,
+    method: str,
     mask_source: MaskSource,
     mask_config: MaskConfig,
-    training_args: NPOConfig,
+    training_args: MaskedSFTConfig,
     dtype: str,
     given: dict[str, Any],
 ) -> Setup:
@@ -169,5 +176,7 @@ def _setup(
         max_length=training_args.max_length,
         bf16=given.get("bf16", True),  # as on a GPU, where TRL has it on
         accumulator_dtype=training_args.accumulator_dtype,
-        rows_per_sample=TRAINERS[objective].rows_per_sample,
+        rows_per_sample=len(OBJECTIVES[method].rows_of(training_args))
+        if isinstance(training_args, UnlearningConfig)
+        else 1,
     )

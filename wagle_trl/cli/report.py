@@ -29,7 +29,7 @@ def run(argv: list[str], command: str) -> Output:
         "runs",
         nargs="+",
         metavar="RUN",
-        help=f"Output folder of a run (runs come before options), with {REPORT_FILE} (wagle npo, graddiff, sft, mask), {EVALUATION_FILE} (wagle "
+        help=f"Output folder of a run (runs come before options), with {REPORT_FILE} (wagle unlearn, sft, mask), {EVALUATION_FILE} (wagle "
         "eval --output_dir RUN) or both; folders inside it are not searched.",
     )
     args, positional = parser.parse_args_and_config(argv)

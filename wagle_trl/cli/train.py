@@ -1,4 +1,4 @@
-"""`wagle npo`, `wagle graddiff`, `wagle sft`: train with a mask or without one."""
+"""`wagle unlearn`, its short forms `npo` and `graddiff`, and `wagle sft`: train with a mask or without one."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -14,10 +14,8 @@ from ..attribution.config import MaskConfig
 from ..attribution.report import report_tables
 from ..comparison.goal import Goal
 from ..data.pairing import check_disjoint
-from ..objectives.grad_diff import GradDiffTrainer
-from ..objectives.npo import NPOTrainer
+from ..objectives.names import OBJECTIVES
 from ..trainers.masked_sft import MaskedSFTConfig, MaskedSFTTrainer
-from ..unlearning.base import UnlearningTrainer
 from ..unlearning.config import UnlearningConfig
 from .arguments import (
     UNSEEN,
@@ -30,25 +28,30 @@ from .arguments import (
     require_model,
 )
 from .going_on import advising, resume_advice
+from .objectives import ObjectiveChoice, chosen_objective, options_elsewhere
 from .output import Output, key_value_table
 from .parser import parse
 
 logger = logging.get_logger(__name__)
 
-TRAINERS = {"npo": NPOTrainer, "graddiff": GradDiffTrainer, "sft": MaskedSFTTrainer}
+TRAINERS: dict[str, type[MaskedSFTTrainer]] = {**OBJECTIVES, "sft": MaskedSFTTrainer}
 # Name in `report_to` and of the extra -> modules of which transformers needs one
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 
 
 def run(argv: list[str], command: str) -> Output:
-    data_args, mask_source, mask_config, training_args, model_args = parse_options(argv, command)
+    named = command if command in OBJECTIVES else None
+    method = "sft" if command == "sft" else chosen_objective(argv, named)
+    data_args, mask_source, mask_config, training_args, model_args = parse_options(argv, command, method)
+    if method is None:
+        raise ValueError(f"No objective: give --objective {', '.join(OBJECTIVES)} (see `wagle {command} --help`).")
     _require_trackers(training_args.report_to)
     checkpoint = _checkpoint(training_args.resume_from_checkpoint)
     mask = mask_source.trainer_arguments(mask_config, model_args.use_peft)
     unused = [option.name for option in fields(mask_config) if getattr(mask_config, option.name) != option.default]
     if "mask_config" not in mask and unused:
         logger.warning(f"No mask is computed, so these options do nothing: {', '.join(unused)}.")
-    trainer = build_trainer(TRAINERS[command], data_args, training_args, model_args, **mask)
+    trainer = build_trainer(TRAINERS[method], data_args, training_args, model_args, **mask)
     with advising(lambda error: resume_advice(error, trainer, command, argv)):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
@@ -58,22 +61,29 @@ def run(argv: list[str], command: str) -> Output:
     return _summary(trainer)
 
 
-def parse_options(argv: list[str], command: str) -> tuple[Any, ...]:
-    """Parse the options of `command`; unlearning stops when it is done, unless nothing is to be measured."""
-    if not issubclass(TRAINERS[command], UnlearningTrainer):
-        return parse(option_types(command), argv, command)
-    level = Goal.forget_probability
-    options = parse(option_types(command), argv, command, stop_forget_probability=level)
+def parse_options(argv: list[str], command: str, method: str | None) -> tuple[Any, ...]:
+    """
+    Parse the options of a training command. Unlearning stops when it is done, unless nothing is to be measured.
+
+    Args:
+        argv (`list[str]`): Arguments after the command.
+        command (`str`): The command, as it is shown.
+        method (`str`, *optional*): Objective, or `"sft"`; without one, only the options of every objective are known.
+    """
+    if method == "sft":
+        return parse(option_types(method), argv, command)
+    level, types = Goal.forget_probability, [*option_types(method), ObjectiveChoice]
+    *options, _ = parse(types, argv, command, options_elsewhere(), stop_forget_probability=level)
     args = next(option for option in options if isinstance(option, UnlearningConfig))
     if args.trajectory_steps == 0 and args.stop_forget_probability == level:
         args.stop_forget_probability = None
-    return options
+    return (*options,)
 
 
-def option_types(command: str) -> list[type]:
-    """List the dataclasses of the options of `command`; those of `plan` take the files of all trainers."""
-    data = FineTuningData if command in ("sft", "plan") else UnlearningData
-    config = NPOTrainer.config_class if command == "plan" else TRAINERS[command].config_class
+def option_types(method: str | None) -> list[type]:
+    """List the dataclasses of the options of an objective or of `"sft"`; without either, those of every objective."""
+    data = FineTuningData if method == "sft" else UnlearningData
+    config = UnlearningConfig if method is None else TRAINERS[method].config_class
     return [data, MaskSource, MaskConfig, config, WagleModelConfig]
 
 

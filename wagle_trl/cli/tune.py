@@ -1,4 +1,4 @@
-"""`wagle tune npo|graddiff`: chooses options for a model and its rows. It takes the options of `wagle npo` or `graddiff`."""
+"""`wagle tune OBJECTIVE`: chooses options for a model and its rows. It takes the options of `wagle unlearn`."""
 
 import math
 import shlex
@@ -16,15 +16,16 @@ from ..comparison.tables import Column, TextTable
 from ..files.atomic import atomic_path, check_writable
 from ..files.run_folder import BEST_FILE
 from ..files.schemas import TunedRun
+from ..objectives.names import OBJECTIVES
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.tuned import Tuning
 from ..unlearning.tuning import tune
 from .going_on import advising, command_line
+from .objectives import chosen_objective, options_elsewhere
 from .output import Output
 from .parser import WagleParser, given_options
-from .train import TRAINERS, build_trainer, option_types
+from .train import build_trainer, option_types
 
-OBJECTIVES = ("npo", "graddiff")
 _ROWS = 64  # measured per set: candidates differ by less than two lengths of one run
 
 
@@ -86,15 +87,18 @@ class TuneArguments:
 
 
 def run(argv: list[str], command: str) -> Output:
-    objective = argv[0] if argv[:1] and argv[0] in OBJECTIVES else OBJECTIVES[0]
+    first = next((argument for argument in argv[:1] if not argument.startswith("-")), None)
+    objective = chosen_objective(argv, first)
     parser = WagleParser([TuneArguments, *option_types(objective)], prog=f"wagle {command}", allow_abbrev=False)
+    parser.elsewhere = options_elsewhere()
     parser.add_argument(
-        "objective", metavar="OBJECTIVE", choices=OBJECTIVES, help="npo or graddiff; it comes before the options."
+        "objective", metavar="OBJECTIVE", help=f"One of {', '.join(OBJECTIVES)}; it comes before the options."
     )
     parser.set_defaults(trajectory_rows=_ROWS, stop_forget_probability=Goal.forget_probability)
     args, *parsed, positional = parser.parse_args_and_config(argv)
     if positional.objective != objective:
         parser.error(f"'{positional.objective}' comes before the options")
+    objective = positional.objective
     data_args, mask_source, mask_config, training_args, model_args = parsed
     if training_args.resume_from_checkpoint:
         raise ValueError(
@@ -111,7 +115,7 @@ def run(argv: list[str], command: str) -> Output:
         own = {name: options.pop(name) for name in list(options) if hasattr(mask_config, name)}
         given = mask | ({"mask_config": replace(mask_config, **own)} if "mask_config" in mask else {})
         trainer: Any = build_trainer(
-            TRAINERS[objective], data_args, replace(training_args, **options), model_args, **given
+            OBJECTIVES[objective], data_args, replace(training_args, **options), model_args, **given
         )
         logging.set_verbosity_error()  # what the other trainers would warn of was said
         return trainer
@@ -128,7 +132,8 @@ def run(argv: list[str], command: str) -> Output:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
     best = folder / BEST_FILE
-    _write_options(best, result, given_options(argv, parsed) | {"trajectory_rows": training_args.trajectory_rows})
+    given = given_options(argv, parsed) | {"trajectory_rows": training_args.trajectory_rows}
+    _write_options(best, result, {"objective": objective} | given)
     return _output(result, best, objective)
 
 
@@ -164,7 +169,7 @@ def _output(result: Tuning, best: Path, objective: str) -> Output:
         Column("diverged", "", str, right=False),
     ]
     lines = [(str(place), _cells(run, result)) for place, run in enumerate(result.runs, 1)]
-    table = TextTable.of(f"Runs of wagle {objective}, best first", lines, columns)
+    table = TextTable.of(f"Runs of {OBJECTIVES[objective]._name}, best first", lines, columns)
     content = {
         "output_dir": str(best.parent),
         "config": str(best),
@@ -179,8 +184,7 @@ def _output(result: Tuning, best: Path, objective: str) -> Output:
     }
     cost = f"{result.steps} steps in all, {result.best['steps']} of the best run; masks computed: {result.masks}."
     return Output(
-        content,
-        [table.to_rich(), result.verdict, cost, f"Written: wagle {objective} --config {shlex.quote(str(best))}"],
+        content, [table.to_rich(), result.verdict, cost, f"Written: wagle unlearn --config {shlex.quote(str(best))}"]
     )
 
 

@@ -225,7 +225,7 @@ def _load(folder: Path, label: str) -> Run:
     files = [folder / name for name in (REPORT_FILE, EVALUATION_FILE)]
     if not any(file.exists() for file in files):
         raise ValueError(
-            f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle npo, graddiff, sft or "
+            f"'{folder}' is not the folder of a run: it has neither {REPORT_FILE} (of wagle unlearn, sft or "
             f"mask) nor {EVALUATION_FILE} (of wagle eval)."
         )
     check_same_run(folder, [name for name in (REPORT_FILE, MASK_FILE) if (folder / name).exists()])

@@ -28,6 +28,13 @@ Bits = Literal[8, 4]
 _GROUP_SIZES: dict[Bits, int | None] = {8: None, 4: 64}
 
 
+def _copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model, with the forward of its class: what a trainer put in its place would run the original."""
+    copied = copy.deepcopy(model)
+    copied.__dict__.pop("forward", None)
+    return copied
+
+
 # Relearning
 
 
@@ -142,7 +149,7 @@ def relearn(
 
 
 def _trainable_copy(model: PreTrainedModel) -> PreTrainedModel:
-    attacked = copy.deepcopy(model).float().eval().requires_grad_(True)
+    attacked = _copy(model).float().eval().requires_grad_(True)
     if "flash" in (attacked.config._attn_implementation or ""):  # its kernels support half precision only
         attacked.set_attn_implementation("sdpa")
     return attacked
@@ -237,7 +244,7 @@ def quantized(model: PreTrainedModel, bits: Bits) -> PreTrainedModel:
     """
     if bits not in _GROUP_SIZES:
         raise ValueError(f"Cannot quantize to {bits} bits; expected {' or '.join(map(str, _GROUP_SIZES))}.")
-    attacked = copy.deepcopy(model)
+    attacked = _copy(model)
     head = attacked.get_output_embeddings()
     layers = [m for m in attacked.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     if not layers:

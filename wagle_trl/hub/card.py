@@ -28,7 +28,13 @@ _LIBRARIES = {
 }
 # What huggingface_hub and its YAML parser raise for a card whose metadata is malformed
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
-_OBJECTIVE_TAGS = {"GradDiff": "grad-diff", "Masked SFT": "sft"}
+# Where they are not the name in lower case
+_OBJECTIVE_TAGS = {
+    "GradAscent": "gradient-ascent",
+    "GradDiff": "grad-diff",
+    "IdkDPO": "idk-dpo",
+    "Masked SFT": "sft",
+}
 
 
 def model_card(

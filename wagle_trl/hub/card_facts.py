@@ -143,6 +143,8 @@ class Facts:
         given = {
             name: value for name, value in given.items() if not name.startswith("mask_")
         }  # in a section of its own
+        if given.get("refusals"):  # a path
+            given["refusals"] = None if self.hashed else os.path.basename(str(given["refusals"]))
         given.pop("num_train_epochs" if (given.get("max_steps") or 0) > 0 else "max_steps", None)
         if self.is_trained:
             given["optimizer steps taken"] = self.run.history.steps

@@ -2,8 +2,8 @@
 
 import copy
 import gc
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from ..losses import vocabulary
 from ..losses.per_sample import Batch, SampleLosses, per_sample_mean
 from .allocations import Allocations
 from .checkpointing import checkpointed_layers, transformer_layers
@@ -142,12 +143,33 @@ def losses_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Compute sample losses with the memory of TRL's fused LM head on a GPU, where kernels update the logits in place. On a
     CPU, TRL's head makes several fp32 copies of them.
     """
+    log_probs, _ = predictions_on_gpu(model, batch)
+    return per_sample_mean(-log_probs, batch["labels"][:, 1:] != -100)
+
+
+def predictions_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """
+    Compute log-probabilities with that memory, of shape `(rows, length - 1)`, and the last hidden states, of shape
+    `(rows, length, width)`.
+    """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     decoder, lm_head = model.get_decoder(), model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    hidden = decoder(**inputs, use_cache=False).last_hidden_state
-    labels, hidden = batch["labels"][:, 1:], hidden[:, :-1]
+    states = decoder(**inputs, use_cache=False).last_hidden_state
+    hidden = states[:, :-1]
     log_probs = _FusedHead.apply(hidden.reshape(-1, hidden.size(-1)), lm_head.weight)
-    return per_sample_mean(-log_probs.view(labels.shape), labels != -100)
+    return log_probs.view(hidden.shape[:2]), states
+
+
+@contextmanager
+def kernels_of_gpu() -> Iterator[None]:
+    """Have the losses of [`~losses.vocabulary`] take the memory of TRL's kernels on a GPU, for the same reason."""
+    kernels = {"ChunkedLogProbFunction": _FusedEntropy, "ChunkedDivergenceFunction": _FusedDivergence}
+    own = {name: vars(vocabulary)[name] for name in kernels if name in vars(vocabulary)}
+    vars(vocabulary).update({name: kernels[name] for name in own})
+    try:
+        yield
+    finally:
+        vars(vocabulary).update(own)
 
 
 def _empty_like(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -177,6 +199,41 @@ class _FusedHead(torch.autograd.Function):
         of_hidden, of_weight = (None if total is None else total.to(hidden.dtype) for total in sums)
         del tile
         return of_hidden, of_weight
+
+
+class _FusedEntropy:
+    """The same with the interface of TRL's function, whose first two results are log-probabilities and entropies."""
+
+    @staticmethod
+    def apply(hidden: Tensor, weight: Tensor, *options) -> tuple[Tensor, Tensor]:
+        values = _FusedHead.apply(hidden, weight)
+        return values, values
+
+
+class _FusedDivergence(torch.autograd.Function):
+    """Allocations of TRL's divergence of two heads on a GPU: a tile of fp32 logits of each."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias, reference_hidden: Tensor, reference_weight: Tensor, *options
+    ):
+        ctx.save_for_backward(hidden, weight, reference_hidden, reference_weight)
+        ctx.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        _, _ = (_logits_tile(hidden, torch.float32) for _ in range(2))
+        return hidden.new_zeros(len(hidden), dtype=torch.float32), hidden.new_zeros(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
+        hidden, weight, *_ = ctx.saved_tensors
+        sums = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
+            for tensor, needed in zip((hidden, weight), ctx.needs_input_grad)
+        ]
+        tiles = [_logits_tile(hidden, torch.float32), _logits_tile(hidden, torch.float32)]
+        rounded = tiles[0].to(ctx.dtype)
+        gradients = [None if total is None else total.to(hidden.dtype) for total in sums]
+        del tiles, rounded
+        return *gradients, *(None,) * 10
 
 
 def _logits_tile(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -29,6 +30,20 @@ CONTEXT_BYTES = 500_000_000  # that CUDA and its libraries take besides what tor
 
 
 @dataclass(frozen=True)
+class Reference:
+    """
+    What training holds of the model before unlearning, for losses that compare whole distributions with it.
+
+    Args:
+        rows_per_sample (`int`): Rows per sample whose last hidden states it holds during a step.
+        swaps (`bool`): Whether it holds the original values of the selected weights.
+    """
+
+    rows_per_sample: int
+    swaps: bool
+
+
+@dataclass(frozen=True)
 class Setup:
     """
     Options of a run that decide its memory, under their public names.
@@ -43,7 +58,8 @@ class Setup:
         max_length (`int`): Longest row, in tokens.
         attribution_length (`int`, *optional*): Longest row that attribution reads, in tokens; by default `max_length`.
         rows_per_sample (`int`, *optional*, defaults to `2`): Rows per sample of a batch: a forget row and a retain row
-            in unlearning, 1 in fine-tuning.
+            in NPO, 1 in fine-tuning.
+        reference ([`Reference`], *optional*): What training holds of the model before unlearning.
     """
 
     mask_config: MaskConfig | None
@@ -58,6 +74,7 @@ class Setup:
     accumulator_dtype: AccumulatorDtype = "float32"
     attribution_length: int | None = None
     rows_per_sample: int = 2
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -120,15 +137,17 @@ class Planner:
 
     Args:
         build (callable): Function of a dtype that returns the model. It runs in a mode in which tensors take no memory.
-        losses (callable): Losses of a step of attribution or training, as in [`~attribution.compute_mask`].
+        losses (callable): Losses of a step of attribution, as in [`~attribution.compute_mask`].
         on_gpu (`bool`): Whether the run is on a GPU, so that the host has memory of its own.
         host (`int`, *optional*): Bytes that attribution may take on the host; by default those available here.
+        training_losses (callable, *optional*): Losses of a step of training; by default `losses`.
     """
 
     build: Callable[[str], nn.Module]
     losses: SampleLosses
     on_gpu: bool
     host: int | None = None
+    training_losses: SampleLosses | None = None
     _simulations: dict[str, Simulation] = field(default_factory=dict)
     _steps: dict[tuple[str, Step], WorkingMemory] = field(default_factory=dict)
 
@@ -155,7 +174,8 @@ class Planner:
 
     def _working(self, dtype: str, step: Step) -> WorkingMemory:
         if (dtype, step) not in self._steps:
-            self._steps[dtype, step] = self._simulation(dtype).run(self.losses, step)
+            losses = (self.training_losses if step.training else None) or self.losses
+            self._steps[dtype, step] = self._simulation(dtype).run(losses, step)
         return self._steps[dtype, step]
 
     def _fixed(self, setup: Setup) -> Components:
@@ -183,7 +203,24 @@ class Planner:
             passes=2 if selected is None and setup.gradient_accumulation_steps > 1 else 1,
             autocast=setup.bf16,
         )
-        return self._fixed(setup) | state | working_components(self._working(setup.dtype, step))
+        reference = self._reference(setup, model, trainable, selected)
+        return self._fixed(setup) | state | reference | working_components(self._working(setup.dtype, step))
+
+    def _reference(
+        self, setup: Setup, model: nn.Module, trainable: dict[str, Tensor], selected: dict[str, float] | None
+    ) -> Components:
+        """Bytes of the reference. Its forward pass keeps nothing for a backward pass, so it takes less than training's."""
+        if setup.reference is None:
+            return {}
+        samples = setup.per_device_train_batch_size * setup.gradient_accumulation_steps  # held for the whole step
+        tokens = samples * setup.reference.rows_per_sample * setup.max_length
+        width = model.config.get_text_config().hidden_size  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        size = tokens * width * getattr(torch, setup.dtype).itemsize
+        if setup.reference.swaps and selected is not None:
+            size += round(sum(selected[name] * p.element_size() for name, p in trainable.items()))
+        head = model.get_output_embeddings().parameters()  # pyright: ignore[reportCallIssue]
+        size += sum(p.nbytes for p in head if any(p is trained for trained in trainable.values()))  # a frozen copy
+        return {"reference": size}
 
     def _selected(self, setup: Setup, model: nn.Module) -> dict[str, float] | None:
         """Number of selected weights by parameter. Before attribution, all parameters are assumed equally dense."""

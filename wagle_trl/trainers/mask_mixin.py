@@ -24,6 +24,7 @@ from ..masks.info import UNKNOWN_REVISION
 from ..masks.mask import WeightMask
 from ..memory.checkpointing import transformer_layers
 from ..optim.masked_adamw import MaskedAdamW
+from ..planning.planner import Reference
 from .checks import (
     check_accelerator,
     check_arguments,
@@ -75,10 +76,11 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
     _tag_names = ["wagle-trl"]
     memory: MemoryWatch
     train_set = "train"  # the name of `train_dataset` in reports
-    rows_per_sample = 1  # rows that go through the model together per row of `train_dataset`
     sample_losses: SampleLosses = staticmethod(sample_losses)  # the losses that attribution differentiates
     attributed_columns = ("input_ids", "labels")  # the columns that these losses read
     planning_losses: SampleLosses | None = None  # replaces these losses in plans of a GPU's memory
+    training_losses: SampleLosses | None = None  # of a step of training, in plans; by default those of attribution
+    planned_reference: Reference | None = None  # what plans count of the model before unlearning
     head_temperature: float | None = None  # temperature of TRL's fused LM head, in trainers that have one
 
     def __init_subclass__(cls, **kwargs):
@@ -131,6 +133,11 @@ class MaskMixin(HubPushes, WholeSaves, WhichWeights, MaskedTrainerBase):
     def tokenization(self) -> dict[str, Any] | None:
         """Options that decide which tokens of a row are scored, for evaluation; `None` if those of the base trainer do."""
         return None
+
+    @property
+    def streams(self) -> dict[str, Dataset]:
+        """Prepared rows of every kind that goes into a batch."""
+        return {self.train_set: self.train_dataset}
 
     # Rows to attribute
 

@@ -108,12 +108,11 @@ class MemoryWatch:
             # Not converted where the dtype stays: adapters may have another dtype than their base
             return copy_without_data(model, None if dtype == _dtype_of(model) else getattr(torch, dtype))
 
-        losses = self.trainer.planning_losses if on_gpu else None
-        return Planner(build, losses or self.trainer.sample_losses, on_gpu)
+        losses = (self.trainer.planning_losses if on_gpu else None) or self.trainer.sample_losses
+        return Planner(build, losses, on_gpu, training_losses=self.trainer.training_losses)
 
     def _setup(self) -> Setup:
         trainer, args = self.trainer, self.trainer.args
-        trained = [trainer.train_dataset, trainer.retain_dataset if trainer.rows_per_sample == 2 else None]
         return Setup(
             mask_config=trainer.mask_config if trainer.mask is None else None,
             mask=trainer.mask,
@@ -122,11 +121,12 @@ class MemoryWatch:
             per_device_train_batch_size=args.per_device_train_batch_size,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             gradient_checkpointing=args.gradient_checkpointing,
-            max_length=longest_row(*trained),
+            max_length=longest_row(*trainer.streams.values()),
             attribution_length=longest_row(trainer.attributed_dataset, trainer.retain_dataset),
             bf16=args.bf16,
             accumulator_dtype=trainer.mask_options.accumulator_dtype,
-            rows_per_sample=trainer.rows_per_sample,
+            rows_per_sample=len(trainer.streams),
+            reference=trainer.planned_reference,
         )
 
     def _print(self, content: Table | str) -> None:

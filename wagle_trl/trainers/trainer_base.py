@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..losses.per_sample import SampleLosses
     from ..masks.mask import WeightMask
     from ..optim.masked_adamw import MaskedAdamW
-    from ..planning.planner import Plan
+    from ..planning.planner import Plan, Reference
     from .mask_options import MaskOptions
     from .run_inputs import RunInputs
 
@@ -60,9 +60,10 @@ if TYPE_CHECKING:
         answer_tokens: dict[str, AnswerTokens]
         memory: RunMemory
         train_set: str
-        rows_per_sample: int
         sample_losses: SampleLosses
         planning_losses: SampleLosses | None
+        training_losses: SampleLosses | None
+        planned_reference: Reference | None
         head_temperature: float | None
         loaded_step: int | None
         earlier_training: Sequence[dict[str, Any]]
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
 
         @property
         def tokenization(self) -> dict[str, Any] | None: ...
+
+        @property
+        def streams(self) -> dict[str, Dataset]: ...
 
         @property
         def attributed_dataset(self) -> Dataset: ...

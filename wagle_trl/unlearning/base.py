@@ -29,13 +29,16 @@ from ..comparison.goal import Goal
 from ..data.pairing import PairSampler, check_disjoint
 from ..losses.fused_head import TokenPredictions, answer_log_probs
 from ..losses.lm_head import SplitModel
+from ..losses.per_sample import SampleLosses
 from ..masks.mask import WeightMask
+from ..planning.planner import Reference
 from .alternates import other_answers
 from .batch import UnlearningBatch
 from .config import UnlearningConfig
 from .defaults import EPOCHS, default_learning_rate, default_num_train_epochs
 from .dropout import disable_dropout
 from .kept import KeptMetric, asks_for_kept
+from .planned_step import planned_losses, planned_reference, states_of
 from .reference import REFERENCE_COLUMN, LogProbReference
 from .retain_losses import RETAIN_LOSSES
 from .rows import EpochSetter, UnlearningRows
@@ -225,9 +228,7 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
 
     def _add_references(self) -> None:
         """Set up what the terms of the loss compare with."""
-        kinds, retain = self.rows_of(self.args), RETAIN_LOSSES[self.args.retain_loss]
-        with_states = set(self.rows if self.reference == "hidden_states" else ())
-        with_states |= {"retain"} if retain.reference and "retain" in kinds else set()
+        with_states = states_of(type(self), self.args)
         self.log_prob_reference = LogProbReference(self, self.rows) if self.reference == "log_probs" else None
         reads_states = bool(with_states) or self.distributions
         if reads_states and isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
@@ -239,7 +240,19 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
         self.split = SplitModel.of(self.model) if reads_states else None
         self.state_reference = None
         if self.split is not None and with_states:
-            self.state_reference = StateReference(self, self.split, [kind for kind in kinds if kind in with_states])
+            self.state_reference = StateReference(self, self.split, list(with_states))
+
+    # Plan
+
+    @property
+    def training_losses(self) -> SampleLosses:  # pyright: ignore[reportIncompatibleVariableOverride]
+        on_gpu = self.args.device.type != "cpu" and self.planning_losses is not None
+        return planned_losses(type(self), self.args, on_gpu, self.split)
+
+    @property
+    def planned_reference(self) -> Reference | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        swaps = self.state_reference is not None and "swap" in self.state_reference.ways.values()
+        return planned_reference(type(self), self.args, swaps)
 
     def prepare_training(self, checkpoint: str | None) -> None:
         super().prepare_training(checkpoint)

@@ -1,0 +1,118 @@
+"""What every objective does with its default options: three kinds of data, the default mask, and relearning afterwards.
+
+    python -m benchmarks objectives --tofu_dir TOFU [--cache FOLDER]
+
+Every run has the options of the command that a user would type with no option but the data: 5 % of the weights, and the stop
+rule. Then some forget rows are learned again, and the others are measured. AltPO has alternates that the model made up;
+other objectives that learn other answers have TOFU's refusals. Finished runs are kept in the cache.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.defaults import SETS, run
+from benchmarks.environment import ROOT, write_result
+from benchmarks.tables import fill, markdown
+from benchmarks.worlds import WORLDS, world
+from wagle_trl.cli.alternates import run as make_alternates
+from wagle_trl.data.rows import load_rows
+from wagle_trl.evaluation.attacks import relearn
+from wagle_trl.files.atomic import write_json
+from wagle_trl.objectives.names import OBJECTIVES
+
+RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
+TABLE = ROOT / "benchmarks" / "OBJECTIVES.md"
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks objectives")
+    parser.add_argument("--tofu_dir", type=Path, required=True, help="folder with TOFU's files and refusals.txt")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache/defaults"), help="folder of models and finished runs"
+    )
+    parser.add_argument("--only", nargs="*", default=list(WORLDS), help="worlds to run")
+    parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), help="objectives to run")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # two runs side by side take less time than two threads
+    for name in args.only:
+        for objective in args.objectives:
+            path = args.cache / "objectives" / f"{name}-{objective}.json"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folder = world(name, SEED, args.cache, args.tofu_dir)
+                row = run_and_relearn(folder, objective, args.tofu_dir / "refusals.txt")
+                write_json(path, {"world": name, "objective": objective, **row})
+    collect(args.cache)
+
+
+def run_and_relearn(folder: Path, objective: str, refusals: Path) -> dict[str, Any]:
+    """
+    Unlearn with default options, and learn a fifth of the forget rows again.
+
+    Args:
+        folder (`pathlib.Path`): The world.
+        objective (`str`): Key of `OBJECTIVES`.
+        refusals (`pathlib.Path`): File of refusals, for objectives that learn other answers.
+
+    Returns:
+        `dict`: That of [`run`], and `relearned`, the answer probability of the other forget rows before relearning and after.
+    """
+    rows = {}
+    if objective == "altpo":
+        rows = {"--forget_dataset": str(alternates_of(folder))}
+    elif "alternate" in OBJECTIVES[objective].rows:
+        rows = {"--refusals": str(refusals)}
+    trainer, row = run(folder, objective, "mask", rows=rows)
+    forget = load_rows(str(folder / "forget.jsonl"))
+    curve = relearn(trainer.model, trainer.processing_class, forget, progress=False)
+    return row | {"relearned": [curve.probabilities[0], curve.probabilities[-1]]}
+
+
+def alternates_of(folder: Path) -> Path:
+    """Forget rows with other answers that the model before unlearning makes up."""
+    made = folder / "alternates"
+    if not (made / "forget.jsonl").exists():
+        options = {
+            "model_name_or_path": folder / "base",
+            "forget_dataset": folder / "forget.jsonl",
+            "output_dir": made,
+        }
+        make_alternates([text for name, value in options.items() for text in (f"--{name}", str(value))], "alternates")
+    return made / "forget.jsonl"
+
+
+def collect(cache: Path) -> None:
+    """Write the runs that are done."""
+    found = [json.loads(path.read_text()) for path in sorted((cache / "objectives").glob("*.json"))]
+    rows = {(row["world"], row["objective"]): row for row in found}
+    ordered = [rows[name, objective] for name in WORLDS for objective in OBJECTIVES if (name, objective) in rows]
+    write_result(RESULT, {"rows": ordered})
+    fill(TABLE, {name: table([row for row in ordered if row["world"] == name]) for name in WORLDS})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Format the ends of the runs of one world, one line per objective."""
+    header = ["objective", "retain weight", "steps", "forget", "retain", "unseen", "forget after relearning"]
+    body = []
+    for row in rows:
+        end = row["end"]
+        numbers = [f"{end[name]:.3f}" for name in SETS]
+        body.append(
+            [
+                OBJECTIVES[row["objective"]]._name,
+                f"{row['retain_weight']:g}",
+                end["step"],
+                *numbers,
+                f"{row['relearned'][0]:.3f} -> {row['relearned'][1]:.3f}",
+            ]
+        )
+    return markdown(header, body)
+
+
+if __name__ == "__main__":
+    main()
