@@ -83,7 +83,7 @@ def test_two_processes_equal_one_of_twice_the_batch_and_resume(kind, run_two, ma
         model=LlamaForCausalLM.from_pretrained(tmp_path / "model"),
         mask_config=MaskConfig(mask_density=0.3) if kind == "masked" else None,
         max_steps=5,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="constant_with_warmup",
         adam_epsilon=1e-3,
         max_grad_norm=0.5,
         per_device_train_batch_size=2,
