@@ -1,5 +1,6 @@
 """Predicted against measured memory, and what a run says when there is not enough."""
 
+import dataclasses
 import gc
 import json
 from types import SimpleNamespace
@@ -160,6 +161,20 @@ def test_the_reference_is_a_component_of_its_own(make_large):
     assert components()["reference"] == states + 2 * VOCABULARY * 256  # a frozen head
     assert components(kind="undial", mask_config=mask, reference_states="stored")["reference"] == 2 * states
     assert "reference" not in components(retain_loss="nll", mask_config=mask)
+
+
+def test_adapters_and_heads_of_other_kinds_are_planned_with_a_reference(make_large):
+    from peft import LoraConfig
+
+    adapters = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trainer = make_large(retain_loss="kl", peft_config=adapters, per_device_train_batch_size=4, count=8)
+    plan = trainer.memory.make_plan()
+    assert plan.training["reference"] == 4 * (64 - 8) * 256 * 2
+    assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train), rel=0.05)
+    trainer = make_large(retain_loss="kl", mask_config=MaskConfig("random", 0.3), per_device_train_batch_size=4, count=8)
+    trainer.split = trainer.state_reference.split = dataclasses.replace(trainer.split, is_linear=False)
+    plan, held = trainer.memory.make_plan(), trainer.compute_mask().bits.values()
+    assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train, *held), rel=0.05)
 
 
 def test_every_kind_of_row_is_planned(make_trainer, small_mask, tmp_path):
