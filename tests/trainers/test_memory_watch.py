@@ -171,7 +171,9 @@ def test_adapters_and_heads_of_other_kinds_are_planned_with_a_reference(make_lar
     plan = trainer.memory.make_plan()
     assert plan.training["reference"] == 4 * (64 - 8) * 256 * 2
     assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train), rel=0.05)
-    trainer = make_large(retain_loss="kl", mask_config=MaskConfig("random", 0.3), per_device_train_batch_size=4, count=8)
+    trainer = make_large(
+        retain_loss="kl", mask_config=MaskConfig("random", 0.3), per_device_train_batch_size=4, count=8
+    )
     trainer.split = trainer.state_reference.split = dataclasses.replace(trainer.split, is_linear=False)
     plan, held = trainer.memory.make_plan(), trainer.compute_mask().bits.values()
     assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train, *held), rel=0.05)
