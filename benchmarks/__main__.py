@@ -17,6 +17,7 @@ NAMES = (
     "plans",
     "saving",
     "study",
+    "tuning",
 )
 
 

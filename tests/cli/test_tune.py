@@ -79,7 +79,8 @@ def test_an_interrupted_tuning_says_how_it_goes_on_and_does_so(tune, monkeypatch
     assert main(words[1:]) == 0
     *_, cost, written = capsys.readouterr().out.splitlines()
     assert cost.startswith("4 steps in all") and len(calls) == 3 + 2
-    assert shlex.split(written) == ["Written:", "wagle", "npo", "--config", str(tmp_path / "my runs" / "best.yaml")]
+    best = str(tmp_path / "my runs" / "best.yaml")
+    assert shlex.split(written) == ["Written:", "wagle", "unlearn", "--config", best]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ UNLEARNING: Group = {
     "--retain_weight": "Weight of the loss on the retain rows; with 0 they take no part (default: 20.0).",
     "--retain_loss": "nll, kl to the model before, or answer_preservation (default: nll).",
     "--preservation_beta": "Inverse temperature of answer_preservation (default: 0.1).",
+    "--reference_states": "Where distributions before unlearning come from: auto, swap or stored (default: auto).",
     "--refusals": "File with refusals, one per line; a column alternate of the rows goes first.",
     "--trajectory_steps": "Steps between two measurements of the answer probabilities; 0 measures nothing.",
     "--stop_forget_probability": "End at this forget probability, once retain is back; 0: never (default: 0.1).",

@@ -1,7 +1,7 @@
 """Maximum entropy (arXiv 2410.08109)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -9,7 +9,9 @@ from ..losses.distributions import max_entropy_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import UnlearningConfig, check_choice
+
+Direction = Literal["uniform_to_model", "model_to_uniform"]
 
 
 @dataclass
@@ -26,10 +28,14 @@ class MEConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    direction: Literal["uniform_to_model", "model_to_uniform"] = field(
+    direction: Direction = field(
         default="uniform_to_model",
         metadata={"help": "Divergence: 'uniform_to_model', KL(U || p), or 'model_to_uniform', KL(p || U)."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice(self, "direction", get_args(Direction))
 
 
 class METrainer(UnlearningTrainer):

@@ -3,15 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from ..losses.distributions import pdu_forget_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
 from ..unlearning.config import UnlearningConfig, check_positive
+
+_STATE = "dual_variable"  # in the state of the trainer
 
 
 @dataclass
@@ -70,35 +72,41 @@ class PDUTrainer(UnlearningTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.dual = _DualVariable(self)
-        self.add_callback(self.dual)
+        self.dual = self.args.retain_weight  # the dual variable, lambda in the paper
+        self.retain_losses: list[Tensor] = []  # of the micro-batches of the step, whose sum is that of the step
+        self.add_callback(_DualAscent(self))
 
     @property
     def retain_weight(self) -> float:
-        return self.dual.value
+        return self.dual
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         return pdu_forget_loss(*batch.forget.states, batch.forget.num_tokens)
 
+    def retain_loss(self, batch: UnlearningBatch) -> Tensor:
+        loss = super().retain_loss(batch)
+        self.retain_losses.append(loss.detach())
+        return loss
 
-class _DualVariable(TrainerCallback, ExportableState):
-    """Updates the dual variable after every step, and keeps it in the state of the trainer's checkpoints."""
+
+class _DualAscent(TrainerCallback):
+    """Updates the dual variable after every optimizer step. Checkpoints keep it in the state of the trainer."""
 
     def __init__(self, trainer: PDUTrainer):
-        self.trainer, self.value = trainer, trainer.args.retain_weight
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved: Any = state.stateful_callbacks
-        own = saved.get(type(self).__name__)
-        self.value = own["attributes"]["value"] if own else self.trainer.args.retain_weight
+        self.trainer.dual = saved.get(_STATE, {}).get("value", self.trainer.dual)
+        self.trainer.retain_losses.clear()  # an interrupted run may have left some
 
     def on_step_end(self, args, state, control, **kwargs):
-        options, metrics = self.trainer.args, self.trainer._metrics["train"]
-        metrics["dual"].append(self.value)
+        trainer, options = self.trainer, self.trainer.args
+        trainer._metrics["train"]["dual"].append(trainer.dual)
         if state.global_step > options.dual_warmup_steps:
-            losses = metrics["retain_loss"][-self.trainer.current_gradient_accumulation_steps :]
-            excess = sum(losses) / len(losses) - options.retain_limit
-            self.value = max(0.0, self.value + options.dual_learning_rate * excess)
-
-    def state(self) -> dict:
-        return {"args": {}, "attributes": {"value": self.value}}
+            retain_loss = trainer._gather(torch.stack(trainer.retain_losses).sum()).sum().item()
+            excess = retain_loss - options.retain_limit
+            trainer.dual = max(0.0, trainer.dual + options.dual_learning_rate * excess)
+        trainer.retain_losses.clear()
+        kept: Any = state.stateful_callbacks
+        kept[_STATE] = {"value": trainer.dual}

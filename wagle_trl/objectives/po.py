@@ -1,7 +1,7 @@
 """Preference optimization by refusals (arXiv 2401.06121)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from datasets import Dataset
 from torch import Tensor
@@ -10,7 +10,9 @@ from ..losses.objectives import cross_entropy
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import UnlearningConfig, check_choice
+
+AttributedRows = Literal["forget", "alternate"]
 
 
 @dataclass
@@ -26,13 +28,17 @@ class POConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    attributed_rows: Literal["forget", "alternate"] = field(
+    attributed_rows: AttributedRows = field(
         default="forget",
         metadata={
             "help": "Rows whose weights the mask selects: 'forget', those that hold the answers; or 'alternate', those that would "
             "learn the refusals, as published."
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice(self, "attributed_rows", get_args(AttributedRows))
 
 
 class POTrainer(UnlearningTrainer):

@@ -230,7 +230,14 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
         """Set up what the terms of the loss compare with."""
         with_states = states_of(type(self), self.args)
         self.log_prob_reference = LogProbReference(self, self.rows) if self.reference == "log_probs" else None
-        self.split = SplitModel.of(self.model) if with_states or self.distributions else None
+        reads_states = bool(with_states) or self.distributions
+        if reads_states and isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"{self._name} with retain_loss='{self.args.retain_loss}' compares distributions token by token, and the virtual "
+                f"tokens of {type(self.model.active_peft_config).__name__} shift them; use LoRA, a mask, or an objective and a "
+                "retain loss of log-probabilities, such as NPO with 'nll'."
+            )
+        self.split = SplitModel.of(self.model) if reads_states else None
         self.state_reference = None
         if self.split is not None and with_states:
             self.state_reference = StateReference(self, self.split, list(with_states))

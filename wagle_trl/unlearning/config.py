@@ -1,8 +1,9 @@
 """The options of every objective."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from transformers import SchedulerType
 
@@ -11,6 +12,7 @@ from ..data.lengths import LongRows
 from ..trainers.masked_sft import MaskedSFTConfig
 
 RetainLossName = Literal["nll", "kl", "answer_preservation"]
+ReferenceStates = Literal["auto", "swap", "stored"]
 
 
 @dataclass
@@ -60,8 +62,8 @@ class UnlearningConfig(MaskedSFTConfig):
             Number of rows of each set that are measured, at most.
         stop_forget_probability (`float`, *optional*):
             End the run at the first measurement in which the forget probability is at most this and the retain probability
-            is back, see `stop_retain_probability`. With `None` or `0`, the default here, every step is taken; the commands
-            `wagle npo` and `wagle graddiff` have `0.1` as their default. A run that begins below it does not end by it.
+            is back, see `stop_retain_probability`. With `None` or `0`, the default here, every step is taken; the
+            command line has `0.1` as its default. A run that begins below it does not end by it.
         stop_retain_probability (`float`, *optional*, defaults to `0.97`):
             Share of the retain probability before the first step that must be there when the run ends. It is that of the
             retain rows trained on: other rows judge and never decide.
@@ -103,7 +105,7 @@ class UnlearningConfig(MaskedSFTConfig):
             "said before unlearning; or 'answer_preservation', which prefers their answers to refusals."
         },
     )
-    reference_states: Literal["auto", "swap", "stored"] = field(
+    reference_states: ReferenceStates = field(
         default="auto",
         metadata={
             "help": "Where distributions before unlearning come from: 'swap', the original weights for one forward pass per step; "
@@ -134,7 +136,7 @@ class UnlearningConfig(MaskedSFTConfig):
         default=None,
         metadata={
             "help": "End the run when the forget probability is at most this and the retain probability is back, see "
-            "`stop_retain_probability`; 0 takes every step. Off by default in Python, 0.1 in `wagle npo` and `wagle graddiff`."
+            "`stop_retain_probability`; 0 takes every step. Off by default in Python, 0.1 on the command line."
         },
     )
     stop_retain_probability: float = field(
@@ -167,6 +169,8 @@ class UnlearningConfig(MaskedSFTConfig):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative or infinite, got {getattr(self, name)}.")
         check_positive(self, "preservation_beta")
+        check_choice(self, "retain_loss", get_args(RetainLossName))
+        check_choice(self, "reference_states", get_args(ReferenceStates))
         if self.trajectory_steps < 0:
             raise ValueError(f"trajectory_steps must not be negative, got {self.trajectory_steps}.")
         if self.trajectory_rows < 1:
@@ -194,6 +198,12 @@ class UnlearningConfig(MaskedSFTConfig):
             raise ValueError(
                 "Unlearning divides by the tokens of all devices; leave `average_tokens_across_devices` on."
             )
+
+
+def check_choice(config: UnlearningConfig, name: str, choices: Sequence[str]) -> None:
+    """Refuse an option that is none of its choices."""
+    if getattr(config, name) not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got '{getattr(config, name)}'.")
 
 
 def check_positive(config: UnlearningConfig, *names: str) -> None:

@@ -52,6 +52,11 @@ class LogProbReference:
         save_reference(folder / REFERENCE_FILE, {kind: rows[REFERENCE_COLUMN] for kind, rows in self._rows.items()})
 
 
+def num_answer_tokens(rows: Dataset) -> list[int]:
+    """Count the answer tokens of each prepared row that are predicted."""
+    return [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
+
+
 @torch.no_grad()
 def reference_log_probs(trainer: MaskedSFTTrainer, dataset: Dataset) -> Values:
     """
@@ -100,7 +105,7 @@ def load_reference(path: Path, streams: Mapping[str, Dataset]) -> dict[str, Valu
 
 
 def _load_rows(file: TensorFile, path: Path, name: str, rows: Dataset) -> Values:
-    counts = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
+    counts = num_answer_tokens(rows)
     flat_name, counts_name = _names(name)
     if counts_name in file and file[counts_name].tolist() != counts:
         raise ValueError(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..files.run_folder import STATES_FILE
 from ..files.tensor_file import TensorFile, write_tensors
-from ..losses.fused_head import in_eval_mode
+from ..losses.fused_head import base_of, in_eval_mode, short_rows
 from ..losses.lm_head import Head, SplitModel
 from ..losses.per_sample import Batch
 from ..masks.scope import scope_parameters
 from ..masks.values import take
 from ..trainers.resuming import rows_key
+from .reference import num_answer_tokens
 
 Way = Literal["swap", "stored", "adapters"]
 STATES = "reference_states"  # of a batch: states of the answer tokens, of all kinds of rows that have them
@@ -31,7 +32,8 @@ class StateReference:
 
     - `"swap"`: the original values of the selected weights go into the model for one forward pass, and out again, bit for
       bit, before every optimizer step.
-    - `"stored"`: the states are computed once, and read from a file in the output folder. Training all weights has no other way.
+    - `"stored"`: the states are computed once, and read from a file in the output folder. Training all weights has no other
+      way, nor have adapters that already say something when training starts.
     - `"adapters"`: adapters are switched off for one forward pass before every optimizer step.
 
     A run that resumes makes them again, of the base that it is given: it must be the one that the run started from.
@@ -63,7 +65,7 @@ class StateReference:
         """Choose by cost: stored states save a forward pass per visit of a row, and take room."""
         args, rows = self.trainer.args, self.trainer.streams[kind]
         if isinstance(self.trainer.model, PeftModel):
-            return "adapters"
+            return "adapters" if adapters_begin_as_nothing(self.trainer.model) else "stored"
         if not self._is_masked:
             if args.reference_states == "swap":
                 raise ValueError(
@@ -99,10 +101,11 @@ class StateReference:
             named = {name: trainer.model.get_parameter(name) for name in trainer.mask.bits}
             self._originals = {name: take(parameter, trainer.mask.bits[name]) for name, parameter in named.items()}
         stored = [kind for kind, way in self.ways.items() if way == "stored"]
-        for kind in stored:
-            rows = trainer.streams[kind]
-            old = [ROW_COLUMN] if ROW_COLUMN in rows.column_names else []
-            trainer.set_stream(kind, rows.remove_columns(old).add_column(ROW_COLUMN, [[i] for i in range(len(rows))]))
+        for kind, rows in trainer.streams.items():
+            if ROW_COLUMN in rows.column_names:  # of another trainer that had these rows
+                rows = rows.remove_columns([ROW_COLUMN])
+            numbered = rows.add_column(ROW_COLUMN, [[i] for i in range(len(rows))]) if kind in stored else rows
+            trainer.set_stream(kind, numbered)
         if stored:
             with trainer.accelerator.main_process_first():
                 self._stored = self._store(stored)
@@ -199,6 +202,20 @@ class StateReference:
         return {name: values[chosen] for name, values in batch.items() if values.dim() > 1}
 
 
+@torch.no_grad()
+def adapters_begin_as_nothing(model: PeftModel) -> bool:
+    """
+    Whether a model is the same without its adapters, as it is with new ones. It is not with adapters that are trained already,
+    nor with some that take over a part of the weights (PiSSA, OLoRA).
+    """
+    base = base_of(model)
+    rows = short_rows(base, 1)
+    with in_eval_mode(model):
+        with_adapters = base(**rows).logits
+        with model.disable_adapter():
+            return torch.equal(base(**rows).logits, with_adapters)
+
+
 def trained_parameters(trainer) -> set[nn.Parameter]:
     """Parameters of which some weights will train."""
     model = trainer.model
@@ -208,8 +225,3 @@ def trained_parameters(trainer) -> set[nn.Parameter]:
         config = trainer.mask_config
         return set(scope_parameters(model, config.mask_scope, config.mask_exclude).values())
     return {parameter for parameter in model.parameters() if parameter.requires_grad}
-
-
-def num_answer_tokens(rows: Dataset) -> list[int]:
-    """Count the answer tokens of each row that are predicted."""
-    return [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
