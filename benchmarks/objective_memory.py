@@ -21,8 +21,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from rich.console import Console
-from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -31,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from benchmarks.environment import write_result
 from benchmarks.memory import SHAPES, llama, weights
 from benchmarks.memory_recipes import PROMPT_TOKENS, StepClock
+from benchmarks.tables import markdown
 from wagle_trl import MaskConfig, WeightMask
 from wagle_trl.memory.allocations import Allocations
 from wagle_trl.objectives.names import OBJECTIVES
@@ -229,23 +228,33 @@ def step_ratios(variants: list[str], rounds: int, steps: int) -> dict[str, dict[
 # Output
 
 
-def table(rows: dict[str, dict[str, Any]]) -> Table:
-    columns = ("objective", "rows", "peak GB", "of NPO", "held beyond NPO, GB", "plan GB", "error %")
-    result = Table(*columns, "on a GPU, plan GB", "of NPO", "time of NPO", title="1.1 B weights, 5 % of them selected")
-    for variant, row in rows.items():
-        result.add_row(
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Rows by objective, in Markdown."""
+    header = [
+        "Objective",
+        "rows",
+        "peak, GB",
+        "of NPO's",
+        "held more, GB",
+        "plan's error",
+        "plan of a GPU, GB",
+        "of NPO's",
+    ]
+    body = [
+        [
             variant,
-            str(row["rows_per_sample"]),
-            f"{row['peak_bytes'] / 1e9:.3f}",
-            f"{row['of_npo']:.3f}",
+            row["rows_per_sample"],
+            f"{row['peak_bytes'] / 1e9:.2f}",
+            f"{row['of_npo']:.2f}",
             f"{row['held_beyond_npo_bytes'] / 1e9:.3f}",
-            f"{row['predicted_bytes'] / 1e9:.3f}",
-            f"{100 * row['error']:+.2f}",
-            f"{row['predicted_on_gpu_bytes'] / 1e9:.3f}",
-            f"{row['of_npo_on_gpu']:.3f}",
-            f"{row['time_of_npo']:.2f}" if "time_of_npo" in row else "",
-        )
-    return result
+            f"{100 * row['error']:+.2f} %",
+            f"{row['predicted_on_gpu_bytes'] / 1e9:.2f}",
+            f"{row['of_npo_on_gpu']:.2f}",
+            f"{row['time_of_npo']:.2f}",
+        ]
+        for variant, row in rows.items()
+    ]
+    return markdown([*header, "time of NPO's"], body)
 
 
 def main() -> None:
@@ -262,13 +271,12 @@ def main() -> None:
     for variant in variants:
         rows[variant], mask = counted(variant, mask, SHAPES[args.shape].model)
         print(json.dumps({"variant": variant, **rows[variant]}), flush=True)
-    if args.rounds:
-        for variant, times in step_ratios(variants, args.rounds, args.steps).items():
-            rows[variant] |= times
+    for variant, times in step_ratios(variants, args.rounds, args.steps).items():
+        rows[variant] |= times
     setting = {"shape": args.shape, "density": DENSITY, "rows": ROWS, "length": LENGTH, "optim": "adamw_8bit"}
     timed = {"shape": SMALL, "length": SMALL_LENGTH, "rounds": args.rounds, "steps": args.steps}
     write_result(args.output, {"memory": setting, "time": timed, "rows": with_npo(rows)})
-    Console(width=160).print(table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from .support.fixed_costs import (
     templates_are_compiled_once,
 )
 from .support.hub import Hub, connected
+from .support.large_trainers import make_large, words
 from .support.trainers import (
     assert_only_selected_moved,
     batches_of,

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from benchmarks.defaults import table
-from benchmarks.objective_memory import NoProducts
+from benchmarks.objective_memory import VARIANTS, NoProducts
 from benchmarks.tables import filled
 from benchmarks.worlds import WORLDS
 from wagle_trl.memory.allocations import Allocations
+from wagle_trl.objectives.names import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,3 +120,13 @@ def test_what_training_allocates_does_not_depend_on_matrix_products(kind, make_t
     zero = tiny_model()
     with NoProducts():
         assert not zero(torch.arange(8)[None]).logits.any()
+
+
+def test_no_objective_holds_a_second_model_and_the_plan_says_so():
+    rows = result("objective_memory.json")["rows"]
+    assert {VARIANTS[variant][0] for variant in rows} == set(OBJECTIVES)
+    for row in rows.values():
+        assert abs(row["error"]) < 0.05
+        originals = 2 * row["selected"]
+        assert row["held_beyond_npo_bytes"] == pytest.approx(row["plan"].get("reference", 0), abs=1e5)
+        assert row["held_beyond_npo_bytes"] < originals + 1e7 < row["weights_bytes"] / 10

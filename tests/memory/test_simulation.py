@@ -18,11 +18,20 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from wagle_trl.losses.lm_head import LinearHead
 from wagle_trl.losses.per_sample import fused_sample_losses, sample_losses
+from wagle_trl.losses.vocabulary import kl_to_reference
 from wagle_trl.masks.scope import scope_parameters
 from wagle_trl.memory.allocations import Allocations
 from wagle_trl.memory.checkpointing import checkpointed_layers
-from wagle_trl.memory.simulation import Simulation, Step, WorkingMemory, copy_without_data, losses_on_gpu
+from wagle_trl.memory.simulation import (
+    Simulation,
+    Step,
+    WorkingMemory,
+    copy_without_data,
+    kernels_of_gpu,
+    losses_on_gpu,
+)
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
 ROWS, LENGTH = 3, 48
@@ -192,6 +201,28 @@ def test_the_head_of_a_gpu_takes_a_tile_and_the_gradients(tied, tiny_model):
     assert on_gpu.kept == pytest.approx(on_cpu.kept, rel=0.05)
     frozen = simulate(model, losses_on_gpu, make_step(frozenset(scope_parameters(model)), True))
     assert tile < frozen.peak < 1.1 * tile
+
+
+@pytest.mark.parametrize("trains_head", [False, True], ids=["frozen head", "trained head"])
+def test_a_divergence_on_a_gpu_takes_two_tiles_and_the_gradients(trains_head, tiny_model):
+    width, vocabulary, tokens = 32, 50_000, ROWS * LENGTH
+    model = tiny_model(hidden_size=width, vocab_size=vocabulary)
+
+    def losses(model, batch):
+        states = model.model(batch["input_ids"]).last_hidden_state.flatten(0, 1)
+        head = LinearHead.of(model)
+        return kl_to_reference(head, states, head, states.detach()), torch.ones(())
+
+    def losses_of_gpu(model, batch):
+        with kernels_of_gpu():
+            return losses(model, batch)
+
+    step = make_step(all_of(model) if trains_head else frozenset(scope_parameters(model)), True)
+    on_gpu, on_cpu = (simulate(model, used, step) for used in (losses_of_gpu, losses))
+    tiles, gradient = 2 * 4 * tokens * 32768, 4 * vocabulary * width if trains_head else 0
+    assert tiles + gradient < on_gpu.peak < 1.1 * (tiles + gradient)
+    assert on_gpu.peak < 0.6 * on_cpu.peak
+    assert on_gpu.kept == pytest.approx(on_cpu.kept, rel=0.05)
 
 
 # Nothing real is touched

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from wagle_trl import MaskConfig
 from wagle_trl.memory.simulation import losses_on_gpu
 from wagle_trl.planning.advice import advise, suggest
-from wagle_trl.planning.planner import CONTEXT_BYTES, Planner, Setup, plan_table
+from wagle_trl.planning.planner import CONTEXT_BYTES, Planner, Reference, Setup, plan_table
 
 LLAMA_2_7B = LlamaConfig(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
@@ -138,6 +138,22 @@ def test_the_table_has_every_component_and_the_totals(planner, setup):
     assert set(names) == {*plan.training, *plan.attribution, "total"} and names[-1] == "total"
     assert list(table.columns[2].cells)[-1] == f"{plan.training_peak_bytes / GB:.2f}"
     assert table.title == "Fits 24.0 GB" and "on the disk" in table.caption
+
+
+def test_the_reference_takes_what_it_holds_and_the_losses_of_training_what_they_compute(planner, setup):
+    plain = planner.plan(setup).training
+    held = planner.plan(replace(setup, reference=Reference(1, swaps=True, answer_length=100))).training
+    states = 4 * 4 * 100 * 4096 * 2  # rows, micro-batches, tokens, width, bytes
+    assert held.pop("reference") == pytest.approx(states + 0.05 * 2 * IN_SCOPE, rel=1e-6)
+    assert held == plain
+
+    def losses(model, batch):
+        means, num_tokens = losses_on_gpu(model, batch)
+        return means + 0 * torch.zeros(2**28).sum(), num_tokens  # 1 GiB, and no longer at the end
+
+    other = Planner(build, losses_on_gpu, on_gpu=True, training_losses=losses).plan(setup)
+    assert other.training["backward pass"] > 0.8 * 2**30 > plain["backward pass"]
+    assert other.attribution == planner.plan(setup).attribution
 
 
 def test_scores_that_read_no_data_need_no_attribution(planner, setup):

@@ -1,63 +1,16 @@
 """Predicted against measured memory, and what a run says when there is not enough."""
 
-import gc
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from wagle_trl import MaskConfig
-from wagle_trl.memory.allocations import Allocations
 from wagle_trl.optim.compact_state import Arena
 from wagle_trl.trainers.memory_watch import longest_row, peak_memory_bytes
 
-VOCABULARY = 4000
-SHAPE = dict(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=8)
-BF16, FP32 = torch.bfloat16, torch.float32
-
-
-def make_rows(count, length, seed):
-    """Random rows of one length."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCABULARY, (count, length), generator=generator).tolist()
-    return Dataset.from_dict({"input_ids": ids, "labels": [[-100] * 8 + row[8:] for row in ids]})
-
-
-@pytest.fixture(scope="module")
-def words():
-    """Tokenizer of a vocabulary large enough for the LM head to count."""
-    model = models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t1")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(model), pad_token="t0", unk_token="t1", eos_token="t2", model_max_length=512
-    )
-
-
-@pytest.fixture
-def make_large(make_trainer, tiny_model, words):
-    """Factory of trainers of a model of 4 M weights, where weights and state outweigh the chunks of a kernel."""
-
-    def build(kind="npo", *, dtype=BF16, count=4, length=64, **options):
-        model = tiny_model(dtype=dtype, **SHAPE)
-        rows = make_rows(count, length, 0), make_rows(count, length, 1)
-        options = dict(max_length=length, max_steps=2, gradient_checkpointing=True, bf16=False) | options
-        return make_trainer(
-            kind, model, train_dataset=rows[0], retain_dataset=rows[1], processing_class=words, **options
-        )
-
-    return build
-
-
-def measured(trainer, run, *held):
-    """Peak of `run`, with the weights."""
-    gc.collect()
-    with Allocations([*trainer.model.parameters(), *trainer.model.buffers(), *held]) as memory:
-        run()
-    return memory.peak
-
+from ..support.large_trainers import BF16, FP32, measured
 
 CASES = {
     "8-bit, sparse": dict(mask=("fisher_ratio", 0.05), optim="adamw_8bit"),
@@ -107,81 +60,6 @@ def test_dense_training_is_predicted_too(dtype, accumulation, make_large):
     plan = trainer.memory.make_plan()
     assert plan.attribution_peak_bytes is None
     assert plan.training_peak_bytes == pytest.approx(measured(trainer, trainer.train), rel=0.05)
-
-
-DISTRIBUTIONS = {
-    "KL by swap": dict(retain_loss="kl", reference_states="swap"),
-    "KL by swap, accumulation": dict(retain_loss="kl", reference_states="swap", gradient_accumulation_steps=2),
-    "KL, stored": dict(retain_loss="kl", reference_states="stored"),
-    "KL by swap, fp32": dict(retain_loss="kl", reference_states="swap", dtype=FP32),
-    "UNDIAL by swap": dict(kind="undial", reference_states="swap"),
-    "UNDIAL and KL": dict(kind="undial", retain_loss="kl", reference_states="swap"),
-    "ME": dict(kind="me"),
-    "ME, other direction": dict(kind="me", direction="model_to_uniform"),
-    "IHL": dict(kind="ihl"),
-    "PDU": dict(kind="pdu"),
-    "KL, dense": dict(retain_loss="kl", density=None),
-    "UNDIAL, dense, accumulation": dict(kind="undial", density=None, gradient_accumulation_steps=2),
-}
-
-
-@pytest.mark.parametrize("case", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-def test_losses_on_distributions_and_their_reference_are_predicted(case, make_large, record_property):
-    case = {"density": 0.3} | case
-    density = case.pop("density")
-    config = None if density is None else MaskConfig("random", density)
-    trainer = make_large(mask_config=config, per_device_train_batch_size=4, count=8, **case)
-    plan = trainer.memory.make_plan()
-    held = () if density is None else trainer.compute_mask().bits.values()
-    training = measured(trainer, trainer.train, *held)
-    record_property("bytes", {"training": training, "plan": plan.to_dict()})
-    assert plan.training_peak_bytes == pytest.approx(training, rel=0.05)
-
-
-def test_the_reference_is_a_component_of_its_own(make_large):
-    def components(**options):
-        options = dict(count=8, per_device_train_batch_size=4, retain_loss="kl") | options
-        return make_large(**options).memory.make_plan().training
-
-    mask = MaskConfig("random", 0.3)
-    states = 4 * (64 - 8) * 256 * 2  # rows, answer tokens, width, bytes
-    stored = components(mask_config=mask, reference_states="stored")
-    swapped = components(mask_config=mask, reference_states="swap")
-    selected = make_large(mask_config=mask).compute_mask().num_selected
-    assert stored["reference"] == states
-    assert swapped["reference"] == pytest.approx(states + 2 * selected, rel=1e-4)
-    assert {name: size for name, size in stored.items() if name != "reference"} == {
-        name: size for name, size in swapped.items() if name != "reference"
-    }
-    assert (
-        components(mask_config=mask, gradient_accumulation_steps=2, reference_states="stored")["reference"]
-        == 2 * states
-    )
-    assert components()["reference"] == states + 2 * VOCABULARY * 256  # a frozen head
-    assert components(kind="undial", mask_config=mask, reference_states="stored")["reference"] == 2 * states
-    assert "reference" not in components(retain_loss="nll", mask_config=mask)
-
-
-def test_every_kind_of_row_is_planned(make_trainer, small_mask, tmp_path):
-    (tmp_path / "refusals.txt").write_text(
-        "I do not know, and nobody near the old harbour of that town knows it either."
-    )
-    options = dict(refusals=str(tmp_path / "refusals.txt"), mask_config=small_mask)
-    plans = {}
-    for kinds, (objective, retain_loss) in {
-        2: ("po", "nll"),
-        3: ("idkdpo", "nll"),
-        4: ("idkdpo", "answer_preservation"),
-    }.items():
-        memory = make_trainer(objective, retain_loss=retain_loss, **options).memory
-        setup = memory._setup()
-        assert setup.rows_per_sample == kinds
-        assert setup.max_length == max(longest_row(rows) for rows in memory.trainer.streams.values())
-        plans[kinds] = memory.make_plan().training
-    assert plans[2]["activations"] < plans[3]["activations"] < plans[4]["activations"]
-    assert (
-        make_trainer("gradient_ascent", mask_config=small_mask, retain_weight=0).memory._setup().rows_per_sample == 1
-    )
 
 
 def test_a_ready_mask_is_counted_as_it_is(make_large):

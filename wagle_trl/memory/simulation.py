@@ -163,13 +163,15 @@ def predictions_on_gpu(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 @contextmanager
 def kernels_of_gpu() -> Iterator[None]:
     """Have the losses of [`~losses.vocabulary`] take the memory of TRL's kernels on a GPU, for the same reason."""
-    kernels = {"ChunkedLogProbFunction": _FusedEntropy, "ChunkedDivergenceFunction": _FusedDivergence}
-    own = {name: vars(vocabulary)[name] for name in kernels if name in vars(vocabulary)}
-    vars(vocabulary).update({name: kernels[name] for name in own})
+    on_gpu = {"ChunkedLogProbFunction": _FusedEntropy, "ChunkedDivergenceFunction": _FusedDivergence}
+    own = {name: kernel for name, kernel in vars(vocabulary).items() if name in on_gpu}
+    for name in own:
+        setattr(vocabulary, name, on_gpu[name])
     try:
         yield
     finally:
-        vars(vocabulary).update(own)
+        for name, kernel in own.items():
+            setattr(vocabulary, name, kernel)
 
 
 def _empty_like(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Predict the peak memory of attribution and of training, by component, before any of it is allocated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,7 +209,7 @@ class Planner:
         return self._fixed(setup) | state | reference | working_components(self._working(setup.dtype, step))
 
     def _reference(
-        self, setup: Setup, model: nn.Module, trainable: dict[str, Tensor], selected: dict[str, float] | None
+        self, setup: Setup, model: nn.Module, trainable: Mapping[str, Tensor], selected: dict[str, float] | None
     ) -> Components:
         """Bytes of the reference. Its forward pass keeps nothing for a backward pass, so it takes less than training's."""
         if setup.reference is None:
