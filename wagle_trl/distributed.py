@@ -2,6 +2,7 @@
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def rank() -> int:
@@ -28,6 +29,11 @@ def broadcast_(tensor: Tensor) -> Tensor:
     if _has_group():
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a tensor that FSDP2 has sharded; others are returned as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _has_group() -> bool:

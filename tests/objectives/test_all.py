@@ -163,14 +163,15 @@ class Dense:
         return self.weighted(lambda p: p**self.args.beta)
 
     def satimp(self):
-        return self.weighted(lambda p: p**5 * (1 - p))
+        return self.weighted(lambda p: p**self.args.beta1 * (1 - p) ** self.args.beta2)
 
     def tnpo(self, alpha=0.0):
         q = self.answers("forget", 1)[0].exp()
-        return self.weighted(lambda p: 2 * p ** (4 + alpha) / (p**4 + q**4 + 1e-5))
+        beta = self.args.beta
+        return self.weighted(lambda p: 2 * p ** (beta + alpha) / (p**beta + q**beta + 1e-5))
 
     def wtnpo(self):
-        return self.tnpo(1.5)
+        return self.tnpo(self.args.alpha)
 
     def ceu(self):
         """Unlikelihood, whose gradient is that of CE-U."""
@@ -202,7 +203,7 @@ class Dense:
         log_probs, targets = self.tokens("forget")
         labels = self.streams["forget"][2]
         lowered = self.streams["forget"][1][labels != -100].scatter_add(
-            1, targets[:, None], torch.full((len(targets), 1), -10.0, dtype=torch.float64)
+            1, targets[:, None], torch.full((len(targets), 1), -self.args.beta, dtype=torch.float64)
         )
         return -(lowered.softmax(-1) * log_probs).sum(1).mean()
 

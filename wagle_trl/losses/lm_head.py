@@ -14,12 +14,12 @@ from typing import cast
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from ..distributed import whole
 from ..text import printable
 from .fused_head import LARGEST_LOGIT, base_of, in_eval_mode, short_rows
 
@@ -54,11 +54,8 @@ class LinearHead:
         scale = next((value for name in _SCALES if (value := getattr(config, name, None)) is not None), None)
         if scale is None:
             scale = 1 / (getattr(config, "logits_scaling", None) or 1.0)
-        weight, bias = (
-            parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            for parameter in (lm_head.weight, lm_head.bias)
-        )
-        return cls(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
+        bias = None if lm_head.bias is None else whole(lm_head.bias)
+        return cls(whole(lm_head.weight), bias, scale, getattr(config, "final_logit_softcapping", None))
 
     def frozen_copy(self) -> "LinearHead":
         """Copy the head as it is now, for a reference where training changes the head itself."""

@@ -1,16 +1,25 @@
 """Alternate preference optimization (arXiv 2409.13474)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..papers import Paper
+from ..unlearning.config import RETAIN_WEIGHT
 from .idk_dpo import IdkDPOConfig, IdkDPOTrainer
 
 
 @dataclass
 class AltPOConfig(IdkDPOConfig):
     r"""
-    Configuration class for the [`AltPOTrainer`], with the options of [`IdkDPOConfig`].
+    Configuration class for the [`AltPOTrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `5.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+
+    The other parameters are those of [`IdkDPOConfig`].
     """
+
+    retain_weight: float = field(default=5.0, metadata=RETAIN_WEIGHT)
 
 
 class AltPOTrainer(IdkDPOTrainer):
@@ -31,3 +40,4 @@ class AltPOTrainer(IdkDPOTrainer):
     )
     args: AltPOConfig
     config_class = AltPOConfig
+    rate_factor = 1.0

@@ -8,7 +8,7 @@ from ..losses.objectives import unlikelihood_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig
 
 
 @dataclass
@@ -17,12 +17,15 @@ class CEUConfig(UnlearningConfig):
     Configuration class for the [`CEUTrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `5.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         skip_first_token (`bool`, *optional*, defaults to `True`):
             Whether the first token of an answer, often certain, does not count.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=5.0, metadata=RETAIN_WEIGHT)
     skip_first_token: bool = field(
         default=True, metadata={"help": "Whether the first token of an answer, often certain, does not count."}
     )

@@ -8,7 +8,7 @@ from ..losses.objectives import cross_entropy
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig
 
 
 @dataclass
@@ -24,9 +24,7 @@ class GradDiffConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    retain_weight: float = field(
-        default=10.0, metadata={"help": "Weight of the loss on the retain rows; with 0 they take no part."}
-    )
+    retain_weight: float = field(default=10.0, metadata=RETAIN_WEIGHT)
 
 
 class GradDiffTrainer(UnlearningTrainer):

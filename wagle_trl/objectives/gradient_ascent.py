@@ -8,19 +8,22 @@ from ..losses.objectives import cross_entropy
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig
 
 
 @dataclass
 class GradientAscentConfig(UnlearningConfig):
     r"""
-    Configuration class for the [`GradientAscentTrainer`], with the options of [`~unlearning.config.UnlearningConfig`] and
-    [`~trl.SFTConfig`].
+    Configuration class for the [`GradientAscentTrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    retain_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the loss on the retain rows; with 0 they take no part."}
-    )
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
 
 
 class GradientAscentTrainer(UnlearningTrainer):

@@ -8,7 +8,7 @@ from ..losses.objectives import preference_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,12 +17,15 @@ class IdkDPOConfig(UnlearningConfig):
     Configuration class for the [`IdkDPOTrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `0.1`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         beta (`float`, *optional*, defaults to `0.1`):
             Inverse temperature.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=0.1, metadata=RETAIN_WEIGHT)
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature."})
 
     def __post_init__(self):
@@ -48,6 +51,7 @@ class IdkDPOTrainer(UnlearningTrainer):
     )
     args: IdkDPOConfig
     config_class = IdkDPOConfig
+    rate_factor = 2.0
     rows = ("forget", "alternate")
     reference = "log_probs"
 

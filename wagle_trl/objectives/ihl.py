@@ -1,6 +1,6 @@
 """Inverted hinge loss (arXiv 2408.06621)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -8,15 +8,22 @@ from ..losses.distributions import ihl_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig
 
 
 @dataclass
 class IHLConfig(UnlearningConfig):
     r"""
-    Configuration class for the [`IHLTrainer`], with the options of [`~unlearning.config.UnlearningConfig`] and
-    [`~trl.SFTConfig`].
+    Configuration class for the [`IHLTrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `0.25`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
+
+    retain_weight: float = field(default=0.25, metadata=RETAIN_WEIGHT)
 
 
 class IHLTrainer(UnlearningTrainer):
@@ -36,6 +43,7 @@ class IHLTrainer(UnlearningTrainer):
     )
     args: IHLConfig
     config_class = IHLConfig
+    rate_factor = 2.0
     distributions = True
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:

@@ -9,7 +9,7 @@ from ..losses.distributions import max_entropy_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_choice
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_choice
 
 Direction = Literal["uniform_to_model", "model_to_uniform"]
 
@@ -20,6 +20,8 @@ class MEConfig(UnlearningConfig):
     Configuration class for the [`METrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `5.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         direction (`str`, *optional*, defaults to `"uniform_to_model"`):
             Divergence between the uniform distribution U and the model's p: `"uniform_to_model"`, KL(U || p), as the published
             code; or `"model_to_uniform"`, KL(p || U), which is log V less the entropy and whose gradient vanishes where p is
@@ -28,6 +30,7 @@ class MEConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=5.0, metadata=RETAIN_WEIGHT)
     direction: Direction = field(
         default="uniform_to_model",
         metadata={"help": "Divergence: 'uniform_to_model', KL(U || p), or 'model_to_uniform', KL(p || U)."},

@@ -11,7 +11,7 @@ from ..losses.distributions import pdu_forget_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 _STATE = "dual_variable"  # in the state of the trainer
 
@@ -22,6 +22,8 @@ class PDUConfig(UnlearningConfig):
     Configuration class for the [`PDUTrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `5.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         retain_limit (`float`, *optional*, defaults to `0.05`):
             What the retain loss may be at most, epsilon in the paper, in nats per token. It is never negative.
         dual_learning_rate (`float`, *optional*, defaults to `1.0`):
@@ -32,6 +34,7 @@ class PDUConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=5.0, metadata=RETAIN_WEIGHT)
     retain_limit: float = field(
         default=0.05, metadata={"help": "What the retain loss may be at most, in nats per token."}
     )

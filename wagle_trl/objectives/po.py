@@ -10,7 +10,7 @@ from ..losses.objectives import cross_entropy
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_choice
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_choice
 
 AttributedRows = Literal["forget", "alternate"]
 
@@ -21,6 +21,8 @@ class POConfig(UnlearningConfig):
     Configuration class for the [`POTrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         attributed_rows (`str`, *optional*, defaults to `"forget"`):
             Rows whose weights the mask selects: `"forget"`, those that hold the answers; or `"alternate"`, those that would
             learn the refusals, as WAGLE's published code (arXiv 2410.17509) does.
@@ -28,6 +30,7 @@ class POConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
     attributed_rows: AttributedRows = field(
         default="forget",
         metadata={

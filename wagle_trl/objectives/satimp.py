@@ -8,7 +8,7 @@ from ..losses.objectives import satimp_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,15 +17,18 @@ class SatImpConfig(UnlearningConfig):
     Configuration class for the [`SatImpTrainer`].
 
     Parameters:
-        beta1 (`float`, *optional*, defaults to `5.0`):
-            Power of the probability of a token in its weight.
+        retain_weight (`float`, *optional*, defaults to `0.05`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+        beta1 (`float`, *optional*, defaults to `1.0`):
+            Power of the probability of a token in its weight; with 5, as published, forgetting stops early.
         beta2 (`float`, *optional*, defaults to `1.0`):
             Power of the complement of this probability in its weight.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    beta1: float = field(default=5.0, metadata={"help": "Power of the probability of a token in its weight."})
+    retain_weight: float = field(default=0.05, metadata=RETAIN_WEIGHT)
+    beta1: float = field(default=1.0, metadata={"help": "Power of the probability of a token in its weight."})
     beta2: float = field(default=1.0, metadata={"help": "Power of the complement of this probability in its weight."})
 
     def __post_init__(self):
@@ -50,6 +53,7 @@ class SatImpTrainer(UnlearningTrainer):
     )
     args: SatImpConfig
     config_class = SatImpConfig
+    rate_factor = 2.0
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         return satimp_loss(batch.forget.log_probs, self.args.beta1, self.args.beta2, batch.forget.num_tokens)

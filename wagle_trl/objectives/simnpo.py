@@ -8,7 +8,7 @@ from ..losses.objectives import simnpo_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,6 +17,8 @@ class SimNPOConfig(UnlearningConfig):
     Configuration class for the [`SimNPOTrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `0.5`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         beta (`float`, *optional*, defaults to `2.5`):
             Inverse temperature.
         delta (`float`, *optional*, defaults to `0.0`):
@@ -25,6 +27,7 @@ class SimNPOConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=0.5, metadata=RETAIN_WEIGHT)
     beta: float = field(default=2.5, metadata={"help": "Inverse temperature."})
     delta: float = field(default=0.0, metadata={"help": "Margin, in nats per token."})
 
@@ -50,6 +53,7 @@ class SimNPOTrainer(UnlearningTrainer):
     )
     args: SimNPOConfig
     config_class = SimNPOConfig
+    rate_factor = 2.0
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         forget = batch.forget

@@ -8,7 +8,7 @@ from ..losses.objectives import tnpo_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,13 +17,16 @@ class TNPOConfig(UnlearningConfig):
     Configuration class for the [`TNPOTrainer`].
 
     Parameters:
-        beta (`float`, *optional*, defaults to `4.0`):
-            Inverse temperature.
+        retain_weight (`float`, *optional*, defaults to `0.25`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+        beta (`float`, *optional*, defaults to `1.0`):
+            Inverse temperature. With 4, as published, forgetting stops at half of the probability.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    beta: float = field(default=4.0, metadata={"help": "Inverse temperature."})
+    retain_weight: float = field(default=0.25, metadata=RETAIN_WEIGHT)
+    beta: float = field(default=1.0, metadata={"help": "Inverse temperature."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,6 +50,7 @@ class TNPOTrainer(UnlearningTrainer):
     )
     args: TNPOConfig
     config_class = TNPOConfig
+    rate_factor = 2.0
     reference = "log_probs"
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:

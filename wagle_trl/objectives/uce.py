@@ -1,6 +1,6 @@
 """Unlearning cross-entropy (arXiv 2412.20200)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -8,15 +8,22 @@ from ..losses.objectives import uce_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig
 
 
 @dataclass
 class UCEConfig(UnlearningConfig):
     r"""
-    Configuration class for the [`UCETrainer`], with the options of [`~unlearning.config.UnlearningConfig`] and
-    [`~trl.SFTConfig`].
+    Configuration class for the [`UCETrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `0.25`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
+
+    retain_weight: float = field(default=0.25, metadata=RETAIN_WEIGHT)
 
 
 class UCETrainer(UnlearningTrainer):
@@ -36,6 +43,7 @@ class UCETrainer(UnlearningTrainer):
     )
     args: UCEConfig
     config_class = UCEConfig
+    rate_factor = 2.0
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         forget = batch.forget

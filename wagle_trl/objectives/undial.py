@@ -8,7 +8,7 @@ from ..losses.distributions import undial_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,13 +17,17 @@ class UNDIALConfig(UnlearningConfig):
     Configuration class for the [`UNDIALTrainer`].
 
     Parameters:
-        beta (`float`, *optional*, defaults to `10.0`):
-            What is taken from the logit of each answer token.
+        retain_weight (`float`, *optional*, defaults to `0.5`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+        beta (`float`, *optional*, defaults to `30.0`):
+            What is taken from the logit of each answer token. The paper tries 3, 10 and 30: of answers that are known by
+            heart, less leaves too much.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    beta: float = field(default=10.0, metadata={"help": "What is taken from the logit of each answer token."})
+    retain_weight: float = field(default=0.5, metadata=RETAIN_WEIGHT)
+    beta: float = field(default=30.0, metadata={"help": "What is taken from the logit of each answer token."})
 
     def __post_init__(self):
         super().__post_init__()

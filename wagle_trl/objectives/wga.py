@@ -8,7 +8,7 @@ from ..losses.objectives import wga_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,12 +17,15 @@ class WGAConfig(UnlearningConfig):
     Configuration class for the [`WGATrainer`].
 
     Parameters:
+        retain_weight (`float`, *optional*, defaults to `0.25`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         beta (`float`, *optional*, defaults to `1.0`):
             Power of the probability that weights a token.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
+    retain_weight: float = field(default=0.25, metadata=RETAIN_WEIGHT)
     beta: float = field(default=1.0, metadata={"help": "Power of the probability that weights a token."})
 
     def __post_init__(self):
@@ -47,6 +50,7 @@ class WGATrainer(UnlearningTrainer):
     )
     args: WGAConfig
     config_class = WGAConfig
+    rate_factor = 2.0
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:
         return wga_loss(batch.forget.log_probs, self.args.beta, batch.forget.num_tokens)

@@ -8,7 +8,7 @@ from ..losses.objectives import tnpo_loss
 from ..papers import Paper
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import UnlearningConfig, check_positive
+from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
 
 
 @dataclass
@@ -17,16 +17,19 @@ class WTNPOConfig(UnlearningConfig):
     Configuration class for the [`WTNPOTrainer`].
 
     Parameters:
-        beta (`float`, *optional*, defaults to `4.0`):
-            Inverse temperature.
-        alpha (`float`, *optional*, defaults to `1.5`):
+        retain_weight (`float`, *optional*, defaults to `0.1`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+        beta (`float`, *optional*, defaults to `1.0`):
+            Inverse temperature; 4 in the paper, with an `alpha` of 1.5, which stops early.
+        alpha (`float`, *optional*, defaults to `0.5`):
             Power of the probability that weights a token, too.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    beta: float = field(default=4.0, metadata={"help": "Inverse temperature."})
-    alpha: float = field(default=1.5, metadata={"help": "Power of the probability that weights a token, too."})
+    retain_weight: float = field(default=0.1, metadata=RETAIN_WEIGHT)
+    beta: float = field(default=1.0, metadata={"help": "Inverse temperature."})
+    alpha: float = field(default=0.5, metadata={"help": "Power of the probability that weights a token, too."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -50,6 +53,7 @@ class WTNPOTrainer(UnlearningTrainer):
     )
     args: WTNPOConfig
     config_class = WTNPOConfig
+    rate_factor = 2.0
     reference = "log_probs"
 
     def forget_loss(self, batch: UnlearningBatch) -> Tensor:

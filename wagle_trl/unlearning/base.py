@@ -64,6 +64,8 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
             distributions follow, see [`~unlearning.state_reference.StateReference`]. There is no second model.
         distributions (`bool`, defaults to `False`):
             Whether `forget_loss` needs hidden states and the LM head without a reference.
+        rate_factor (`float`, defaults to `1.0`):
+            Default learning rate, as a multiple of [`~unlearning.defaults.default_learning_rate`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -86,6 +88,7 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
 
     reference: ClassVar[Literal["log_probs", "hidden_states"] | None] = None
     distributions: ClassVar[bool] = False
+    rate_factor: ClassVar[float] = 1.0
 
     config_class = UnlearningConfig
 
@@ -149,7 +152,7 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
             self.args.num_train_epochs = default_num_train_epochs(len(self.train_dataset), self.args)
         if self.args.learning_rate is None:
             density = mask_config.mask_density if mask_config else self.mask.density if self.mask else None
-            self.args.learning_rate = default_learning_rate(self.model, density)
+            self.args.learning_rate = self.rate_factor * default_learning_rate(self.model, density)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         # Both terms are divided by the counts of the whole optimizer step, so the trainer must not divide again. Not by

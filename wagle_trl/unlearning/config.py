@@ -12,6 +12,7 @@ from ..data.lengths import LongRows
 from ..trainers.masked_sft import MaskedSFTConfig
 
 RetainLossName = Literal["nll", "kl", "answer_preservation"]
+RETAIN_WEIGHT = {"help": "Weight of the loss on the retain rows; with 0 they take no part."}  # metadata of the field
 ReferenceStates = Literal["auto", "swap", "stored"]
 
 
@@ -94,10 +95,7 @@ class UnlearningConfig(MaskedSFTConfig):
         metadata={"help": "Schedule of the learning rate. A constant one does not depend on the length of the run."},
     )
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on the forget rows."})
-    retain_weight: float = field(
-        default=20.0,
-        metadata={"help": "Weight of the loss on the retain rows; with 0 they take no part."},
-    )
+    retain_weight: float = field(default=20.0, metadata=RETAIN_WEIGHT)
     retain_loss: RetainLossName = field(
         default="nll",
         metadata={
