@@ -89,7 +89,9 @@ def test_every_objective_is_planned_with_its_rows(objective, config_alone, capsy
     rows = len(trainer.rows_of(trainer.config_class(output_dir="out", report_to="none", bf16=False)))
     alone = activations("--objective", "sft", "--per_device_train_batch_size", "8")
     planned = activations("--objective", objective, "--per_device_train_batch_size", "8")
-    assert planned == pytest.approx(rows * alone, rel=0.01)
+    # Losses of distributions keep hidden states and what their chunks are made of, too
+    on_states = trainer.distributions or trainer.reference == "hidden_states"
+    assert planned == pytest.approx(rows * alone, rel=0.15 if on_states else 0.01)
 
 
 def test_a_file_names_the_objective_and_the_command_line_wins(unlearn, tmp_path):
