@@ -36,3 +36,21 @@ class Paper:
             "  archiveprefix = {arXiv}\n"
             "}"
         )
+
+
+# Papers that several objectives come from
+NPO = Paper(
+    "2404.05868",
+    "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
+    "Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song",
+)
+GRADIENT_PERSPECTIVE = Paper(
+    "2502.19301",
+    "Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond",
+    "Wang, Qizhou and Zhou, Jin Peng and Zhou, Zhanke and Shin, Saebyeol and Han, Bo and Weinberger, Kilian Q.",
+)
+CLOSER_LOOK = Paper(
+    "2410.08109",
+    "A Closer Look at Machine Unlearning for Large Language Models",
+    "Yuan, Xiaojian and Pang, Tianyu and Du, Chao and Chen, Kejiang and Zhang, Weiming and Lin, Min",
+)

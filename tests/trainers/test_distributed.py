@@ -42,6 +42,16 @@ with open(f"{folder}/{name}-{rank}.json", "w") as file:
     json.dump(trainer.state.log_history, file)
 """
 
+# Of one process that takes the steps of the script's two
+OF_ONE_PROCESS = dict(
+    max_steps=5,
+    lr_scheduler_type="constant_with_warmup",
+    adam_epsilon=1e-3,
+    max_grad_norm=0.5,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=2,
+)
+
 pytestmark = pytest.mark.slow
 
 
@@ -82,12 +92,7 @@ def test_two_processes_equal_one_of_twice_the_batch_and_resume(kind, run_two, ma
     single = make_trainer(
         model=LlamaForCausalLM.from_pretrained(tmp_path / "model"),
         mask_config=MaskConfig(mask_density=0.3) if kind == "masked" else None,
-        max_steps=5,
-        lr_scheduler_type="constant_with_warmup",
-        adam_epsilon=1e-3,
-        max_grad_norm=0.5,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
+        **OF_ONE_PROCESS,
     )
     single.train()
     differences = [(value - first["weights"][name]).abs().max() for name, value in single.model.state_dict().items()]
@@ -126,12 +131,7 @@ def test_reference_and_dual_variable_of_two_processes_are_those_of_one(
         objective,
         LlamaForCausalLM.from_pretrained(tmp_path / "model"),
         mask_config=MaskConfig(mask_density=0.3),
-        max_steps=5,
-        lr_scheduler_type="constant_with_warmup",
-        adam_epsilon=1e-3,
-        max_grad_norm=0.5,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
+        **OF_ONE_PROCESS,
         **options,
     )
     single.train()

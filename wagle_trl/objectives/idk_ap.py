@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..losses.objectives import cross_entropy
-from ..papers import Paper
+from ..papers import CLOSER_LOOK
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
 from ..unlearning.config import RetainLossName, UnlearningConfig
@@ -33,11 +33,7 @@ class IdkAPTrainer(UnlearningTrainer):
 
     _name = "IDK+AP"
     _tag_names = ["trl", "wagle-trl", "unlearning", "idk-ap"]
-    _paper = Paper(
-        "2410.08109",
-        "A Closer Look at Machine Unlearning for Large Language Models",
-        "Yuan, Xiaojian and Pang, Tianyu and Du, Chao and Chen, Kejiang and Zhang, Weiming and Lin, Min",
-    )
+    _paper = CLOSER_LOOK
     args: IdkAPConfig
     config_class = IdkAPConfig
     rows = ("alternate",)

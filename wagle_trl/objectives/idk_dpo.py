@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..losses.objectives import preference_loss
-from ..papers import Paper
+from ..papers import NPO
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
 from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
@@ -44,11 +44,7 @@ class IdkDPOTrainer(UnlearningTrainer):
 
     _name = "IdkDPO"
     _tag_names = ["trl", "wagle-trl", "unlearning", "idk-dpo"]
-    _paper = Paper(
-        "2404.05868",
-        "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
-        "Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song",
-    )
+    _paper = NPO
     args: IdkDPOConfig
     config_class = IdkDPOConfig
     rate_factor = 2.0

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from ..losses.distributions import max_entropy_loss
-from ..papers import Paper
+from ..papers import CLOSER_LOOK
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
 from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_choice
@@ -51,11 +51,7 @@ class METrainer(UnlearningTrainer):
 
     _name = "ME"
     _tag_names = ["trl", "wagle-trl", "unlearning", "me"]
-    _paper = Paper(
-        "2410.08109",
-        "A Closer Look at Machine Unlearning for Large Language Models",
-        "Yuan, Xiaojian and Pang, Tianyu and Du, Chao and Chen, Kejiang and Zhang, Weiming and Lin, Min",
-    )
+    _paper = CLOSER_LOOK
     args: MEConfig
     config_class = MEConfig
     distributions = True

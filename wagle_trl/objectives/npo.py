@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..losses.objectives import npo_loss
-from ..papers import Paper
+from ..papers import NPO
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
 from ..unlearning.config import UnlearningConfig, check_positive
@@ -49,11 +49,7 @@ class NPOTrainer(UnlearningTrainer):
 
     _name = "NPO"
     _tag_names = ["trl", "wagle-trl", "unlearning", "npo"]
-    _paper = Paper(
-        "2404.05868",
-        "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
-        "Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song",
-    )
+    _paper = NPO
     args: NPOConfig
     config_class = NPOConfig
     reference = "log_probs"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..losses.objectives import tnpo_loss
-from ..papers import Paper
+from ..papers import GRADIENT_PERSPECTIVE
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
 from ..unlearning.config import RETAIN_WEIGHT, UnlearningConfig, check_positive
@@ -46,11 +46,7 @@ class WTNPOTrainer(UnlearningTrainer):
 
     _name = "WTNPO"
     _tag_names = ["trl", "wagle-trl", "unlearning", "wtnpo"]
-    _paper = Paper(
-        "2502.19301",
-        "Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond",
-        "Wang, Qizhou and Zhou, Jin Peng and Zhou, Zhanke and Shin, Saebyeol and Han, Bo and Weinberger, Kilian Q.",
-    )
+    _paper = GRADIENT_PERSPECTIVE
     args: WTNPOConfig
     config_class = WTNPOConfig
     rate_factor = 2.0

@@ -5,6 +5,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -257,7 +258,7 @@ class UnlearningTrainer(KeptMetric, UnlearningRows):
         swaps = self.state_reference is not None and "swap" in self.state_reference.ways.values()
         return planned_reference(type(self), self.args, swaps, self._answer_length)
 
-    @property
+    @cached_property
     def _answer_length(self) -> int | None:
         """Tokens of the longest answer, where a loss looks at whole distributions."""
         if self.split is None:

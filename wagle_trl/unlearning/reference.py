@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..files.run_folder import REFERENCE_FILE
 from ..files.tensor_file import TensorFile, write_tensors
-from ..losses.fused_head import answer_log_probs
+from ..losses.fused_head import answer_log_probs, in_eval_mode
 from ..trainers.masked_sft import MaskedSFTTrainer
 
 REFERENCE_COLUMN = "reference_log_probs"
@@ -67,15 +67,13 @@ def reference_log_probs(trainer: MaskedSFTTrainer, dataset: Dataset) -> Values:
         dataset ([`~datasets.Dataset`]): Prepared rows.
     """
     model, values = trainer.model, []
-    was_training = model.training
-    model.eval()
     batches = trainer._batches(dataset)
-    for batch in tqdm(batches, desc="Computing reference log-probabilities", disable=trainer.args.disable_tqdm):
-        with trainer.compute_loss_context_manager():
-            outputs = answer_log_probs(model, trainer._prepare_inputs(batch))
-        rows = zip(outputs.log_probs.float(), outputs.label_mask)
-        values += [log_probs[answer].tolist() for log_probs, answer in rows]
-    model.train(was_training)
+    with in_eval_mode(model):
+        for batch in tqdm(batches, desc="Computing reference log-probabilities", disable=trainer.args.disable_tqdm):
+            with trainer.compute_loss_context_manager():
+                outputs = answer_log_probs(model, trainer._prepare_inputs(batch))
+            rows = zip(outputs.log_probs.float(), outputs.label_mask)
+            values += [log_probs[answer].tolist() for log_probs, answer in rows]
     return values
 
 

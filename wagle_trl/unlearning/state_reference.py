@@ -55,6 +55,7 @@ class StateReference:
                 "unlearning, so the LM head must not train; leave the head, and embeddings tied to it, out of the mask's scope "
                 "(--mask_exclude) or the adapters."
             )
+        self._adapters_are_new = isinstance(trainer.model, PeftModel) and adapters_begin_as_nothing(trainer.model)
         self.ways: dict[str, Way] = {kind: self._way(kind) for kind in kinds}
         self._originals: dict[str, Tensor] = {}
         self._stored: TensorFile | None = None
@@ -65,7 +66,7 @@ class StateReference:
         """Choose by cost: stored states save a forward pass per visit of a row, and take room."""
         args, rows = self.trainer.args, self.trainer.streams[kind]
         if isinstance(self.trainer.model, PeftModel):
-            return "adapters" if adapters_begin_as_nothing(self.trainer.model) else "stored"
+            return "adapters" if self._adapters_are_new else "stored"
         if not self._is_masked:
             if args.reference_states == "swap":
                 raise ValueError(
@@ -121,10 +122,11 @@ class StateReference:
         if path.is_file() and (file := TensorFile(path)).metadata == key:
             return file
         dtype = self._state_dtype
-        specs, states = {}, iter(())
-        for kind, dataset in rows.items():
-            for i, count in enumerate(num_answer_tokens(dataset)):
-                specs[f"{kind}.{i}"] = dtype, (count, self.split.width)
+        specs = {
+            f"{kind}.{i}": (dtype, (count, self.split.width))
+            for kind, dataset in rows.items()
+            for i, count in enumerate(num_answer_tokens(dataset))
+        }
         states = (state for dataset in rows.values() for state in self._states_of(dataset))
         path.parent.mkdir(parents=True, exist_ok=True)
         label = None if trainer.args.disable_tqdm else "Storing the reference"

@@ -1,17 +1,15 @@
 """The trajectory of unlearning: answer probabilities of a few rows of every set, every few steps."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from datasets import Dataset
-from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..comparison.trajectory import SUFFIX
 from ..distributed import broadcast_
+from ..losses.fused_head import in_eval_mode
 from ..losses.per_sample import Batch, fused_sample_losses
 from ..trainers.masked_sft import MaskedSFTTrainer
 
@@ -100,17 +98,6 @@ class Trajectory(TrainerCallback):
         with self.trainer.compute_loss_context_manager():
             losses = torch.cat([fused_sample_losses(model, batch)[0] for batch in moved])
         return losses.float().neg().exp().mean()
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation, and back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def evenly_spaced(rows: Dataset, count: int) -> Dataset:
