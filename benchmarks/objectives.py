@@ -33,6 +33,7 @@ RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
 TABLE = ROOT / "benchmarks" / "OBJECTIVES.md"
 SEED = 0
 WRITTEN_ROWS = 40  # of each set
+TEMPERATURES = (1.0, 1.5, 2.0)  # of alternates
 LONGEST = 128  # tokens of a written answer
 
 
@@ -91,16 +92,19 @@ def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dat
 
 
 def alternates_of(folder: Path) -> Path:
-    """Forget rows with other answers that the model before unlearning makes up."""
-    made = folder / "alternates"
-    if not (made / "forget.jsonl").exists():
+    """Forget rows with other answers that the model before unlearning makes up, at the lowest temperature that gives all some."""
+    for temperature in TEMPERATURES:
+        made = folder / f"alternates-{temperature:g}"
         options = {
             "model_name_or_path": folder / "base",
             "forget_dataset": folder / "forget.jsonl",
             "output_dir": made,
+            "temperature": temperature,
         }
-        make_alternates([text for name, value in options.items() for text in (f"--{name}", str(value))], "alternates")
-    return made / "forget.jsonl"
+        argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        if make_alternates(argv, "alternates").exit_code == 0:
+            return made / "forget.jsonl"
+    raise RuntimeError(f"No temperature gives every row of {folder} an alternate.")
 
 
 def collect(cache: Path) -> None:
