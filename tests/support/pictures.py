@@ -16,7 +16,7 @@ def check_legible(figure):
     for text in drawn_texts(figure):
         box = text.get_window_extent()
         assert text.get_fontsize() >= FONT, text
-        assert -1 < box.x0 and box.x1 < page.width + 1 and -1 < box.y0 and box.y1 < page.height + 1, text
+        assert box.x0 > -1 and box.x1 < page.width + 1 and box.y0 > -1 and box.y1 < page.height + 1, text
     for legend in figure.legends:
         panels = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible() and axes.axison]
         assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)

@@ -212,7 +212,7 @@ def _save(figure: "Figure", styles: Styles, path: Path) -> list[Path]:
 
     width, height = figure.get_size_inches()
     handles = [Line2D([], [], label=figure_text(label), **style) for label, style in styles.items()]
-    longest = max(len(handle.get_label()) for handle in handles) + 8  # for the line before it
+    longest = max(len(str(handle.get_label())) for handle in handles) + 8  # for the line before it
     beside = max(1, min(len(styles), int(_CHARACTERS_PER_INCH * width) // longest))
     figure.set_size_inches(width, height + 0.18 * math.ceil(len(styles) / beside))
     figure.legend(handles=handles, loc="outside lower center", ncols=beside)

@@ -45,7 +45,7 @@ def house_style() -> AbstractContextManager[Any]:
     """Give a context in which matplotlib draws, and writes, in the style of all figures."""
     from matplotlib import rc_context  # imported late: it takes a second, and few commands plot
 
-    return rc_context(_STYLE)
+    return rc_context(_STYLE)  # pyright: ignore[reportArgumentType]
 
 
 def new_figure(width: float, height: float) -> "Figure":
