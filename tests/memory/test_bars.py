@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from wagle_trl.files.figure import write_figure
@@ -14,7 +16,7 @@ ATTRIBUTION = {"weights": 13 * GB, "CUDA context": GB // 2, "statistics": 6 * GB
 def test_components_are_stacked_in_order_and_the_card_is_a_line():
     figure = draw_peaks([Peak("attribution", ATTRIBUTION), Peak("training", TRAINING)], capacity=24 * GB)
     (axes,) = figure.axes
-    bars = axes.patches
+    bars: Any = axes.patches
     assert [bar.get_width() for bar in bars] == pytest.approx(
         [size / GB for size in (*ATTRIBUTION.values(), *TRAINING.values())]
     )
@@ -39,7 +41,8 @@ def test_a_component_looks_the_same_everywhere_and_like_no_other(tmp_path):
 def test_what_was_measured_is_a_bar_of_its_own_that_says_of_what(tmp_path):
     peaks = [Peak("a: training", {"weights": 2e6}, 5e6, "the whole process"), Peak("b: training", {"new part": 1e6})]
     figure = draw_peaks(peaks)
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [2.0, 5.0, 1.0]
+    bars: Any = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == [2.0, 5.0, 1.0]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["weights", "new part", "measured: the whole process"]
     assert figure.axes[0].get_xlabel() == "peak memory, MB"

@@ -49,11 +49,11 @@ def drawn_texts(figure):
 def printed_sizes(pdf):
     """Width of the page in inches, and sizes of all fonts in points, of a PDF of matplotlib."""
     content = pdf.read_bytes()
-    width = float(re.search(rb"/MediaBox \[\s*0 0 ([\d.]+)", content)[1]) / 72
+    (box,) = re.findall(rb"/MediaBox \[\s*0 0 ([\d.]+)", content)
     fonts = []
     for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL):
         try:
             fonts += [float(size) for size in re.findall(rb"/F\S+ ([\d.]+) Tf", zlib.decompress(stream))]
         except zlib.error:
             continue  # not text
-    return width, fonts
+    return float(box) / 72, fonts
