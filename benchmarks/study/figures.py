@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.environment import ROOT
 from benchmarks.study.report import TITLES, Case, first_seed, kept_at, order
-from wagle_trl.comparison.figures import COLOURS
 from wagle_trl.comparison.trajectory import matched
 from wagle_trl.files.atomic import atomic_path
+from wagle_trl.files.figure import COLOURS
 
 FIGURES = ROOT / "benchmarks" / "results" / "study"
 

@@ -25,6 +25,7 @@ from wagle_trl.masks.info import MaskInfo
 from wagle_trl.masks.mask import WeightMask
 
 from ..support.fuzzing import check_shown
+from ..support.pictures import check_legible
 
 SHAPES = {f"model.layers.{i}.{part}.weight": (20, 9) for i in range(3) for part in ("mlp.up_proj", "self_attn.q_proj")}
 SHAPES["model.norm.weight"] = (11,)
@@ -145,6 +146,21 @@ def test_a_picture_names_density_model_and_the_other_weights():
     axes = draw_masks([("wagle", mask)]).axes[0]
     assert axes.get_title() == "wagle\n1 of 4 weights (25%)\nof small\\$"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "outside layers"]
+
+
+LLAMA = [f"{kind}_proj" for kind in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up")]
+LLAMA += ["mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
+
+
+@pytest.mark.parametrize("layers", [2, 80])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_picture_can_be_read_as_it_is_printed(count, layers):
+    names = [f"model.layers.{layer}.{part}.weight" for layer in range(layers) for part in LLAMA]
+    bits = {name: torch.tensor([True, False]) for name in [*names, "model.norm.weight"]}
+    mask = WeightMask.from_dense(bits, MaskInfo(score="fisher_ratio", base_model="user/a-model-of-a-long-name-1b"))
+    figure = draw_masks([(f"a run of a long name {i}", mask) for i in range(count)])
+    check_legible(figure)
+    assert figure.get_figheight() < 10 * count
 
 
 def test_an_interrupted_plot_leaves_the_old_one(mask, tmp_path, monkeypatch):

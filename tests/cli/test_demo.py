@@ -53,7 +53,7 @@ def test_the_demo_writes_a_run_per_world_and_arm(short_demo):
         assert row["verified"] is (True if has_mask else None) and (row["delta_bytes"] is not None) is has_mask
     assert rows["people", "masked"]["optimizer_bytes"] < 0.06 * rows["people", "dense"]["optimizer_bytes"]
     for world in WORLDS:
-        for name in ("base/model.safetensors", "curves.png", "forget.jsonl", "masked/wagle_mask.png"):
+        for name in ("base/model.safetensors", "curves.png", "trade_off.png", "forget.jsonl", "masked/wagle_mask.png"):
             assert (folder / world / name).stat().st_size > 0
         assert WeightMask.load(folder / world / "masked").num_selected > 0
 

@@ -5,7 +5,9 @@ import yaml
 from transformers import LlamaConfig
 
 from wagle_trl.cli.main import main
+from wagle_trl.cli.plan import _draw
 from wagle_trl.memory.simulation import Simulation
+from wagle_trl.planning.planner import Plan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +95,22 @@ def test_auto_takes_the_name_of_a_file(options, tmp_path, capsys):
     path = tmp_path / "fits.yaml"
     assert main([*options, "--gpu", "24GB", "--auto", str(path)]) == 0
     assert yaml.safe_load(path.read_text())["max_length"] == 256
+
+
+def test_a_plan_is_drawn_as_png_and_pdf(options, tmp_path, capsys):
+    assert main([*options, "--gpu", "24GB", "--plot", str(tmp_path / "plan.png"), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["plot"]
+    assert files == [str(tmp_path / "plan.png"), str(tmp_path / "plan.pdf")]
+    for file, start in zip(files, (b"\x89PNG", b"%PDF"), strict=True):
+        with open(file, "rb") as opened:
+            assert opened.read(4) == start
+
+
+@pytest.mark.parametrize("name", ["plan", "plan.pdf", "plan.v1"])
+def test_the_picture_of_a_plan_has_both_suffixes(name, tmp_path):
+    files = [file.name for file in _draw(Plan({"weights": 5}, capacity=9), tmp_path / name)]
+    stem = name.removesuffix(".pdf")
+    assert files == [f"{stem}.png", f"{stem}.pdf"] == sorted(file.name for file in tmp_path.iterdir())[::-1]
 
 
 def test_fine_tuning_has_half_the_rows(options, capsys):

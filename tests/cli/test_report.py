@@ -26,7 +26,18 @@ def test_report_writes_a_document_of_what_the_commands_wrote(place, finished, tm
     assert content["output_dir"] == "wagle-report"
     assert content["files"] == [
         f"wagle-report/{name}"
-        for name in ("report.md", "trajectory.png", "trajectory.pdf", "masks.png", "masks.pdf", "runs.csv")
+        for name in (
+            "report.md",
+            "trajectory.png",
+            "trajectory.pdf",
+            "trade_off.png",
+            "trade_off.pdf",
+            "masks.png",
+            "masks.pdf",
+            "memory.png",
+            "memory.pdf",
+            "runs.csv",
+        )
     ]
     masked, dense = content["runs"]
     assert (masked["run"], masked["folder"], masked["mask_score"]) == ("masked", finished[0], "wagle")

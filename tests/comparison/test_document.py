@@ -12,10 +12,11 @@ def test_the_document_shows_its_figures_and_tables(runs, tmp_path):
     files, tables = write_document(runs, tmp_path)
     assert [file.name for file in files] == [
         "report.md",
-        *("trajectory.png", "trajectory.pdf", "relearning.png", "relearning.pdf", "masks.png", "masks.pdf"),
+        *("trajectory.png", "trajectory.pdf", "trade_off.png", "trade_off.pdf", "relearning.png", "relearning.pdf"),
+        *("masks.png", "masks.pdf"),
         "runs.csv",
     ]
-    assert all(file.stat().st_size > 10_000 for file in files[1:7])
+    assert all(file.stat().st_size > 10_000 for file in files[1:9])
     text = files[0].read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Runs", "Forgetting", "Evaluation", "Attacks", "Masks"]
     assert re.findall(r"\]\((.*)\)", text) == [file.name for file in files if file.suffix == ".png"]
@@ -66,3 +67,11 @@ def test_a_group_is_a_row_and_its_runs_are_told_at_the_end(seeds, make_run, tmp_
     assert "95 % t-interval over the seeds" in text
     (masked,) = [table for table in tables if table.title == "fisher_ratio (3 seeds)"]
     assert [line[:2] for line in masked.cells] == [[f"seed-{seed}/masked", str(seed)] for seed in (1, 2, 3)]
+
+
+def test_predicted_memory_is_drawn_beside_the_measured(make_run, tmp_path):
+    plan = {"attribution": {"weights": 5}, "training": {"weights": 5, "moments": 7}}
+    run = make_run(training=TRAINING | {"cost": TRAINING["cost"] | {"memory_plan": plan}})
+    files, _ = write_document(load_runs([run]), tmp_path)
+    assert [file.name for file in files if file.stem == "memory"] == ["memory.png", "memory.pdf"]
+    assert "![Memory](memory.png)" in files[0].read_text(encoding="utf-8")

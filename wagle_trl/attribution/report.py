@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 from wagle_kernels import ScoreSpec
 
 from ..files.atomic import atomic_path
+from ..files.figure import COLUMN, PAGE, house_style, new_figure
 from ..masks.anatomy import layer_label, layer_of, module_of
 from ..masks.mask import WeightMask
 from ..text import figure_text, percent
@@ -30,7 +32,9 @@ _BASELINES = {
     "|theta|": ("magnitude", False, False),
     "random": ("random", False, False),
 }
-_MAX_COLUMNS = 4  # of masks in one picture
+# Inches of the picture
+_BESIDE, _ROW, _COLUMN = 1.9, 0.2, 0.16  # names of layers and colour bar; a layer; a module
+_LOWEST, _TALLEST = 1.0, 7.0  # of the layers of a mask
 
 
 def mask_report(mask: WeightMask) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike)
     """
     path = Path(path)
     kind = {".pdf": "pdf", ".svg": "svg"}.get(path.suffix.lower(), "png")
-    with atomic_path(path) as temporary:
+    with house_style(), atomic_path(path) as temporary:
         draw_masks(masks).savefig(temporary, dpi=150, format=kind)
     return path
 
@@ -128,40 +132,41 @@ def plot_masks(masks: Iterable[tuple[str, WeightMask]], path: str | os.PathLike)
 def draw_masks(masks: Iterable[tuple[str, WeightMask]]) -> "Figure":
     """Matplotlib figure of [`plot_masks`]."""
     from matplotlib.colors import PowerNorm  # imported here: it takes a second, and few runs plot
-    from matplotlib.figure import Figure
 
-    titles, densities = [], []
-    for title, mask in masks:
-        count = f"{mask.num_selected:,} of {mask.numel:,} weights ({percent(mask.density)})"
-        model = [f"of {figure_text(Path(mask.info.base_model).name)}"] if mask.info.base_model else []
-        score = mask.info.score
-        titles.append(
-            "\n".join(
-                [figure_text(title), count if score in (None, title) else f"{figure_text(score)}: {count}", *model]
-            )
-        )
-        densities.append(mask.density_by("parameter"))
+    shown = [(_title(title, mask), mask.density_by("parameter")) for title, mask in masks]
     layers, modules = (
-        list(dict.fromkeys(part_of(name) for shares in densities for name in shares))
+        list(dict.fromkeys(part_of(name) for _, shares in shown for name in shares))
         for part_of in (layer_of, module_of)
     )
-    rows = math.ceil(len(titles) / _MAX_COLUMNS)
-    columns = math.ceil(len(titles) / rows)
-    cell = 0.55 if len(titles) == 1 else 0.28
-    # Inches for the names of modules: below the last row, and also below the row above if the last one is not full
-    names = 1.4 if len(titles) == rows * columns else 2.8
-    size = (1.9 + columns * (0.6 + cell * len(modules)), names + rows * (0.8 + 0.28 * len(layers)))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    columns = max(1, min(len(shown), int((PAGE - _BESIDE) / (0.3 + _COLUMN * len(modules)))))
+    rows = math.ceil(len(shown) / columns)
+    width = PAGE if columns > 1 else min(PAGE, max(COLUMN, _BESIDE + 0.4 * len(modules)))
+    height = min(max(_ROW * len(layers), _LOWEST), _TALLEST)
+    # Names of modules stand below the last row, and also below the row above if the last one is not full
+    names = 1.6 if len(shown) == rows * columns else 3.2
     # A few small modules may be selected whole. A square root scale keeps the differences among the others visible
-    norm = PowerNorm(0.5, vmin=0, vmax=max(share for shares in densities for share in shares.values()))
-    for axes, title, shares in zip(panels, titles, densities):
-        image = axes.imshow(_grid(shares, layers, modules), aspect="auto", cmap="viridis", norm=norm)
-        axes.set_title(title, fontsize=8)
-    _label_parts(panels, len(titles), columns, layers, modules)
-    # The aspect keeps the colour bar a sixth of an inch wide at any height
-    figure.colorbar(image, ax=figure.axes, label="selected share", aspect=6 * rows * 0.28 * len(layers))
+    norm = PowerNorm(0.5, vmin=0, vmax=max(share for _, shares in shown for share in shares.values()))
+    with house_style():
+        figure = new_figure(width, names + rows * (0.7 + height))
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        across = int(15 * ((width - _BESIDE) / columns + (0.1 if columns > 1 else 1.0)))  # characters of a title
+        for axes, (title, shares) in zip(panels, shown):
+            image = axes.imshow(_grid(shares, layers, modules), aspect="auto", norm=norm)
+            axes.set_title("\n".join(textwrap.fill(line, across) for line in title))
+            axes.spines[["top", "right"]].set_visible(True)
+        _label_parts(panels, len(shown), columns, layers, modules)
+        # The aspect keeps the colour bar a sixth of an inch wide at any height
+        tall = rows * height + (rows - 1) * (names - 0.9)
+        figure.colorbar(image, ax=figure.axes, label="selected share", aspect=6 * tall)
     return figure
+
+
+def _title(title: str, mask: WeightMask) -> list[str]:
+    """Make the lines above a mask: its title, how many weights it selects, and of which model."""
+    count = f"{mask.num_selected:,} of {mask.numel:,} weights ({percent(mask.density)})"
+    score, model = mask.info.score, mask.info.base_model
+    named = figure_text(title, 30) + ("" if score in (None, title) else f": {figure_text(score, 30)}")
+    return [named, count, *([f"of {figure_text(Path(model).name, 30)}"] if model else [])]
 
 
 def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> list[list[float]]:
@@ -173,16 +178,15 @@ def _grid(shares: dict[str, float], layers: list[str], modules: list[str]) -> li
 
 def _label_parts(panels, count: int, columns: int, layers: list[str], modules: list[str]) -> None:
     """Write the names of layers and modules at the outer panels, and hide all panels after the first `count`."""
-    labels = [figure_text(module.removesuffix(".weight")) for module in modules]
+    labels = [figure_text(module.removesuffix(".weight"), 30) for module in modules]
     panels[0].set_xticks(range(len(labels)), labels)
-    panels[0].set_yticks(
-        range(len(layers)), ["outside layers" if layer == "-" else figure_text(layer) for layer in layers]
-    )
+    step = math.ceil(_ROW * len(layers) / _TALLEST)  # of many layers, not every name has room
+    names = ["outside layers" if layer == "-" else figure_text(layer, 30) for layer in layers]
+    panels[0].set_yticks(range(0, len(layers), step), names[::step])
     for place, axes in enumerate(panels):
         axes.set_visible(place < count)
-        axes.tick_params("x", labelbottom=place + columns >= count, rotation=60, labelsize=8)
-        axes.tick_params("y", labelsize=8)
+        axes.tick_params("x", labelbottom=place + columns >= count, rotation=60)
         for label in axes.get_xticklabels():
-            label.set_horizontalalignment("right")
+            label.set(horizontalalignment="right", rotation_mode="anchor")
         if place % columns == 0:
             axes.set_ylabel("layer")

@@ -80,6 +80,7 @@ HELP = {
                 "--gpu": "Memory of the GPU, such as 24GB or 80GiB; by default that of the local GPU.",
                 "--objective": "Objective to plan, as in wagle unlearn, or sft (default: npo).",
                 "--auto": "Write options that fit to this YAML file.",
+                "--plot": "Draw the plan to this PNG file, and to a PDF file beside it.",
             },
             "run": {name: DATA[name] for name in ("--model_name_or_path", "--max_length")}
             | {name: TRAINING[name] for name in ("--per_device_train_batch_size", "--gradient_accumulation_steps")}

@@ -4,6 +4,7 @@ import re
 import shlex
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from transformers.initialization import no_init_weights
 
 from ..attribution.config import MaskConfig
 from ..files.atomic import atomic_path
+from ..files.figure import write_figure
 from ..files.model_class import class_of
 from ..masks.mask import WeightMask
+from ..memory.bars import Peak, draw_peaks
 from ..memory.simulation import losses_on_gpu
 from ..objectives.names import OBJECTIVES
 from ..optim.masked_adamw import STATE_BITS
 from ..planning.advice import suggest
-from ..planning.planner import Planner, Setup, plan_table
+from ..planning.planner import Plan, Planner, Setup, plan_table
 from ..trainers.masked_sft import MaskedSFTConfig
 from ..unlearning.config import UnlearningConfig
 from ..unlearning.planned_step import planned_losses, planned_reference
@@ -42,6 +45,7 @@ class PlanArguments:
         gpu (`str`, *optional*): Memory of the GPU.
         objective (`str`): Objective to plan, or `sft`.
         auto (`str`, *optional*): File to write the fitting options to.
+        plot (`str`, *optional*): File to draw the plan to.
     """
 
     gpu: str | None = field(
@@ -59,6 +63,10 @@ class PlanArguments:
             "nargs": "?",
             "const": "wagle_plan.yaml",
         },
+    )
+    plot: str | None = field(
+        default=None,
+        metadata={"help": "Draw the plan to this PNG file, and to a PDF file of the same name."},
     )
 
 
@@ -107,8 +115,19 @@ def run(argv: list[str], command: str) -> Output:
             options |= {} if method == "sft" else {"objective": method}
             path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
         lines.append(f"Written: wagle {'sft' if method == 'sft' else 'unlearn'} --config {shlex.quote(args.auto)}")
+    if args.plot is not None:
+        content["plot"] = [str(file) for file in _draw(plan, Path(args.plot))]
+        lines.append(f"Drawn: {' '.join(content['plot'])}")
     fits = changes == {} or (args.auto is not None and changes is not None)
     return Output(content, lines, exit_code=0 if fits else 1)
+
+
+def _draw(plan: Plan, path: Path) -> list[Path]:
+    """Draw the peaks of a plan to a PNG, and to a PDF beside it. `path` is either, or the name of both without a suffix."""
+    components = {"attribution": plan.attribution, "training": plan.training}
+    peaks = [Peak(phase, predicted) for phase, predicted in components.items() if predicted is not None]
+    stem = path.name.removesuffix(".png").removesuffix(".pdf")
+    return write_figure(draw_peaks(peaks, plan.capacity), path.with_name(f"{stem}.png"), dpi=200)
 
 
 def _capacity(gpu: str | None) -> int:

@@ -8,16 +8,19 @@ from ..attribution.report import draw_masks
 from ..files.atomic import move_into_place, staging_folder
 from ..files.figure import write_figure
 from ..text import escaped
-from .figures import plot_relearning, plot_trajectories
+from .figures import plot_relearning, plot_trade_off, plot_trajectories
 from .groups import Group
+from .peaks import plot_memory
 from .runs import LEVELS, Run, runs_of
 from .spreadsheets import GROUPS_FILE, RUNS_FILE, write_spreadsheets
 from .tables import TextTable, attack_tables, evaluation_tables, group_table, kept_tables, setup_table
 
 DOCUMENT_FILE = "report.md"
 TRAJECTORY_FILE = "trajectory.png"
+TRADE_OFF_FILE = "trade_off.png"
 RELEARNING_FILE = "relearning.png"
 MASKS_FILE = "masks.png"
+MEMORY_FILE = "memory.png"
 SPREADSHEETS = (
     f"{RUNS_FILE} has every number of every run. Columns that begin with 'final' are of the saved weights, those that end with "
     "a level on the way, where the forget probability passes it. Evaluations are of the saved weights."
@@ -27,9 +30,10 @@ GROUPED = (
     f"says how many of the runs have the number. {GROUPS_FILE} has these."
 )
 BANDS = (
-    " A group of runs is the mean of its seeds, where all of them were measured, in a band, its 95 % t-interval; on the "
-    "right at the same forget probability, down to where all seeds came."
+    " A group of runs is the mean of its seeds, where all of them were measured, with its 95 % t-interval, a band; over the "
+    "forget probability down to where all seeds came."
 )
+FIRST_RUN = " A group is shown by its first run."
 FIRST_SEED = " Of a group, the mask of its first run."
 
 
@@ -40,8 +44,8 @@ class Section:
 
     Args:
         title (`str`): Heading.
-        figures (`list[pathlib.Path]`, *optional*): Picture, as PNG and as PDF.
-        text (`str`, *optional*): What the picture shows.
+        figures (`list[pathlib.Path]`, *optional*): Pictures, each as PNG and as PDF.
+        text (`str`, *optional*): What the pictures show.
         tables (`list[TextTable]`, *optional*): Tables.
         remarks (`str`, *optional*): What else is to be said.
     """
@@ -54,7 +58,8 @@ class Section:
 
     def to_markdown(self) -> str:
         """Format the section; empty if there is nothing to show."""
-        blocks = [f"![{self.title}]({self.figures[0].name})", self.text] if self.figures else []
+        blocks = [f"![{self.title}]({file.name})" for file in self.figures if file.suffix == ".png"]
+        blocks += [self.text] if self.figures else []
         for table in self.tables:
             blocks += [f"**{escaped(table.title)}**", table.to_markdown().rstrip()]
         blocks += [self.remarks] if self.remarks else []
@@ -100,11 +105,11 @@ def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:
         Section("Runs", tables=[setup_table(lines)], remarks=_remarks(lines)),
         Section(
             "Forgetting",
-            plot_trajectories(lines, folder / TRAJECTORY_FILE),
-            "Mean answer probability, exp(-loss per token), of some rows of each set, measured during training. Left: over "
-            "the optimizer steps. Right: retain probability over forget probability; at the same forget probability the "
-            f"higher curve keeps more. The lines mark {levels}, where the table interpolates, at the first crossing."
-            f"{BANDS if groups else ''}",
+            plot_trajectories(lines, folder / TRAJECTORY_FILE) + plot_trade_off(lines, folder / TRADE_OFF_FILE),
+            "Mean answer probability, exp(-loss per token), of some rows of each set, measured during training. First: over "
+            "the optimizer steps. Second: retain probability over forget probability; at the same forget probability the "
+            f"higher curve keeps more. The lines mark {levels}, where the table interpolates, at the first crossing. Beside "
+            f"it, closer: what was kept there, and by the saved weights.{BANDS if groups else ''}",
             kept_tables(lines),
         ),
         Section("Evaluation", tables=evaluation_tables(lines)),
@@ -120,6 +125,13 @@ def _sections(lines: Sequence[Run | Group], folder: Path) -> list[Section]:
             _plot_masks(lines, folder / MASKS_FILE),
             "Selected share of every layer and module. Colours follow its square "
             f"root, so that small shares are visible.{FIRST_SEED if groups else ''}",
+        ),
+        Section(
+            "Memory",
+            plot_memory(lines, folder / MEMORY_FILE),
+            "Predicted peak by component, and what was measured. On a CPU that is the resident memory of the process, which "
+            "also holds Python, its libraries and the rows; on a GPU it is what torch allocated, without the CUDA context."
+            f"{FIRST_RUN if groups else ''}",
         ),
         Section("Runs of each group", tables=[group_table(group) for group in groups]),
     ]

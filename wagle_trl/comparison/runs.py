@@ -22,7 +22,7 @@ from .trajectory import matched
 from .verdict import closing_verdict
 
 LEVELS = (0.3, 0.1)  # forget probabilities at which runs are compared
-_PEAKS = ("attribution", "training")
+PEAKS = ("attribution", "training")  # phases whose peak of memory is measured
 
 
 class Compared(ABC):
@@ -171,7 +171,7 @@ class Run(Compared):
         found = {
             "steps": self.history.steps,
             "saved_step": self.history.saved_step if self.history.saved_step != self.history.steps else None,
-            **{f"{phase}_peak_bytes": peaks.get(phase) for phase in _PEAKS},
+            **{f"{phase}_peak_bytes": peaks.get(phase) for phase in PEAKS},
         }
         return {name: value for name, value in found.items() if value is not None}
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..comparison.figures import plot_trajectories
+from ..comparison.figures import plot_trade_off, plot_trajectories
 from ..comparison.runs import Run, load_runs
 from ..deltas.verification import Verification, verify
 from ..evaluation.tofu import evaluate_rows, write_records
@@ -79,7 +79,7 @@ class Forgetting:
 def run_demo(output_dir: str | Path, seed: int = 0) -> list[Forgetting]:
     """
     Run the demo on one thread, and write its folder: for each world the rows, the base model, a run per arm (as
-    `wagle npo` writes it) and a picture of their curves.
+    `wagle npo` writes it) and pictures of their curves and of what they cost.
 
     Args:
         output_dir (`str` or `pathlib.Path`): Folder to write.
@@ -114,7 +114,9 @@ class _World:
         """Learn, unlearn with every arm, and draw the curves."""
         tokenizer = self._learn()
         done = [self._unlearn(name, arm, tokenizer) for name, arm in self.world.arms.items()]
-        plot_trajectories(load_runs([run.run.folder for run in done]), self.folder / "curves.png")
+        runs = load_runs([run.run.folder for run in done])
+        plot_trajectories(runs, self.folder / "curves.png")
+        plot_trade_off(runs, self.folder / "trade_off.png")
         return done
 
     def _learn(self) -> PreTrainedTokenizerFast:

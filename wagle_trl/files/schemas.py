@@ -98,10 +98,18 @@ class EarlierTraining(TypedDict):
     log_history: list[LogEntry]
 
 
+class MemoryPlan(TypedDict, total=False):
+    """Predicted bytes by component, at the peak of each phase, see [`~planning.planner.Plan`]."""
+
+    attribution: dict[str, Count] | None
+    training: dict[str, Count]
+
+
 class Cost(TypedDict, total=False):
     """Costs of a run, which differ per machine."""
 
     peak_memory_bytes: dict[str, float]
+    memory_plan: MemoryPlan | None
 
 
 class CitedPaper(TypedDict):

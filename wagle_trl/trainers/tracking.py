@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..attribution.report import draw_masks
+from ..files.figure import house_style
 from ..masks.mask import WeightMask
 from .trainer_base import MaskedTrainerBase
 
@@ -65,8 +66,9 @@ def _picture(mask: WeightMask) -> np.ndarray:
     """Draw the mask, as rows of pixels of three bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: few runs have a tracker
 
-    figure = draw_masks([(mask.info.score or "mask", mask)])
-    figure.set_dpi(150)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with house_style():
+        figure = draw_masks([(mask.info.score or "mask", mask)])
+        figure.set_dpi(150)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
