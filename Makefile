@@ -27,12 +27,13 @@ STAMP := $(VENV)/.installed
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz lint format clean
+.PHONY: help install demo test fuzz docs lint format clean
 
 help:
 	@echo "make demo      unlearn a small model on this machine and show what changed"
 	@echo "make test      run the tests (no network, no GPU)"
 	@echo "make fuzz      damage files of every kind in many ways (hours; EXAMPLES=$(EXAMPLES) of each, SEED=...)"
+	@echo "make docs      build the documentation in site/ (strictly, no network)"
 	@echo "make lint      ruff check, ruff format --check and the types (basedpyright, a minute)"
 	@echo "make format    apply ruff's fixes and formatting"
 	@echo "make install   create $(VENV) and install the package for development"
@@ -59,6 +60,9 @@ fuzz: $(STAMP)
 	@$(TEST_ENV) WAGLE_FUZZ_EXAMPLES=$(EXAMPLES) WAGLE_FUZZ_SEED=$(SEED) \
 		$(PY) -m pytest -n $(WORKERS) --dist worksteal tests/files/test_fuzzed_files.py tests/files/test_fuzzed_texts.py $(ARGS)
 
+docs: $(STAMP)
+	@HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(VENV)/bin/mkdocs build --quiet $(ARGS)
+
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -69,5 +73,5 @@ format: $(STAMP)
 	@$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

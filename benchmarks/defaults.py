@@ -33,6 +33,7 @@ from wagle_trl.unlearning.trajectory import Trajectory
 
 RESULT = ROOT / "benchmarks" / "results" / "defaults.json"
 README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 ARMS = {"dense": ["--mask", "none"], "mask": [], "lora": ["--use_peft"]}
 SEEDS = 3
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
@@ -139,7 +140,8 @@ def collect(cache: Path) -> None:
         group = {"world": name, "objective": objective, "arm": arm, "seeds": len(found)}
         groups.append(group | plain_numbers(intervals(numbers)))
     write_result(RESULT, {"groups": groups, "rows": rows})
-    fill(README, {"defaults": table(rows)})
+    fill(SETTINGS, {"defaults": table(rows)})
+    fill(README, {"defaults": table([row for row in rows if row["objective"] == "npo"])})
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:

@@ -3,16 +3,20 @@
     python -m benchmarks objectives --tofu_dir TOFU [--cache FOLDER]
 
 Every run has the options of the command that a user would type with no option but the data: 5 % of the weights, and the stop
-rule. Then some forget rows are learned again, and the others are measured. AltPO has alternates that the model made up;
+rule. Then the model writes answers, because an objective that teaches refusals need not make the old answer unlikely once it has
+begun. At last some forget rows are learned again, and the others are measured. AltPO has alternates that the model made up;
 other objectives that learn other answers have TOFU's refusals. Finished runs are kept in the cache.
 """
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.defaults import SETS, run
 from benchmarks.environment import ROOT, write_result
@@ -21,12 +25,16 @@ from benchmarks.worlds import WORLDS, world
 from wagle_trl.cli.alternates import run as make_alternates
 from wagle_trl.data.rows import load_rows
 from wagle_trl.evaluation.attacks import relearn
+from wagle_trl.evaluation.tofu import evaluate_rows
 from wagle_trl.files.atomic import write_json
 from wagle_trl.objectives.names import OBJECTIVES
 
 RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
 TABLE = ROOT / "benchmarks" / "OBJECTIVES.md"
 SEED = 0
+WRITTEN_ROWS = 40  # of each set
+TEMPERATURES = (1.0, 1.5, 2.0)  # of alternates
+LONGEST = 128  # tokens of a written answer
 
 
 def main() -> None:
@@ -60,7 +68,8 @@ def run_and_relearn(folder: Path, objective: str, refusals: Path) -> dict[str, A
         refusals (`pathlib.Path`): File of refusals, for objectives that learn other answers.
 
     Returns:
-        `dict`: That of [`run`], and `relearned`, the answer probability of the other forget rows before relearning and after.
+        `dict`: That of [`run`]; `written`, the mean ROUGE-L recall of greedy answers to some rows of each set; and `relearned`, the
+        answer probability of the other forget rows before relearning and after.
     """
     rows = {}
     if objective == "altpo":
@@ -68,22 +77,34 @@ def run_and_relearn(folder: Path, objective: str, refusals: Path) -> dict[str, A
     elif "alternate" in OBJECTIVES[objective].rows:
         rows = {"--refusals": str(refusals)}
     trainer, row = run(folder, objective, "mask", rows=rows)
-    forget = load_rows(str(folder / "forget.jsonl"))
-    curve = relearn(trainer.model, trainer.processing_class, forget, progress=False)
-    return row | {"relearned": [curve.probabilities[0], curve.probabilities[-1]]}
+    model, tokenizer = trainer.model, trainer.processing_class
+    forget, unseen = (load_rows(str(folder / f"{name}.jsonl")) for name in ("forget", "unseen"))
+    written = {"forget": recall(model, tokenizer, forget), "unseen_retain": recall(model, tokenizer, unseen)}
+    curve = relearn(model, tokenizer, forget, progress=False)
+    return row | {"written": written, "relearned": [curve.probabilities[0], curve.probabilities[-1]]}
+
+
+def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> float:
+    """Mean ROUGE-L recall of greedy answers to the first rows."""
+    first = rows.select(range(min(len(rows), WRITTEN_ROWS)))
+    records = evaluate_rows(model, tokenizer, first, "written", max_new_tokens=LONGEST, progress=False)
+    return statistics.mean(record["rougeL_recall"] for record in records)
 
 
 def alternates_of(folder: Path) -> Path:
-    """Forget rows with other answers that the model before unlearning makes up."""
-    made = folder / "alternates"
-    if not (made / "forget.jsonl").exists():
+    """Forget rows with other answers that the model before unlearning makes up, at the lowest temperature that gives all some."""
+    for temperature in TEMPERATURES:
+        made = folder / f"alternates-{temperature:g}"
         options = {
             "model_name_or_path": folder / "base",
             "forget_dataset": folder / "forget.jsonl",
             "output_dir": made,
+            "temperature": temperature,
         }
-        make_alternates([text for name, value in options.items() for text in (f"--{name}", str(value))], "alternates")
-    return made / "forget.jsonl"
+        argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        if make_alternates(argv, "alternates").exit_code == 0:
+            return made / "forget.jsonl"
+    raise RuntimeError(f"No temperature gives every row of {folder} an alternate.")
 
 
 def collect(cache: Path) -> None:
@@ -97,7 +118,17 @@ def collect(cache: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the ends of the runs of one world, one line per objective."""
-    header = ["objective", "retain weight", "steps", "forget", "retain", "unseen", "forget after relearning"]
+    header = [
+        "objective",
+        "retain weight",
+        "steps",
+        "forget",
+        "retain",
+        "unseen",
+        "written: forget",
+        "unseen",
+        "relearned",
+    ]
     body = []
     for row in rows:
         end = row["end"]
@@ -108,6 +139,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['retain_weight']:g}",
                 end["step"],
                 *numbers,
+                *(f"{row['written'][name]:.2f}" for name in ("forget", "unseen_retain")),
                 f"{row['relearned'][0]:.3f} -> {row['relearned'][1]:.3f}",
             ]
         )

@@ -47,8 +47,9 @@ def test_a_workflow_has_few_rights_runs_once_at_a_time_and_asks_the_hub_for_noth
 
 def test_only_the_upload_may_write_and_no_workflow_reads_a_secret():
     rights = {name: job["permissions"] for name, job in JOBS.items() if "permissions" in job}
-    assert {name for name, right in rights.items() if "write" in right.values()} == {"publish.publish"}
+    assert {name for name, right in rights.items() if "write" in right.values()} == {"docs.deploy", "publish.publish"}
     assert rights["publish.publish"] == {"id-token": "write"}
+    assert rights["docs.deploy"] == {"id-token": "write", "pages": "write"}
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").iterdir()]
     assert not [text for text in texts if "secrets." in text or "pull_request_target" in text]
 
@@ -83,7 +84,7 @@ def test_workflows_call_targets_and_variables_that_the_makefile_has():
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     variables = set(re.findall(r"^(\w+) *\?=", makefile, re.MULTILINE))
     calls = [re.sub(r"\$\{\{.*?\}\}", "", line) for line in COMMANDS if line.startswith("make ")]
-    assert {call.split()[1] for call in calls} == {"install", "lint", "test"} & targets
+    assert {call.split()[1] for call in calls} == {"docs", "install", "lint", "test"} & targets
     used = {name for call in calls for name in re.findall(r"(\w+)=", call)}
     assert used | {"WITH"} <= variables
     assert "WITH" in WORKFLOWS["weekly"]["jobs"]["main-branches"]["env"]

@@ -16,7 +16,7 @@ from wagle_trl.comparison.trajectory import matched
 from wagle_trl.evaluation.metrics import forget_quality
 
 TEXT = ROOT / "benchmarks" / "STUDY.md"
-README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 LASTING = "-100-steps"  # end of the name of an objective whose runs go on
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
@@ -93,7 +93,7 @@ def main_table(chosen: dict[Case, list[dict]], worlds: list[dict]) -> str:
 
 
 def summary_table(chosen: dict[Case, list[dict]]) -> str:
-    """The arms of the claim in short, for the README: unseen retain rows at 0.1, and forget rows after relearning."""
+    """The arms of the claim in short, for the documentation: unseen retain rows at 0.1, and forget rows after relearning."""
     header = ["mask"] + [f"{title}, {what}" for title in TITLES.values() for what in ("unseen retain", "relearned")]
     body = []
     for arm in CLAIM:
@@ -245,7 +245,7 @@ def tables(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> dict[
 
 
 def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> None:
-    """Put the tables into STUDY.md and the README."""
+    """Put the tables into STUDY.md and the documentation."""
     made = tables(rows, worlds, anatomies)
-    for path in (TEXT, README):
+    for path in (TEXT, SETTINGS):
         fill(path, made)

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from .reference.bits import popcount_per_byte, unpack
 from .reference.chunking import CHUNK
 
-TILE = 8192  # elements of one tensor that one program processes
-RANK_GROUP = 64  # selected elements that share a scale of 8-bit state, if positions are indices
-DENSE_GROUP = 128  # elements, selected or not, that share a scale of 8-bit state, if positions are bits
-INDEX_DENSITY = 1 / 16  # up to this density, two bytes per selected element are less than one bit per element
+TILE = 8192
+"""Elements of one tensor that one program processes."""
+RANK_GROUP = 64
+"""Selected elements that share a scale of 8-bit state, if positions are indices."""
+DENSE_GROUP = 128
+"""Elements, selected or not, that share a scale of 8-bit state, if positions are bits."""
+INDEX_DENSITY = 1 / 16
+"""Density up to which two bytes per selected element are less than one bit per element."""
 
 
 @dataclass(frozen=True, eq=False)

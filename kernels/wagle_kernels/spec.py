@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NON_FINITE_KEY = 0x7F800000  # bits of +inf: the keys of inf and NaN are not below it
+NON_FINITE_KEY = 0x7F800000
+"""Bits of +inf: the keys of inf and NaN are not below it."""
 
 FORMULAS = ("wagle", "gradient", "snip", "product", "magnitude", "random", "ratio")
+"""Names of the formulas that a [`ScoreSpec`] may have."""
 
 
 @dataclass(frozen=True)

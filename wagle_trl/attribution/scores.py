@@ -57,6 +57,7 @@ SCORES = {
     # F_f / (F_r + eps * mean F_r), F the diagonal of the empirical Fisher information; compare SSD, arXiv 2308.07707
     "fisher_ratio": Score("ratio", "fisher", uses_retain=True, scale="eps"),
 }
+"""Every score by its name, as `mask_score` takes it."""
 
 
 def get_score(name: str) -> Score:

@@ -87,7 +87,7 @@ class Run(Compared):
         folder (`pathlib.Path`): Folder of the run.
         training ([`~files.schemas.Report`]): Content of `wagle_report.json`; empty if the folder has none.
         evaluation ([`~files.schemas.Evaluation`]): Content of `wagle_eval.json`; empty if the folder has none.
-            Use [`measured`] and [`attacks`], which leave out an evaluation of other weights.
+            Use [`Compared.measured`] and `attacks`, which leave out an evaluation of other weights.
     """
 
     label: str

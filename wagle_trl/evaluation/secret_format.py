@@ -11,7 +11,7 @@ class SecretFormat(NamedTuple):
     """
     Format of a secret, read by [`parse_format`].
 
-    Args:
+    Attributes:
         pattern (`str`): Pattern that it was read from.
         places (`tuple[str, ...]`): For each character of the secret, the characters that may stand there.
     """

@@ -191,7 +191,7 @@ def evaluate_rows(
     set_name: str,
     *,
     progress: bool = True,
-    **options,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """
     Evaluate every row of a set.
@@ -206,7 +206,7 @@ def evaluate_rows(
         set_name (`str`): Name of the set. The summaries have rules for `forget`, `retain`, `real_authors`,
             `world_facts` and `holdout`.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
-        options (*optional*): Options of [`EvalOptions`].
+        **options: Options of [`EvalOptions`].
 
     Returns:
         `list[dict]`: Records with the keys of TOFU's own logs and a few more, in the order of the rows. All have

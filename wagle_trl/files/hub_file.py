@@ -141,7 +141,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
             raise FileNotFoundError(f"No {noun} at {path}; give a {cls.file_name} or a folder that holds one.")
         return path
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> str | None:
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """
         Save the file into a folder, which may be the folder of a model, and a card if there is none.
 
@@ -164,7 +164,7 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
         base_model: str | None = None,
         token: str | None = None,
         branch: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> str:
         """
         Upload the [`public`] copy of the file, and a card if the repository has none.
@@ -172,8 +172,9 @@ class HubFile(ModelHubMixin, library_name="wagle-trl"):
         Args:
             repo_id (`str`): Repository, such as `"user/name"`, which is created if needed.
             base_model (`str`, *optional*): Name of the base model on the Hub, if the recorded one is a folder.
-            token (`str`, *optional*), branch (`str`, *optional*), **kwargs:
-                As in [`~huggingface_hub.ModelHubMixin.push_to_hub`].
+            token (`str`, *optional*): As in [`~huggingface_hub.ModelHubMixin.push_to_hub`].
+            branch (`str`, *optional*): As in [`~huggingface_hub.ModelHubMixin.push_to_hub`].
+            **kwargs: As in [`~huggingface_hub.ModelHubMixin.push_to_hub`].
 
         Returns:
             `str`: URL of the commit.

@@ -27,7 +27,7 @@ def check_causal_lm(config: "transformers.PretrainedConfig") -> None:
         raise ValueError(f"This is no causal language model: it is an encoder-decoder ({name}).")
 
 
-def load_model(name_or_path: str, **options) -> "transformers.PreTrainedModel":
+def load_model(name_or_path: str, **options: Any) -> "transformers.PreTrainedModel":
     """
     Load a model with the class that its config names.
 

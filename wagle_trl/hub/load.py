@@ -1,7 +1,7 @@
 """Loading models and deltas from the Hub."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 
@@ -25,7 +25,7 @@ def load_unlearned(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> "transformers.PreTrainedModel":
     """
     Load the base model and apply a delta to it.

@@ -11,7 +11,8 @@ from ..files.hub_file import public_base
 from ..files.reading import parse_json
 from ..files.schemas import MaskOverlaps, Patterns, Versions
 
-UNKNOWN_REVISION = "None"  # in files: the base model has a name, but no known commit
+UNKNOWN_REVISION = "None"
+"""Revision in files, of a base model that has a name, but no known commit."""
 
 
 @dataclass(frozen=True)

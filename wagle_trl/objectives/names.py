@@ -40,3 +40,4 @@ OBJECTIVES: dict[str, type[UnlearningTrainer]] = {
     "me": METrainer,
     "pdu": PDUTrainer,
 }
+"""Trainer of every objective by its name on the command line."""

@@ -204,6 +204,7 @@ class MaskedAdamW(Optimizer):
         return "The gradient norm overflows; no weight was changed in this step. Lower the learning rate."
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the collected gradients, and an error that they raised."""
         super().zero_grad(set_to_none)
         for arena in self._arenas:
             arena.clear()

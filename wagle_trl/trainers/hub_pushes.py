@@ -46,7 +46,7 @@ class HubPushes(TrainerBase):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """
         Save the model and upload it in one commit, with its mask and card. Report, records and options are not uploaded.

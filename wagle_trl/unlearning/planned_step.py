@@ -91,7 +91,8 @@ def planned_reference(
     Describe what training holds of the reference.
 
     Args:
-        objective, args, answer_length: As for [`planned_losses`].
+        objective (`UnlearningTrainer`): As for [`planned_losses`].
+        args, answer_length: As for [`planned_losses`].
         swaps (`bool`): Whether the original values of selected weights give its hidden states.
     """
     kinds = states_of(objective, args)

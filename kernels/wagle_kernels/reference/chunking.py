@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-CHUNK = 2**18  # elements: at most 2 MB for an int64 temporary
+CHUNK = 2**18
+"""Elements that the specification works on at a time: at most 2 MB for an int64 temporary."""
 
 
 def chunks(numel: int, size: int = CHUNK) -> Iterator[slice]:
