@@ -1,4 +1,4 @@
-"""The benchmark of the kernels, whole, at a small size; and the tables of the README that other results fill."""
+"""The benchmark of the kernels, whole, at a small size; and the tables of README and pages that other results fill."""
 
 import csv
 import json
@@ -39,11 +39,13 @@ def test_the_benchmark_of_the_kernels_runs_and_keeps_its_rows(tmp_path):
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
-def readme_rows(section):
-    """Cells of the table rows of a part of the README, which starts with its words in bold."""
-    text = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split(f"**{section}**")[1].split("\n**")[0].split("\n## ")[0]
-    )
+def page(name):
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def rows_of(name, section):
+    """Cells of the table rows of a section of a page."""
+    text = page(name).split(f"# {section}\n")[1].split("\n#")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)}
 
@@ -52,7 +54,7 @@ def result(name):
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
-def test_the_readme_quotes_the_result_of_merging():
+def test_the_page_quotes_the_result_of_merging():
     means = {(row["score"], row["arm"]): row for row in result("merging.json")["mean"]}
     arms = {
         "base": ("base", "base"),
@@ -62,28 +64,28 @@ def test_the_readme_quotes_the_result_of_merging():
         "merged, the last wins": ("wagle", "merged, last wins"),
         "merged without one of the three": ("wagle", "a request revoked"),
     }
-    rows = readme_rows("Split, unlearn, merge.")
+    rows = rows_of("publish.md", "What it costs in quality")
     for label, arm in arms.items():
         numbers = [means[arm].get(key) for key in ("the others", "the request", "retain", "unseen retain")]
         assert rows[label] == ["" if number is None else f"{number:.3f}" for number in numbers], label
 
 
-def test_the_readme_quotes_the_result_of_saving():
+def test_the_page_quotes_the_result_of_saving():
     rows = {row["training"]: row for row in result("saving.json")["median"] if row["checkout"] == "now"}
     masked, dense = rows["masked"], rows["dense"]
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"{masked['seconds']:.2f} s for a checkpoint with a mask and {dense['seconds']:.2f} s without" in readme
-    assert f"{masked['of_before']:.2f} and {dense['of_before']:.2f} times" in readme
-    assert f"whole after {masked['whole_seconds']:.2f} s and {dense['whole_seconds']:.2f} s" in readme
+    said = " ".join(page("publish.md").split())
+    assert f"{masked['seconds']:.2f} s for a checkpoint with a mask and {dense['seconds']:.2f} s without" in said
+    assert f"{masked['of_before']:.2f} and {dense['of_before']:.2f} times" in said
+    assert f"whole after {masked['whole_seconds']:.2f} s and {dense['whole_seconds']:.2f} s" in said
 
 
-def test_the_readme_quotes_the_result_of_deltas():
-    measured, rows = result("deltas.json"), readme_rows("Cost")
+def test_the_page_quotes_the_result_of_deltas():
+    measured, sizes_said, costs = result("deltas.json"), rows_of("publish.md", "Sizes"), rows_of("publish.md", "Cost")
     sizes = {(row["density"], row["old_values"]): row["of_model"] for row in measured["sizes"]}
     for label, old in {"delta, of the bf16 model": False, "with old values": True}.items():
         expected = [f"{100 * sizes[density, old]:.1f} %" for density in (0.001, 0.01, 0.05, 0.1, 0.5)]
-        assert rows[label] == expected
-    seconds, peak = rows["`wagle verify` (reads 4.4 GB)"]
+        assert sizes_said[label] == expected
+    seconds, peak = costs["`wagle verify` (reads 4.4 GB)"]
     assert seconds == f"{measured['median']['verify']['seconds']:.1f}"
     assert peak == f"{measured['median']['verify']['peak_bytes'] / 1e6:.0f} MB"
     assert measured["median"]["verify"]["peak_bytes"] < 1e9 and measured["verify_bytes_a_second"] > 0.5e9

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 from trl import ModelConfig
 
-from wagle_trl import MaskConfig, MaskedDPOConfig, WeightMask
+from wagle_trl import MaskConfig, MaskedDPOConfig, MaskedSFTConfig, NPOConfig, WeightMask
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "examples" / "scripts"
 SCRIPT = SCRIPTS / "sft_to_npo.py"
@@ -91,7 +91,7 @@ def arguments(base, forget_rows, retain_rows, tmp_path) -> list[str]:
     return command_line(options | TWO_STEPS)
 
 
-def test_an_sft_script_unlearns_with_another_trainer_and_retain_rows(arguments, base, tmp_path):
+def test_the_npo_script_unlearns(arguments, base, tmp_path):
     run_script(SCRIPT, arguments, tmp_path)
     report = json.loads((tmp_path / "out" / "wagle_report.json").read_text())
     assert report["objective"] == "NPO"
@@ -100,11 +100,19 @@ def test_an_sft_script_unlearns_with_another_trainer_and_retain_rows(arguments, 
     assert_only_selected_moved(tmp_path / "out", base)
 
 
-def test_the_script_unlearns_in_adapters(arguments, tmp_path, tiny_model, run_here):
+def test_the_npo_script_unlearns_in_adapters(arguments, tmp_path, tiny_model, run_here):
     peft = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
     run_here(SCRIPT, [*arguments, *peft])
     model = PeftModel.from_pretrained(tiny_model(), tmp_path / "out")
     assert any(bool(p.abs().sum() > 0) for name, p in model.named_parameters() if "lora_B" in name)
+
+
+def test_the_sft_script_trains_the_weights_of_a_mask(arguments, base, tmp_path, run_here):
+    options = {"mask_score": "wagle", "mask_density": 0.1, "forget_dataset": tmp_path / "forget"}
+    run_here(SCRIPTS / "sft_masked.py", [*arguments, *command_line(options)])
+    mask = assert_only_selected_moved(tmp_path / "out", base)
+    assert mask.info.score == "wagle" and mask.density == pytest.approx(0.1, abs=1e-3)
+    assert json.loads((tmp_path / "out" / "wagle_report.json").read_text())["objective"] == "Masked SFT"
 
 
 def test_the_dpo_script_trains_the_weights_of_a_mask(base, forget_rows, tmp_path, run_here):
@@ -127,19 +135,29 @@ def test_the_dpo_script_trains_the_weights_of_a_mask(base, forget_rows, tmp_path
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3)  # of a policy that is its own reference
 
 
-def test_the_dpo_script_takes_a_saved_mask_and_rows_to_compute_one(base, forget_rows, tmp_path, monkeypatch):
-    main = runpy.run_path(str(SCRIPTS / "dpo_masked.py"))["main"]
+@pytest.mark.parametrize(
+    ("script", "trainer", "config"),
+    [
+        ("sft_masked.py", "MaskedSFTTrainer", MaskedSFTConfig),
+        ("dpo_masked.py", "MaskedDPOTrainer", MaskedDPOConfig),
+        ("sft_to_npo.py", "NPOTrainer", NPOConfig),
+    ],
+)
+def test_a_script_takes_a_saved_mask_or_rows_to_compute_one(
+    script, trainer, config, forget_rows, tmp_path, monkeypatch
+):
+    main = runpy.run_path(str(SCRIPTS / script))["main"]
     given = {}
-    monkeypatch.setitem(main.__globals__, "MaskedDPOTrainer", lambda **arguments: given.update(arguments) or Mock())
+    monkeypatch.setitem(main.__globals__, trainer, lambda **arguments: given.update(arguments) or Mock())
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_rows(tmp_path / "rows", forget_rows)
-    rows = str(tmp_path / "rows")
-    config = MaskConfig(mask_score="wagle")
-    arguments = dict(dataset_name=rows, forget_dataset=rows, retain_dataset=rows)
-    script_arguments = main.__globals__["MaskScriptArguments"]
-    training = MaskedDPOConfig(str(tmp_path / "out"), report_to="none", bf16=False)
-    main(script_arguments(**arguments), training, ModelConfig("model"), config)
-    assert given["mask_config"] is config and given["mask"] is None
-    assert len(given["forget_dataset"]) == len(given["retain_dataset"]) == len(forget_rows)
-    main(script_arguments(mask="my-mask", dataset_name=rows), training, ModelConfig("model"), config)
-    assert given["mask"] == "my-mask" and given["mask_config"] is given["forget_dataset"] is None
+    script_arguments = main.__annotations__["script_args"]
+    rows = {name: str(tmp_path / "rows") for name in ("dataset_name", "forget_dataset", "retain_dataset")}
+    rows = {name: path for name, path in rows.items() if name in script_arguments.__dataclass_fields__}
+    training, mask_config = config(str(tmp_path / "out"), report_to="none", bf16=False), MaskConfig()
+    main(script_arguments(**rows), training, ModelConfig("model"), mask_config)
+    assert given["mask_config"] is mask_config and given["mask"] is None
+    assert {len(given[name]) for name in given if name.endswith("dataset") and given[name]} == {len(forget_rows)}
+    assert "forget_dataset" not in rows or given["forget_dataset"] is not None
+    main(script_arguments(mask="my-mask", **rows), training, ModelConfig("model"), mask_config)
+    assert given["mask"] == "my-mask" and given["mask_config"] is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.study.masks import BUDGETS, CANDIDATES, SETTINGS, make_mask
-from benchmarks.study.report import SETTINGS, TEXT, picked, tables
+from benchmarks.study.report import PAGE, TEXT, picked, tables
 from benchmarks.study.runs import ANATOMY, MAX_RATES, ROWS, WORLDS, climb
 from benchmarks.tables import filled, markdown
 from wagle_trl import MaskConfig, compute_mask
@@ -117,6 +117,6 @@ def test_a_table_is_markdown():
 
 def test_the_tables_of_study_and_readme_are_those_of_the_raw_rows():
     made = tables(*(read_jsonl(path) for path in (ROWS, WORLDS, ANATOMY)))
-    texts = [path.read_text(encoding="utf-8") for path in (TEXT, SETTINGS)]
+    texts = [path.read_text(encoding="utf-8") for path in (TEXT, PAGE)]
     assert [filled(text, made) for text in texts] == texts
     assert all("".join(texts).count(f"<!-- {name} -->\n|") == 1 for name in made)

@@ -16,7 +16,7 @@ from wagle_trl.comparison.trajectory import matched
 from wagle_trl.evaluation.metrics import forget_quality
 
 TEXT = ROOT / "benchmarks" / "STUDY.md"
-SETTINGS = ROOT / "docs" / "settings.md"
+PAGE = ROOT / "docs" / "settings.md"
 LASTING = "-100-steps"  # end of the name of an objective whose runs go on
 REACHED_BY = 40  # of at most 50 steps: another seed may be slower by a quarter
 TITLES = {"npo": "NPO", "graddiff": "GradDiff"}
@@ -247,5 +247,5 @@ def tables(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> dict[
 def write_report(rows: list[dict], worlds: list[dict], anatomies: list[dict]) -> None:
     """Put the tables into STUDY.md and the documentation."""
     made = tables(rows, worlds, anatomies)
-    for path in (TEXT, SETTINGS):
+    for path in (TEXT, PAGE):
         fill(path, made)
