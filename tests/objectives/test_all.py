@@ -194,10 +194,14 @@ class Dense:
     idk_ap = po
 
     def idkdpo(self):
-        now, then = ([self.answers(kind, which)[1] for kind in ("alternate", "forget")] for which in (0, 1))
-        return -20 * (0.1 * (now[0] - then[0] - now[1] + then[1])).sigmoid().log().mean()
+        return self.preference(beta=0.03)
 
-    altpo = idkdpo
+    def altpo(self):
+        return self.preference(beta=0.1)
+
+    def preference(self, beta):
+        now, then = ([self.answers(kind, which)[1] for kind in ("alternate", "forget")] for which in (0, 1))
+        return -2 / beta * (beta * (now[0] - then[0] - now[1] + then[1])).sigmoid().log().mean()
 
     def undial(self):
         log_probs, targets = self.tokens("forget")

@@ -15,11 +15,14 @@ class AltPOConfig(IdkDPOConfig):
     Parameters:
         retain_weight (`float`, *optional*, defaults to `5.0`):
             Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+        beta (`float`, *optional*, defaults to `0.1`):
+            Inverse temperature.
 
     The other parameters are those of [`IdkDPOConfig`].
     """
 
     retain_weight: float = field(default=5.0, metadata=RETAIN_WEIGHT)
+    beta: float = field(default=0.1, metadata={"help": "Inverse temperature."})
 
 
 class AltPOTrainer(IdkDPOTrainer):

@@ -17,16 +17,17 @@ class IdkDPOConfig(UnlearningConfig):
     Configuration class for the [`IdkDPOTrainer`].
 
     Parameters:
-        retain_weight (`float`, *optional*, defaults to `0.1`):
+        retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
-        beta (`float`, *optional*, defaults to `0.1`):
-            Inverse temperature.
+        beta (`float`, *optional*, defaults to `0.03`):
+            Inverse temperature; smaller goes further. The published 0.1 stops where a refusal has become likely, which leaves rows
+            that the model knows by heart as they are.
 
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    retain_weight: float = field(default=0.1, metadata=RETAIN_WEIGHT)
-    beta: float = field(default=0.1, metadata={"help": "Inverse temperature."})
+    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    beta: float = field(default=0.03, metadata={"help": "Inverse temperature; smaller goes further."})
 
     def __post_init__(self):
         super().__post_init__()
