@@ -139,7 +139,8 @@ class Dense:
             term = -self.answers("retain")[0].mean()
         else:
             gap = self.answers("retain")[1] - self.answers("retain_refusal")[1]
-            term = -(0.1 * gap).sigmoid().log().mean() / 0.1
+            beta = self.args.preservation_beta
+            term = -(beta * gap).sigmoid().log().mean() / beta
         return total + self.retain_weight * term
 
     def graddiff(self):

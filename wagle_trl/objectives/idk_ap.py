@@ -8,19 +8,32 @@ from ..losses.objectives import cross_entropy
 from ..papers import CLOSER_LOOK
 from ..unlearning.base import UnlearningTrainer
 from ..unlearning.batch import UnlearningBatch
-from ..unlearning.config import RetainLossName, UnlearningConfig
+from ..unlearning.config import RETAIN_WEIGHT, RetainLossName, UnlearningConfig
 
 
 @dataclass
 class IdkAPConfig(UnlearningConfig):
     r"""
-    Configuration class for the [`IdkAPTrainer`], with the options of [`~unlearning.config.UnlearningConfig`] and
-    [`~trl.SFTConfig`].
+    Configuration class for the [`IdkAPTrainer`].
+
+    Parameters:
+        retain_weight (`float`, *optional*, defaults to `50.0`):
+            Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
+        retain_loss (`str`, *optional*, defaults to `"answer_preservation"`):
+            Loss on the retain rows, as in the other objectives.
+        preservation_beta (`float`, *optional*, defaults to `0.05`):
+            Inverse temperature of the preservation. At the published 0.1 it is satisfied as soon as an answer is somewhat more
+            likely than a refusal, and short answers are lost.
+
+    The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
+
+    retain_weight: float = field(default=50.0, metadata=RETAIN_WEIGHT)
 
     retain_loss: RetainLossName = field(
         default="answer_preservation", metadata={"help": "Loss on the retain rows, as in the other objectives."}
     )
+    preservation_beta: float = field(default=0.05, metadata={"help": "Inverse temperature of answer_preservation."})
 
 
 class IdkAPTrainer(UnlearningTrainer):

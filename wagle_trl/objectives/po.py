@@ -21,7 +21,7 @@ class POConfig(UnlearningConfig):
     Configuration class for the [`POTrainer`].
 
     Parameters:
-        retain_weight (`float`, *optional*, defaults to `1.0`):
+        retain_weight (`float`, *optional*, defaults to `2.0`):
             Weight of the loss on the retain rows; `benchmarks/OBJECTIVES.md` has what it does.
         attributed_rows (`str`, *optional*, defaults to `"forget"`):
             Rows whose weights the mask selects: `"forget"`, those that hold the answers; or `"alternate"`, those that would
@@ -30,7 +30,7 @@ class POConfig(UnlearningConfig):
     The other parameters are those of [`~unlearning.config.UnlearningConfig`] and [`~trl.SFTConfig`].
     """
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=2.0, metadata=RETAIN_WEIGHT)
     attributed_rows: AttributedRows = field(
         default="forget",
         metadata={
@@ -62,6 +62,8 @@ class POTrainer(UnlearningTrainer):
     args: POConfig
     config_class = POConfig
     rows = ("alternate",)
+    # At the rate of the others a model learns to refuse, and still writes most answers that it knows by heart
+    rate_factor = 4.0
 
     @property
     def attributed_dataset(self) -> Dataset:
