@@ -125,8 +125,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "forget",
         "retain",
         "unseen",
-        "written: forget",
-        "unseen",
+        "written, forget",
+        "written, unseen",
         "relearned",
     ]
     body = []
