@@ -25,4 +25,12 @@ def with_mathml(text: str) -> str:
     Convert the formulas of a text to MathML, which browsers show without a script from the network. Those of docstrings
     have two backslashes.
     """
-    return _FORMULA.sub(lambda found: convert(" ".join(found[1].split())), text)
+    return _FORMULA.sub(lambda found: mathml(" ".join(found[1].split())), text)
+
+
+def mathml(formula: str) -> str:
+    """Convert a formula. One with an unknown command, which would be shown as it is, is refused."""
+    converted = convert(formula)
+    if unknown := re.search(r">(\\\w+)<", converted):
+        raise ValueError(f"latex2mathml does not know {unknown[1]} of '{formula}'.")
+    return converted

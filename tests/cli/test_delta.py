@@ -70,6 +70,12 @@ def test_apply_and_undo_copy_no_more_than_a_model_and_name_the_rest(saved_model,
     assert not (back / "notes").exists()
 
 
+def test_a_merge_of_one_delta_says_nothing_of_conflicts(saved_model, requests, tmp_path, capsys):
+    assert main(["delta", saved_model, requests[0]]) == 0
+    assert main(["merge", requests[0], "--output_dir", str(tmp_path / "rest")]) == 0
+    assert "several deltas" not in capsys.readouterr().out
+
+
 def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tmp_path, capsys):
     for folder in requests:
         assert main(["delta", saved_model, folder]) == 0
