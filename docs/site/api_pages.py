@@ -52,8 +52,7 @@ def exported(init: Path, package: str) -> dict[str, str]:
 def first_line(package: str, name: str, home: str) -> str:
     """What the docstring of a public name begins with."""
     found = getattr(importlib.import_module(package), name)
-    is_constant = isinstance(found, str | int | tuple | dict)
-    text = constants(home.rpartition(".")[0])[name] if is_constant else found.__doc__ or ""
+    text = found.__doc__ or "" if callable(found) else constants(home.rpartition(".")[0])[name]
     first = " ".join(text.strip().split("\n\n")[0].split())
     return first.replace("[`~", "`").replace("[`", "`").replace("`]", "`").replace("|", "\\|")
 

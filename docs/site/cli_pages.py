@@ -46,8 +46,10 @@ def page(command: str) -> str:
             own = own_options(name)
             lines += [f"### {name}", "", f"{text.rstrip('.')}.", "", *(texts(own) if own else []), ""]
     if not about.is_complete:
-        lines += ["## All options", "", "| option | default | |", "| --- | --- | --- |"]
-        lines += rows(parser_of(command))
+        parser = parser_of(command)
+        is_repeated = command != "unlearn" and "--learning_rate" in parser._option_string_actions
+        heading = "## All options" + " { data-search-exclude }" * is_repeated  # a search shall find an option once
+        lines += [heading, "", "| option | default | |", "| --- | --- | --- |", *rows(parser)]
     return "\n".join(lines)
 
 
