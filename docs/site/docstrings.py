@@ -18,7 +18,7 @@ _GROUP = re.compile(
 )
 _TYPE = re.compile(r"^( +\*{0,2}\w+) \((.+)\):", re.MULTILINE)
 _RESULT = re.compile(r"((?:Returns|Yields):\n +)([^:\n]*`[^:\n]*):")
-_DEFAULT = re.compile(r"(?:^|, )\*optional\*|, defaults to `[^`]*`")  # the signature says it
+_DEFAULT = re.compile(r"(?:^|, )\*optional\*|, defaults to \[?`[^`]*`\]?")  # the signature says it
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\[|\()")
 
 

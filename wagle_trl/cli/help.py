@@ -208,7 +208,7 @@ HELP = {
         "RUN [RUN ...]",
     ),
     "verify": Help(
-        "demo-output/base demo-output",
+        "BASE out",
         {
             "arguments": MODELS | {"MASK": f"{MODELS['MASK']} Without a mask, nothing may differ."},
             "options": BASE_REVISION | {"--revision": "Branch, tag or commit of UNLEARNED on the Hub."},

@@ -87,7 +87,7 @@ def base_of(delta: SparseDelta, base_model: str | None) -> Checkpoint:
         if base_model is not None:
             raise
         # A run notes its base as it was given, often relative to a folder that is not this one
-        about = "It is the base that the delta names; say where it is, as in `wagle apply DELTA BASE`."
+        about = "It is the base that the delta names; say where it is, as in `wagle apply DELTA BASE` or `wagle adapter DELTA BASE`."
         raise FileNotFoundError(f"{str(error).rstrip('.')}. {about}") from error
 
 
