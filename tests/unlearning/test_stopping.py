@@ -89,10 +89,13 @@ def test_a_later_call_of_train_has_its_own_patience_and_the_start_of_the_first(m
     assert train(trainer) == 3  # `retain` was 1 before unlearning
 
 
-def test_a_run_that_begins_below_the_level_takes_every_step(measured, make_trainer):
+def test_a_run_that_begins_below_the_level_says_so_at_once_and_takes_every_step(measured, make_trainer, caplog):
     measured([0.05, 0.01], [1.0])
     trainer = make_trainer(**STOP, stop_patience=1)
-    assert train(trainer) == 6
+    with caplog.at_level("WARNING", "wagle_trl"):
+        assert train(trainer) == 6
+    early, closing = (message for message in caplog.messages if "forget" in message)
+    assert "the forget probability is 0.05 before the first step" in early and trainer.verdict in closing
     assert "forget was below 0.1 from the start" in trainer.verdict
 
 

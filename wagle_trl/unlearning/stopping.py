@@ -2,12 +2,15 @@
 
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import logging
 
 from ..comparison.goal import KEPT, Goal, points
 from ..comparison.trajectory import trajectory
 from ..trainers.masked_sft import MaskedSFTTrainer
 from .config import UnlearningConfig
 from .kept import asks_for_kept
+
+logger = logging.get_logger(__name__)
 
 
 def check_measured(args: TrainingArguments | None) -> None:
@@ -31,7 +34,7 @@ class StopWhenDone(TrainerCallback):
 
     It reads what [`~unlearning.trajectory.Trajectory`], which must be added first, has logged: the same in every process,
     and in a run that was resumed. Each call of `train` has its own patience. A run that begins below the forget
-    probability of the goal, or was not measured before its first step, takes every step.
+    probability of the goal, which it warns of, or was not measured before its first step, takes every step.
 
     Args:
         trainer ([`~trainers.masked_sft.MaskedSFTTrainer`]): Trainer to stop.
@@ -44,6 +47,13 @@ class StopWhenDone(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step and self._is_over():  # resumed from the checkpoint with which it had ended
             control.should_training_stop = True
+        before = self.trainer.history.before
+        if state.global_step == 0 and state.is_world_process_zero and before and self.goal.is_forgotten(before):
+            logger.warning(
+                f"Nothing to forget: the forget probability is {before['forget']:.3g} before the first step, and "
+                f"{self.goal.forget_probability:g} counts as forgotten. The model does not know these rows, or learned them in "
+                "another form; the run takes every step all the same."
+            )
 
     def on_step_end(self, args: UnlearningConfig, state, control, **kwargs):
         if state.global_step % args.trajectory_steps or not self._is_over():
