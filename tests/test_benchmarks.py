@@ -1,6 +1,7 @@
 """The benchmark of the kernels, whole, at a small size; and the tables of README and pages that other results fill."""
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import objectives
 from benchmarks.defaults import table
 from benchmarks.objective_memory import VARIANTS, NoProducts
 from benchmarks.tables import filled
@@ -98,6 +100,14 @@ def test_readme_and_documentation_quote_the_result_of_the_defaults():
     for page, shown in {"README.md": of_npo, "docs/settings.md": rows}.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         assert shown and filled(text, {"defaults": table(shown)}) == text
+
+
+def test_the_tables_of_the_objectives_are_their_results():
+    rows = result("objectives.json")["rows"]
+    tables = {name: objectives.table([row for row in rows if row["world"] == name]) for name in WORLDS}
+    text = objectives.TABLE.read_text(encoding="utf-8")
+    assert filled(text, tables) == text
+    assert {(row["world"], row["objective"]) for row in rows} == set(itertools.product(WORLDS, OBJECTIVES))
 
 
 @pytest.mark.parametrize("name", ["people", "records"])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from itertools import pairwise
 from pathlib import Path
 
 import mkdocs_gen_files
@@ -35,7 +36,7 @@ def public_names() -> str:
         homes = exported(place / "__init__.py", package)
         names = importlib.import_module(package).__all__
         lines += [f"## {package}", "", "| name | |", "| --- | --- |"]
-        lines += [f"| [`{name}`][{homes[name]}] | {first_line(package, name)} |" for name in names] + [""]
+        lines += [f"| [`{name}`][{homes[name]}] | {first_line(package, name, homes[name])} |" for name in names] + [""]
     return "\n".join(lines)
 
 
@@ -48,11 +49,25 @@ def exported(init: Path, package: str) -> dict[str, str]:
     return found
 
 
-def first_line(package: str, name: str) -> str:
+def first_line(package: str, name: str, home: str) -> str:
     """What the docstring of a public name begins with."""
-    text = getattr(importlib.import_module(package), name).__doc__ or ""
+    found = getattr(importlib.import_module(package), name)
+    is_constant = isinstance(found, str | int | tuple | dict)
+    text = constants(home.rpartition(".")[0])[name] if is_constant else found.__doc__ or ""
     first = " ".join(text.strip().split("\n\n")[0].split())
     return first.replace("[`~", "`").replace("[`", "`").replace("`]", "`").replace("|", "\\|")
+
+
+def constants(module: str) -> dict[str, str]:
+    """The texts below the constants of a module, which have no docstring when it runs."""
+    body = ast.parse(Path(importlib.import_module(module).__file__ or "").read_text()).body
+    return {
+        target.id: below.value.value
+        for node, below in pairwise(body)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+        if isinstance(target, ast.Name)
+    }
 
 
 def write(name: str, text: str) -> None:

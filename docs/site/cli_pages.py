@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from argparse import Action
 from collections.abc import Mapping
 from unittest.mock import patch
@@ -46,7 +47,7 @@ def page(command: str) -> str:
             lines += [f"### {name}", "", f"{text.rstrip('.')}.", "", *(texts(own) if own else []), ""]
     if not about.is_complete:
         lines += ["## All options", "", "| option | default | |", "| --- | --- | --- |"]
-        lines += [row(action) for action in parser_of(command)._actions if action.dest != "help"]
+        lines += rows(parser_of(command))
     return "\n".join(lines)
 
 
@@ -65,17 +66,31 @@ def texts(group: Mapping[str, str]) -> list[str]:
     return ["| option | |", "| --- | --- |", *(f"| `{name}` | {cell(text)} |" for name, text in group.items())]
 
 
-def row(action: Action) -> str:
-    names = ", ".join(f"`{name}`" for name in action.option_strings if "-" not in name[2:]) or f"`{action.metavar}`"
-    default = "" if action.default is None else f"`{action.default}`"
+def rows(parser: WagleParser) -> list[str]:
+    """A line per option; one that is switched off by another name has one line with it."""
+    found: dict[str, list[Action]] = {}
+    for action in parser._actions:
+        if action.dest != "help":
+            found.setdefault(action.dest, []).append(action)
+    return [row(*actions) for actions in found.values()]
+
+
+def row(action: Action, *switches_off: Action) -> str:
+    names = [name for one in (action, *switches_off) for name in one.option_strings if "-" not in name[2:]]
+    shown = ", ".join(f"`{name}`" for name in names) or f"`{action.metavar}`"
+    default = "" if action.default in (None, []) else f"`{action.default}`"
     text = (action.help or "").replace("%%", "%")
-    choices = f" One of {', '.join(f'`{choice}`' for choice in action.choices)}." if action.choices else ""
-    return f"| {names} | {cell(default)} | {cell(text + choices)} |"
+    choices = [str(choice) for choice in action.choices or ()]
+    if not all(re.search(rf"\b{re.escape(choice)}\b", text) for choice in choices):
+        text += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+    return f"| {shown} | {cell(default)} | {cell(text)} |"
 
 
 def cell(text: str) -> str:
-    """Text of others in a table: on one line, and nothing in it taken for markup."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[").replace("*", "\\*")
+    """Text of others in a table: on one line, and nothing in it taken for markup but code."""
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    parts[::2] = [part.replace("<", "&lt;").replace("[", "\\[").replace("*", "\\*") for part in parts[::2]]
+    return "".join(parts).replace("|", "\\|")
 
 
 def write(name: str, text: str) -> None:

@@ -9,7 +9,7 @@ python examples/scripts/dpo_masked.py \
     --forget_dataset data/answers \
     --mask_score gradient \
     --mask_density 0.05 \
-    --learning_rate 5e-7 \
+    --learning_rate 2e-6 \
     --num_train_epochs 1 \
     --per_device_train_batch_size 2 \
     --gradient_accumulation_steps 8 \

@@ -45,6 +45,15 @@ def test_delta_apply_and_undo_go_there_and_back(saved_model, requests, tmp_path,
     assert same_weights(loaded(back), loaded(saved_model))
 
 
+def test_apply_says_how_to_name_a_base_that_has_moved(saved_model, requests, tmp_path, capsys):
+    delta, made = str(tmp_path / "delta"), str(tmp_path / "made")
+    assert main(["delta", saved_model, requests[0], "--output_dir", delta]) == 0
+    moved = str((tmp_path / "base").rename(tmp_path / "moved"))
+    assert main(["apply", delta, "--output_dir", made]) == 2
+    assert "as in `wagle apply DELTA BASE`" in " ".join(capsys.readouterr().err.split())
+    assert main(["apply", delta, moved, "--output_dir", made]) == 0
+
+
 def test_apply_and_undo_copy_no_more_than_a_model_and_name_the_rest(saved_model, requests, tmp_path, capsys):
     made, back = tmp_path / "made", tmp_path / "back"
     assert main(["delta", saved_model, requests[0], "--undo", "--output_dir", str(tmp_path / "kept")]) == 0
@@ -59,6 +68,12 @@ def test_apply_and_undo_copy_no_more_than_a_model_and_name_the_rest(saved_model,
     assert main(["undo", str(tmp_path / "kept"), str(made), "--output_dir", str(back), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["left_out"] == ["notes/", "wagle_mask.safetensors"]
     assert not (back / "notes").exists()
+
+
+def test_a_merge_of_one_delta_says_nothing_of_conflicts(saved_model, requests, tmp_path, capsys):
+    assert main(["delta", saved_model, requests[0]]) == 0
+    assert main(["merge", requests[0], "--output_dir", str(tmp_path / "rest")]) == 0
+    assert "several deltas" not in capsys.readouterr().out
 
 
 def test_merge_reports_conflicts_and_its_delta_applies(saved_model, requests, tmp_path, capsys):

@@ -148,6 +148,8 @@ def _merge(argv: list[str]) -> Output:
     output = _delta_output(merged.delta, args.output_dir, size)
     counts = {"shared": sum(merged.shared.values()), "conflicts": sum(merged.conflicts.values())}
     output.content |= counts | {"conflicts_by_parameter": {k: v for k, v in merged.conflicts.items() if v}}
+    if len(deltas) == 1:  # the others were revoked
+        return output
     rule = "the last delta wins" if args.weights is None else "their weighted mean is taken"
     overlap = f"{counts['shared']:,} weights are selected by several deltas; for {counts['conflicts']:,} they differ: {rule}."
     return Output(output.content, [*output.tables, *([_overlap_table(merged)] if counts["shared"] else []), overlap])

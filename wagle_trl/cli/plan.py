@@ -101,7 +101,7 @@ def run(argv: list[str], command: str) -> Output:
     lines: list[Any] = [plan_table(plan)]
     if saved:
         lines.append(
-            f"--dtype bfloat16 takes {saved / 1e9:.2f} GB less; it rounds the weights that no mask selects, too, so that they "
+            f"--dtype bfloat16 takes {saved / 1e9:.3g} GB less; it rounds the weights that no mask selects, too, so that they "
             "are no longer those of the base."
         )
     if changes:

@@ -25,7 +25,7 @@ def _flags(correct: ArrayLike) -> np.ndarray:
 def exact_memorization(correct: ArrayLike) -> float:
     r"""
     Exact memorization: share of the answer's tokens that are predicted correctly,
-    \\( \frac{1}{n} \sum_t 1[\arg\max_v p(v \mid x, y_{<t}) = y_t] \\).
+    \\( \frac{1}{n} \sum_t 1[\operatorname{argmax}_v p(v \mid x, y_{<t}) = y_t] \\).
 
     From Tirumala et al. (https://huggingface.co/papers/2205.10770), for unlearning as in OpenUnlearning
     (https://huggingface.co/papers/2506.12618).

@@ -218,9 +218,9 @@ def evaluate_rows(
         a secret too add `exact_string` and `digits_right`. Forget rows with a secret add `exposure`, unless their answer
         is cut.
     """
-    options = EvalOptions(**options)
-    samples = prepare_rows(rows, set_name, tokenizer, options)
-    for _ in evaluate_samples(model, tokenizer, samples, options, progress=progress):
+    chosen = EvalOptions(**options)
+    samples = prepare_rows(rows, set_name, tokenizer, chosen)
+    for _ in evaluate_samples(model, tokenizer, samples, chosen, progress=progress):
         pass
     records = [sample.record for sample in samples]
     warn_of_no_words(records)

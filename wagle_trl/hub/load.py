@@ -81,7 +81,14 @@ def checkpoint_of(name_or_path: str, revision: str | None = None) -> Checkpoint:
 def base_of(delta: SparseDelta, base_model: str | None) -> Checkpoint:
     """Open the base of a delta: `base_model`, or by default the one that the delta names, at its revision."""
     name = base_model or require_base(delta)
-    return checkpoint_of(name, _revision_of(name, delta))
+    try:
+        return checkpoint_of(name, _revision_of(name, delta))
+    except FileNotFoundError as error:
+        if base_model is not None:
+            raise
+        # A run notes its base as it was given, often relative to a folder that is not this one
+        about = "It is the base that the delta names; say where it is, as in `wagle apply DELTA BASE`."
+        raise FileNotFoundError(f"{str(error).rstrip('.')}. {about}") from error
 
 
 def _revision_of(base_model: str, delta: SparseDelta) -> str | None:

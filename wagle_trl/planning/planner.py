@@ -296,4 +296,6 @@ def _title(plan: Plan) -> str:
 
 
 def _gigabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e9:.2f}" if size >= 5e6 else f"{size / 1e9:.5f}"
+    if not size:
+        return "" if size is None else "0"
+    return f"{size / 1e9:.2f}" if size >= 5e6 else f"{size / 1e9:.5f}"

@@ -45,6 +45,12 @@ class StopWhenDone(TrainerCallback):
         self.trainer, self.goal = trainer, goal
 
     def on_train_begin(self, args, state, control, **kwargs):
+        before = self.trainer.history.before
+        if before and self.goal.is_forgotten(before) and state.is_world_process_zero:
+            logger.warning(
+                f"The forget rows have the answer probability {before['forget']:.3g} before the first step: the model does not "
+                "know them, or sees them in another format than in its training. The run will not end by itself."
+            )
         if state.global_step and self._is_over():  # resumed from the checkpoint with which it had ended
             control.should_training_stop = True
         before = self.trainer.history.before
