@@ -53,13 +53,6 @@ class StopWhenDone(TrainerCallback):
             )
         if state.global_step and self._is_over():  # resumed from the checkpoint with which it had ended
             control.should_training_stop = True
-        before = self.trainer.history.before
-        if state.global_step == 0 and state.is_world_process_zero and before and self.goal.is_forgotten(before):
-            logger.warning(
-                f"Nothing to forget: the forget probability is {before['forget']:.3g} before the first step, and "
-                f"{self.goal.forget_probability:g} counts as forgotten. The model does not know these rows, or learned them in "
-                "another form; the run takes every step all the same."
-            )
 
     def on_step_end(self, args: UnlearningConfig, state, control, **kwargs):
         if state.global_step % args.trajectory_steps or not self._is_over():
