@@ -61,7 +61,7 @@ fuzz: $(STAMP)
 		$(PY) -m pytest -n $(WORKERS) --dist worksteal tests/files/test_fuzzed_files.py tests/files/test_fuzzed_texts.py $(ARGS)
 
 docs: $(STAMP)
-	@HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(VENV)/bin/mkdocs build --quiet $(ARGS)
+	@HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(VENV)/bin/mkdocs build --quiet
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
