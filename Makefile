@@ -62,7 +62,7 @@ fuzz: $(STAMP)
 
 # Not with --quiet: mkdocs does not count the warnings that it does not show, and strict would let all pass
 docs: $(STAMP)
-	@HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(VENV)/bin/mkdocs build $(ARGS)
+	@HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(VENV)/bin/mkdocs build
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

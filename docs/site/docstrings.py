@@ -1,5 +1,6 @@
 """Docstrings in TRL's format for mkdocstrings: links between names, and formulas."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ _GROUP = re.compile(
 _TYPE = re.compile(r"^( +\*{0,2}\w+) \((.+)\):", re.MULTILINE)
 _RESULT = re.compile(r"((?:Returns|Yields):\n +)([^:\n]*`[^:\n]*):")
 _DEFAULT = re.compile(r"(?:^|, )\*optional\*|, defaults to \[?`[^`]*`\]?")  # the signature says it
+_STATED = re.compile(r"^ +(\w+) \(.*defaults to `([^`]+)`", re.MULTILINE)
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\[|\()")
 
 
@@ -32,12 +34,22 @@ class TrlDocstrings(griffe.Extension):
         if found.is_alias:
             return
         if found.docstring:
+            show_stated_defaults(found, found.docstring.value)
             text = _TYPE.sub(plain_type, _GROUP.sub(one_by_one, found.docstring.value))
             text = _RESULT.sub(lambda match: f"{match[1]}{plain(match[2])}:", text)
             text = _REFERENCE.sub(lambda match: link(match, found, everything), text)
             found.docstring.value = with_mathml(text)
         for member in found.members.values():
             self._convert(member, everything)
+
+
+def show_stated_defaults(found: griffe.Object, text: str) -> None:
+    """Give fields whose default is another class's, such as `Goal.patience`, the value that the docstring states."""
+    for name, stated in _STATED.findall(text):
+        value = getattr(found.members.get(name), "value", None)
+        for argument in value.arguments if isinstance(value, griffe.ExprCall) else ():
+            if isinstance(argument, griffe.ExprKeyword) and isinstance(argument.value, griffe.ExprAttribute):
+                argument.value = stated
 
 
 def link(match: re.Match[str], place: griffe.Object, everything: griffe.ModulesCollection) -> str:
@@ -60,8 +72,17 @@ def one_by_one(match: re.Match[str]) -> str:
 
 def plain_type(match: re.Match[str]) -> str:
     """Parameter with its type as mkdocstrings shows it, which is without markup."""
-    kind = plain(_DEFAULT.sub("", match[2]))
+    kind = alternatives(plain(_DEFAULT.sub("", match[2])))
     return f"{match[1]} ({kind}):" if kind else f"{match[1]}:"
+
+
+def alternatives(kind: str) -> str:
+    """Types such as `str, A or B`, which Python reads as a tuple, joined as all others are."""
+    try:
+        read = ast.parse(kind, mode="eval").body
+    except SyntaxError:
+        return kind
+    return " or ".join(map(ast.unparse, read.elts)) if isinstance(read, ast.Tuple) else kind
 
 
 def plain(kind: str) -> str:

@@ -120,6 +120,15 @@ def test_the_terminal_shows_the_same_cells(runs):
     assert all(cell in text for line in setup_table(runs).cells for cell in line)
 
 
+def test_in_the_terminal_many_columns_become_lines():
+    columns = [Column(f"p{i}", f"number {i} of many") for i in range(20)]
+    table = TextTable.of("T", [("run-a", {c.key: 0.5 for c in columns}), ("run-b", {"p0": 0.25})], columns)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.to_rich())
+    text = console.export_text()
+    assert all(word in text for word in ("run-a", "run-b", "0.250", *(column.heading for column in columns)))
+
+
 def test_headings_of_metrics_say_all_and_those_of_sets_come_first():
     columns = metric_columns(["model_utility", "retain_rougeL_recall", "forget_prob", "kl_to_base_retain"])
     assert [(column.key, column.heading) for column in columns] == [

@@ -34,6 +34,7 @@ _HEADINGS = {
     "mia_min_k_plus_plus_auc": "MIA AUC: Min-K%++",
 }
 _KL = "kl_to_base_"
+_MAX_COLUMNS = 12  # that a terminal shows side by side
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,16 @@ class TextTable:
         return markdown_table([[escaped(cell) for cell in line] for line in lines], right)
 
     def to_rich(self) -> Table:
-        """Format the table for the terminal."""
+        """Format the table for the terminal. Of many columns, each becomes a line: squeezed, none could be read."""
         table = Table(title=self.title)
         table.add_column("run", no_wrap=True)
+        if len(self.columns) > max(_MAX_COLUMNS, len(self.cells)):
+            labels, *columns = zip(*self.cells, strict=True)
+            for label in labels:
+                table.add_column(label)
+            for column, cells in zip(self.columns, columns, strict=True):
+                table.add_row(column.heading, *cells)
+            return table
         for column in self.columns:
             table.add_column(column.heading, justify="right" if column.right else "left")
         for line in self.cells:

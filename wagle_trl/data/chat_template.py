@@ -46,7 +46,8 @@ class ChatTemplate:
         template = processing.chat_template or tokenizer_of(processing).chat_template
         if not template:
             raise ValueError(
-                "It is a conversation, but the tokenizer has no chat template; set one, or give plain text."
+                "It is a conversation, but the tokenizer has no chat template; give rows of question/answer or prompt/completion "
+                "as plain text, or, in training, a template (`chat_template_path`)."
             )
         if marked and not has_generation_markers(template):
             template = get_training_chat_template(processing)
