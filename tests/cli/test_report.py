@@ -9,6 +9,7 @@ from wagle_trl.cli.main import main
 def finished(saved_model, data, quick, tmp_path):
     """Two runs of `wagle npo`, the first of them evaluated in its folder, as options of `wagle report`."""
     unlearn = ["npo", "--model_name_or_path", saved_model, *data, *quick, "--trajectory_steps", "1"]
+    unlearn += ["--disable_tqdm", "false"]  # its default is another where a test before has silenced the log
     folders = [str(tmp_path / name) for name in ("masked", "dense")]
     for folder, mask in zip(folders, ("auto", "none"), strict=True):
         assert main([*unlearn, "--mask", mask, "--output_dir", folder]) == 0

@@ -50,6 +50,7 @@ def log_likelihood(model, tokenizer, row):
     return sum(float(log_probs[i - 1, text[i]]) for i in range(len(prompt), len(text)))
 
 
+@pytest.mark.slow
 def test_the_harness_finds_the_perplexity_of_the_unlearned_model(
     tiny_model, tiny_tokenizer, forget_rows, tmp_path, hub
 ):
