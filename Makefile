@@ -74,5 +74,5 @@ format: $(STAMP)
 	@$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf build dist site .cache *.egg-info .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -27,7 +27,8 @@ def messages():
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_message_stands_in_the_source(quoted, messages):
-    assert any(quoted in text for text in messages)
+    begun = quoted.removesuffix("…")  # the rest may be left out
+    assert any(begun in text for text in messages)
 
 
 def test_the_page_quotes_messages_once():
