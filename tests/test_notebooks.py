@@ -20,7 +20,14 @@ def test_the_notebooks_are_there():
     assert {path.stem for path in NOTEBOOKS} == NAMES
 
 
-@each_notebook
+# Half a minute of a core each: the shortest always runs, all of them in a job of their own
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem == "publish_and_verify" else pytest.mark.slow, id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_and_shows_what_its_file_shows(path, tmp_path):
     """Numbers differ between machines; which cells show text, tables and pictures does not."""
     stored = [kinds(cell) for cell in code_cells(read(path))]

@@ -58,6 +58,7 @@ def test_a_plan_needs_the_config_alone(options, capsys):
     assert content["attribution_memory"] == "sweeps" and content["attribution_sweeps"] > 1
 
 
+@pytest.mark.slow
 def test_the_reference_of_an_objective_is_counted(options, capsys):
     def training(*given):
         main([*options, "--max_length", "192", "--objective", "undial", "--gpu", "80GB", "--json", *given])

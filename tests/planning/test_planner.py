@@ -98,6 +98,7 @@ def test_one_change_is_suggested_where_one_is_enough(changes, expected, planner,
     assert suggest(planner, setup, 24 * GB) == expected
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_accumulates_longer(planner, setup):
     large = replace(setup, per_device_train_batch_size=32, max_length=512)
     changes = suggest(planner, large, 24 * GB)
