@@ -103,6 +103,7 @@ def test_a_model_of_the_demo_loads_with_plain_transformers(short_demo):
     assert model(**tokenizer("Question:", return_tensors="pt")).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_closing_command_forgets(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "NUM_PEOPLE", 30)
     monkeypatch.setattr(demo, "MAX_STEPS", 1)

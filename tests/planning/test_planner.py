@@ -106,7 +106,7 @@ def test_a_smaller_batch_accumulates_longer(planner, setup):
     assert changes["per_device_train_batch_size"] * changes["gradient_accumulation_steps"] == 32 * 4
 
 
-@pytest.mark.parametrize("capacity", [18, 20, 24])
+@pytest.mark.parametrize("capacity", [pytest.param(18, marks=pytest.mark.slow), 20, 24])
 def test_what_is_suggested_fits_and_nothing_of_it_is_idle(capacity, planner, setup):
     setup = with_density(setup, 0.5, optim="adamw_torch", dtype="float32", max_length=512)
     changes = suggest(planner, setup, capacity * GB)
