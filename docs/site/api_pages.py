@@ -1,10 +1,8 @@
 """The reference of the Python interface: a list of the public names, and a page per package, made from the docstrings."""
 
-import ast
-import importlib
-from itertools import pairwise
 from pathlib import Path
 
+import griffe
 import mkdocs_gen_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,43 +28,23 @@ def main() -> None:
 
 
 def public_names() -> str:
-    """Table of what the packages export."""
+    """Table of what the packages export, each with what its docstring begins with."""
     lines = ["# Public names", "", "What `from wagle_trl import ...` and `from wagle_kernels import ...` offer.", ""]
     for package, place in PLACES.items():
-        homes = exported(place / "__init__.py", package)
-        names = importlib.import_module(package).__all__
+        module = griffe.load(package, search_paths=[place.parent])
         lines += [f"## {package}", "", "| name | |", "| --- | --- |"]
-        lines += [f"| [`{name}`][{homes[name]}] | {first_line(package, name, homes[name])} |" for name in names] + [""]
+        for name in map(str, module.exports or ()):
+            found = module[name]
+            found = found[name] if found.is_module else found.final_target  # a module may be named as its function
+            lines.append(f"| [`{name}`][{found.path}] | {first_line(found.docstring.value)} |")
+        lines.append("")
     return "\n".join(lines)
 
 
-def exported(init: Path, package: str) -> dict[str, str]:
-    """Where each imported name of a package is defined."""
-    found = {}
-    for node in ast.walk(ast.parse(init.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {alias.asname or alias.name: f"{package}.{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def first_line(package: str, name: str, home: str) -> str:
-    """What the docstring of a public name begins with."""
-    found = getattr(importlib.import_module(package), name)
-    text = found.__doc__ or "" if callable(found) else constants(home.rpartition(".")[0])[name]
-    first = " ".join(text.strip().split("\n\n")[0].split())
+def first_line(docstring: str) -> str:
+    """The beginning of a docstring, on one line of a table."""
+    first = " ".join(docstring.strip().split("\n\n")[0].split())
     return first.replace("[`~", "`").replace("[`", "`").replace("`]", "`").replace("|", "\\|")
-
-
-def constants(module: str) -> dict[str, str]:
-    """The texts below the constants of a module, which have no docstring when it runs."""
-    body = ast.parse(Path(importlib.import_module(module).__file__ or "").read_text()).body
-    return {
-        target.id: below.value.value
-        for node, below in pairwise(body)
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
-        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
-        if isinstance(target, ast.Name)
-    }
 
 
 def write(name: str, text: str) -> None:
